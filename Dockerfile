@@ -1,0 +1,84 @@
+# syntax=docker/dockerfile:1
+#
+# Images that stream bundles. Not built where this file was written: tell us if one fails.
+#
+#   docker build --target cpu    -t edgemem:cpu .
+#   docker build --target gpu    -t edgemem:gpu .         any x86-64 machine with an NVIDIA GPU
+#   docker build --target jetson -t edgemem:jetson .      on a Jetson with JetPack 6
+#
+#   docker run --rm -v "$PWD/demo:/work" edgemem:cpu run bundle --prompt "The import statement"
+#   docker run --rm --gpus all -v "$PWD/demo:/work" edgemem:gpu bench bundle
+#   docker run --rm --runtime nvidia -v "$PWD/demo:/work" edgemem:jetson bench bundle
+
+ARG CPU_BASE=python:3.11-slim
+ARG GPU_BASE=nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
+ARG JETSON_BASE=nvcr.io/nvidia/l4t-jetpack:r36.4.0
+
+
+# edgemem itself is pure Python: one wheel serves every image.
+FROM ${CPU_BASE} AS wheel
+WORKDIR /source
+COPY . .
+RUN pip wheel --no-deps --wheel-dir /wheel .
+
+
+FROM ${CPU_BASE} AS cpu-environment
+COPY --from=wheel /wheel /wheel
+COPY constraints.txt /
+RUN python -m venv /opt/edgemem \
+    && /opt/edgemem/bin/pip install --no-cache-dir --constraint /constraints.txt \
+        "$(echo /wheel/*.whl)[onnxruntime,text]"
+
+FROM ${CPU_BASE} AS cpu
+COPY --from=cpu-environment /opt/edgemem /opt/edgemem
+RUN useradd --create-home edgemem
+ENV PATH=/opt/edgemem/bin:$PATH
+USER edgemem
+WORKDIR /work
+ENTRYPOINT ["edgemem"]
+
+
+FROM ${GPU_BASE} AS gpu-environment
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=wheel /wheel /wheel
+RUN python3 -m venv /opt/edgemem \
+    && /opt/edgemem/bin/pip install --no-cache-dir "$(echo /wheel/*.whl)[gpu,tensorrt,text]"
+
+FROM ${GPU_BASE} AS gpu
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=gpu-environment /opt/edgemem /opt/edgemem
+RUN useradd --create-home edgemem
+ENV PATH=/opt/edgemem/bin:$PATH
+USER edgemem
+WORKDIR /work
+ENTRYPOINT ["edgemem"]
+
+
+# JetPack's image brings CUDA, cuDNN and TensorRT with its Python module: the environment sees the system's packages.
+# PyPI has no onnxruntime-gpu for aarch64. NVIDIA builds it for Jetson, in its Jetson package index and in
+# its Jetson containers: hand that wheel's address in, or have ONNX Runtime on the CPU:
+#   docker build --target jetson --build-arg ONNXRUNTIME=https://…/onnxruntime_gpu-…-linux_aarch64.whl .
+FROM ${JETSON_BASE} AS jetson-environment
+ARG ONNXRUNTIME=onnxruntime
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=wheel /wheel /wheel
+RUN python3 -m venv --system-site-packages /opt/edgemem \
+    && /opt/edgemem/bin/pip install --no-cache-dir \
+        "$(echo /wheel/*.whl)[text]" "${ONNXRUNTIME}" "cuda-python>=12.6,<13"
+
+FROM ${JETSON_BASE} AS jetson
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=jetson-environment /opt/edgemem /opt/edgemem
+RUN useradd --create-home --groups video edgemem
+ENV PATH=/opt/edgemem/bin:$PATH
+USER edgemem
+WORKDIR /work
+ENTRYPOINT ["edgemem"]

@@ -1,0 +1,78 @@
+# make demo           train, export, check, stream and measure a small model (QUICK=1: a rough run)
+# make test           lint, types, tests
+# make format         let ruff format and mend the code
+# make figures        the figures that edgemem holds itself to, measured on this machine
+# make clean          remove what make made
+#
+# PYTHON is the interpreter of the environment in VENV; pip takes its own settings from its environment as ever.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= demo
+PROMPT ?= The import statement
+
+# Every recipe sees the environment's programs first, as after `source .venv/bin/activate`.
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Threads of torch that wait by spinning slow a busy machine down twentyfold.
+CALMLY := OMP_WAIT_POLICY=PASSIVE
+
+ifdef QUICK
+TRAIN := --steps 80
+BENCH := --quick
+endif
+
+.DELETE_ON_ERROR:
+.PHONY: demo demo-quick test lint types unit format figures clean
+
+demo: $(VENV)/.demo-installed
+	$(CALMLY) python examples/text.py --out $(OUT)/text $(TRAIN)
+	edgemem export $(OUT)/text --out $(OUT)/bundle
+	edgemem check $(OUT)/bundle
+	edgemem run $(OUT)/bundle --prompt "$(PROMPT)" --max-tokens 400 --temperature 0.7 --top-p 0.95 --seed 1
+	edgemem bench $(OUT)/bundle $(BENCH) --html $(OUT)/bench.html
+	@echo
+	@echo "Open $(abspath $(OUT))/bench.html in a browser. To go on by hand: source $(VENV)/bin/activate"
+
+demo-quick:
+	$(MAKE) demo QUICK=1
+
+test: lint types unit
+
+lint: $(VENV)/.dev-installed
+	ruff check .
+	ruff format --check .
+
+# edgemem.export and edgemem.runtimes lie in folders of their own: mypy gets the tree as it is installed.
+types: $(VENV)/.dev-installed
+	rm -rf build/types
+	mkdir -p build/types
+	cp -R edgemem build/types/edgemem
+	cp -R export runtimes build/types/edgemem/
+	cd build/types && mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p edgemem
+	cd build/types && mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache ../../examples ../../benchmarks
+
+unit: $(VENV)/.dev-installed
+	$(CALMLY) pytest
+
+format: $(VENV)/.dev-installed
+	ruff check --fix .
+	ruff format .
+
+figures: $(VENV)/.demo-installed
+	python benchmarks/figures.py
+
+$(VENV)/.demo-installed: EXTRAS = export,onnxruntime,report
+$(VENV)/.dev-installed: EXTRAS = dev,examples
+
+# The folder is installed in place: after a change to the code there is nothing to install again.
+$(VENV)/.%-installed: pyproject.toml constraints.txt
+	test -x "$(BIN)/python" || $(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find edgemem export runtimes examples benchmarks tests -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,335 @@
+"""The figures that edgemem holds itself to, measured in one run on this machine.
+
+``python benchmarks/figures.py`` exports the reference model (25M parameters: d 512, 8 layers, 8 heads, window 256 and
+one cumulative summary, bytes, float32; random weights) and prints each figure beside its target. One thread throughout.
+All measuring is :mod:`edgemem.bench`'s.
+"""
+
+from __future__ import annotations
+
+import os
+
+# numpy's BLAS takes its number of threads when it is imported.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import contextlib
+import json
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+import edgemem
+from edgemem.bench import baselines, comparison, environment, measure, statistics, suite
+from edgemem.bench.baselines import NumpyLoop, Ready
+from edgemem.bench.measure import Contender, Loop, Progress
+from edgemem.bench.result import Interval
+from edgemem.bench.tables import count, number, spread
+from edgemem.bundle import Bundle, open_bundle
+from edgemem.cli.bench_command import progress_bars
+from edgemem.cli.console import console, print_table
+from edgemem.errors import EdgememError
+from edgemem.export import export_bundle, sealed_twin, source_of
+from edgemem.export.source import from_config
+from edgemem.models.config import DecoderConfig
+from edgemem.runtimes import Session
+from edgemem.runtimes.ort import OrtStream
+from edgemem.sampling import Sampler
+
+THREADS = 1
+REFERENCE = Path(__file__).with_name("reference.json")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        rounds: Turns of each contender.
+        pairs: Single steps in the measurement of what ``stream.step`` adds.
+        memory_steps: Steps over which memory must not grow.
+        prefill: Time steps of the long input.
+        prefill_rounds: How often it is fed.
+        prefill_steps: Steps timed beside it in each round, whose median stands for all.
+        parity_steps: Steps compared with torch.
+    """
+
+    rounds: int = 40
+    pairs: int = 400
+    memory_steps: int = 200_000
+    prefill: int = 4_096
+    prefill_rounds: int = 7
+    prefill_steps: int = 256
+    parity_steps: int = 2_000
+
+
+QUICK = Effort(
+    rounds=9, pairs=60, memory_steps=20_000, prefill=1_024, prefill_rounds=3, prefill_steps=32, parity_steps=600
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table.
+
+    Attributes:
+        name: What was measured.
+        value: In ``unit``.
+        unit: ``"×"``, ``"µs"``, ``"MiB"`` or ``""``.
+        target: In ``unit``.
+        at_least: Whether more is better.
+        interval: Spread over the rounds, in ``unit``; ``None`` where there are none.
+        details: What was run.
+    """
+
+    name: str
+    value: float
+    unit: str
+    target: float
+    at_least: bool
+    interval: Interval | None
+    details: str
+
+    @property
+    def reached(self) -> bool:
+        """Whether the target is met."""
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+
+def one_step(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) -> list[Figure]:
+    """A step against the floor and against the loop written by hand, in the same rounds."""
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(edgemem.open(bundle.path, threads=THREADS))
+        loop = Loop(session.stream(), session.contract)
+        by_hand = NumpyLoop(open_bundle(sealed_twin(bundle, folder / "sealed")), THREADS)
+        floor = baselines.prepare_floor(bundle, THREADS, stack)
+        if not isinstance(floor, baselines.FloorReady):
+            raise EdgememError(f"the floor cannot be measured: {floor.reason}")
+        numpy_loop = Ready(
+            "numpy_loop", "hand-written numpy loop", "", [Contender("numpy_loop", by_hand.step, after=by_hand.choose)]
+        )
+        measure.run_loop(loop, suite.seed_steps(session.contract), progress, "warm-up")
+        samples = measure.interleave(
+            [Contender(comparison.EDGEMEM, loop.step, after=loop.choose), *numpy_loop.contenders, *floor.contenders],
+            rounds=effort.rounds,
+            steps=10,
+            progress=progress,
+            what="step, floor, numpy",
+        )
+    made = comparison.compare([numpy_loop], floor, samples, comparison.EDGEMEM, ())
+    assert made.floor is not None
+    ratio = made.baselines[0].ratio
+    assert ratio is not None
+    own = f"step {number(made.edgemem_p50_ms)} ms"
+    bandwidth = f"{number(made.floor.gigabytes_per_second)} GB/s by {made.floor.method}"
+    return [
+        Figure(
+            "step p50 over the floor", made.floor.step_over_floor.value, "×", 1.25, False, made.floor.step_over_floor,
+            f"{own}, floor {number(made.floor.p50_ms)} ms ({bandwidth})",
+        ),
+        Figure(
+            "step p50 against the hand-written numpy loop, sealed graph", ratio.value, "×", 1.6, True, ratio,
+            f"{own}, numpy loop {number(made.baselines[0].p50_ms or 0.0)} ms",
+        ),
+    ]  # fmt: skip
+
+
+def overhead(bundle: Bundle, effort: Effort, progress: Progress) -> Figure:
+    """What ``stream.step`` adds to ONNX Runtime's own run of the stream's own binding.
+
+    The run inside each step is timed too, and taken away from that step: what is left does not drown in the jitter of
+    the run. Beside it, as a check, steps and bare runs in turns.
+    """
+    with edgemem.open(bundle.path, "onnxruntime", threads=THREADS, device="cpu") as session:
+        stream = session.stream()
+        assert isinstance(stream, OrtStream)
+        loop = Loop(stream, session.contract)
+        measure.run_loop(loop, 50, progress, "warm-up")
+        run, bindings, arena = stream._run, stream._step_bindings, stream._arena
+        in_turns = measure.interleave(
+            [
+                Contender("step", loop.step, after=loop.choose),
+                # Its outputs lie where the next step puts its own: the stream's state stays what it was.
+                Contender("bare", lambda: run(bindings[arena.side])),
+            ],
+            rounds=effort.pairs,
+            steps=1,
+            warm=1,
+            warm_ms=0.0,
+            progress=progress,
+            what="step, bare run",
+        )
+        inside: list[int] = []
+
+        def timed_run(binding: Any) -> None:
+            start = time.perf_counter_ns()
+            run(binding)
+            inside.append(time.perf_counter_ns() - start)
+
+        stream._run = timed_run
+        whole = measure.time_steps(loop.step, np.zeros(effort.pairs, dtype=np.int64), loop.choose)
+        loop.check()
+    added = statistics.median_interval((whole - np.array(inside)) / 1e3)
+    turns = statistics.difference_ns(in_turns["step"], in_turns["bare"])
+    bare = float(np.median(in_turns["bare"])) / 1e6
+    return Figure(
+        "what stream.step adds to the bare run of the engine", added.value, "µs", 30.0, False, added,
+        f"bare run {number(bare)} ms; in turns {number(turns.value / 1e3)} µs",
+    )  # fmt: skip
+
+
+def constancy(session: Session, effort: Effort, progress: Progress) -> Figure:
+    """A step at position 1 000 000 over one at 1 000, the state injected."""
+    positions = (1_000, 1_000_000)
+    loop = Loop(session.stream(), session.contract)
+    contenders = measure.sweep_contenders(
+        comparison.EDGEMEM, loop, session.contract, positions, suite.seed_steps(session.contract)
+    )
+    samples = measure.interleave(contenders, rounds=effort.rounds, steps=10, progress=progress, what="positions")
+    sweep = measure.sweep_of(comparison.EDGEMEM, samples, session.contract, positions)
+    first, last = sweep.points
+    return Figure(
+        "step p50 at position 1 000 000 over that at 1 000", sweep.last_over_first.value, "×", 1.03, False,
+        sweep.last_over_first, f"{number(first.p50_ms)} ms and {number(last.p50_ms)} ms",
+    )  # fmt: skip
+
+
+def memory_growth(bundle: Bundle, effort: Effort, progress: Progress) -> Figure:
+    """Growth of resident memory while a small model steps, in a fresh process."""
+    progress("resident memory", 0, 1)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        before, grown = fresh.submit(suite.resident_growth, bundle.path, effort.memory_steps, THREADS).result()
+    progress("resident memory", 1, 1)
+    return Figure(
+        f"growth of resident memory over {count(effort.memory_steps)} steps of a small model",
+        max(0.0, grown / 2**20), "MiB", 1.0, False, None, f"{grown} bytes on {before >> 20} MiB resident",
+    )  # fmt: skip
+
+
+def prefill(session: Session, effort: Effort, progress: Progress) -> Figure:
+    """A long input by ``feed`` against stepping."""
+    made = suite.prefill(session, effort.prefill, effort.prefill_rounds, effort.prefill_steps, progress)
+    return Figure(
+        f"prefill of {count(effort.prefill)} tokens by feed against stepping them",
+        made.speedup.value, "×", 6.0, True, made.speedup,
+        f"{number(made.p50_ms)} ms, {number(made.steps_per_second)} tokens/s",
+    )  # fmt: skip
+
+
+def parity(bundle: Bundle, session: Session, effort: Effort, progress: Progress) -> Figure:
+    """Logits of fed-back steps and of chunks against torch's one pass over the whole sequence."""
+    import torch
+
+    steps = effort.parity_steps
+    sampler = Sampler(seed=0)
+    stream = session.stream()
+    tokens = np.zeros(steps, dtype=np.int64)
+    stepped = np.zeros((steps, *session.contract.output.shape), dtype=np.float32)
+    for i in range(steps):
+        stepped[i] = stream.step(int(tokens[i]))[0]
+        if i + 1 < steps:
+            tokens[i + 1] = sampler(stepped[i])
+        progress("fed-back steps", i + 1, steps)
+    rng = np.random.default_rng(0)
+    chunked = np.zeros_like(stepped)
+    stream.reset()
+    done = 0
+    while done < steps:
+        size = int(rng.integers(1, session.contract.max_chunk + 1))
+        part = stream.feed(tokens[done : done + size], outputs="all")
+        assert part is not None
+        chunked[done : done + part.shape[1]] = part[0]
+        done += part.shape[1]
+    with torch.inference_mode():
+        wanted = source_of(bundle).module(torch.from_numpy(tokens)[None])[0][0].numpy()
+    by_step, by_chunk = (float(np.abs(got - wanted).max()) for got in (stepped, chunked))
+    return Figure(
+        f"parity with torch, {count(steps)} fed-back steps, logits", max(by_step, by_chunk), "", 1e-4, False, None,
+        f"largest difference by steps {by_step:.1e}, by chunks {by_chunk:.1e}; logits up to {np.abs(wanted).max():.2g}",
+    )  # fmt: skip
+
+
+def measure_all(effort: Effort, progress: Progress) -> list[Figure]:
+    """Every figure, in the order of the table."""
+    config = DecoderConfig.load(REFERENCE)
+    small = replace(
+        config, d_model=64, layers=2, heads=4, memory=[{"type": "window", "window": 32}, {"type": "cumulative"}]
+    )
+    with tempfile.TemporaryDirectory(prefix="edgemem-figures-") as name:
+        folder = Path(name)
+        progress("exporting", 0, 2)
+        reference_bundle = export_bundle(from_config(config, REFERENCE.name), folder / "reference", verify=False)
+        progress("exporting", 1, 2)
+        small_bundle = export_bundle(from_config(small, "small"), folder / "small", verify=False)
+        progress("exporting", 2, 2)
+        figures = one_step(reference_bundle, effort, folder, progress)
+        figures.append(overhead(reference_bundle, effort, progress))
+        with edgemem.open(reference_bundle.path, threads=THREADS) as session:
+            figures.append(constancy(session, effort, progress))
+            figures.append(memory_growth(small_bundle, effort, progress))
+            figures.append(prefill(session, effort, progress))
+            figures.append(parity(reference_bundle, session, effort, progress))
+    return figures
+
+
+def shown(value: float, unit: str) -> str:
+    """A value with its unit."""
+    if unit == "":
+        return f"{value:.1e}"
+    return f"{number(value)}{'' if unit == '×' else ' '}{unit}"
+
+
+def rows(figures: list[Figure]) -> list[tuple[str, ...]]:
+    """The table's cells."""
+    return [
+        (
+            figure.name,
+            shown(figure.value, figure.unit),
+            spread(figure.interval) if figure.interval else "",
+            f"{'≥' if figure.at_least else '≤'} {shown(figure.target, figure.unit)}",
+            "yes" if figure.reached else "no",
+            figure.details,
+        )
+        for figure in figures
+    ]
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Less of everything: rough figures in about a minute.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def main(quick: bool, as_json: bool) -> None:
+    """Measure every figure and print it beside its target. The exit code says whether all are reached."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    load_before = environment.load_average()
+    with progress_bars(console(stderr=True)) as progress:
+        figures = measure_all(QUICK if quick else Effort(), progress)
+    machine = environment.describe(THREADS, load_before)
+    if as_json:
+        data: dict[str, Any] = {
+            "quick": quick,
+            "environment": asdict(machine),
+            "figures": [{**asdict(figure), "reached": figure.reached} for figure in figures],
+        }
+        click.echo(json.dumps(data, indent=1, ensure_ascii=False))
+    else:
+        on = console()
+        columns = ("figure", "measured", "95% interval", "target", "reached", "details")
+        print_table(on, "What it must reach", columns, rows(figures), right=("measured", "95% interval", "target"))
+        click.echo(
+            f"{machine.cpu}, {THREADS} thread, load {machine.load_average[0]} before and "
+            f"{machine.load_average_after[0]} after, {machine.date}{'; quick: rough figures' if quick else ''}"
+        )
+    if not all(figure.reached for figure in figures):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

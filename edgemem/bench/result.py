@@ -1,0 +1,352 @@
+"""What a benchmark measured: plain dataclasses, every unit in the field's name.
+
+``dataclasses.asdict`` of a :class:`BenchResult` is the JSON report. A part that was not measured is ``None`` or carries
+the reason in ``skipped``; no field is ever filled with a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FORMAT = "edgemem.bench"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Percentile:
+    """One percentile; ``value_ms`` is ``None`` where fewer than ``needed_samples`` were taken."""
+
+    percent: float
+    value_ms: float | None
+    needed_samples: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """``counts[i]`` samples between ``edges_ms[i]`` and ``edges_ms[i + 1]``; ``beyond`` samples above the last edge."""
+
+    edges_ms: list[float]
+    counts: list[int]
+    beyond: int
+
+
+@dataclass(frozen=True)
+class Ecdf:
+    """A share ``shares[i]`` of the samples is at or below ``values_ms[i]``."""
+
+    values_ms: list[float]
+    shares: list[float]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Latencies of ``count`` steps."""
+
+    count: int
+    min_ms: float
+    mean_ms: float
+    max_ms: float
+    percentiles: list[Percentile]
+    histogram: Histogram
+    ecdf: Ecdf
+
+    def percentile_ms(self, percent: float) -> float | None:
+        """The percentile, or ``None`` where the count cannot carry it."""
+        return next((p.value_ms for p in self.percentiles if p.percent == percent), None)
+
+    @property
+    def p50_ms(self) -> float:
+        """The median.
+
+        Raises:
+            ValueError: Too few samples for one.
+        """
+        value = self.percentile_ms(50.0)
+        if value is None:
+            raise ValueError(f"{self.count} samples carry no median")
+        return value
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median over ``rounds`` and the interval that holds the true one; no bounds where the rounds are too few."""
+
+    value: float
+    low: float | None
+    high: float | None
+    confidence: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Opening:
+    """From the bundle on disk to the first output.
+
+    Attributes:
+        open_ms: ``edgemem.open``: hashes every file, imports the engine, loads the graph.
+        stream_ms: ``session.stream()``.
+        first_step_ms: The first step, before any warm-up.
+    """
+
+    open_ms: float
+    stream_ms: float
+    first_step_ms: float
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The loop of ``edgemem run``, one stream, step after step.
+
+    Attributes:
+        warmup_steps: Steps made before the first one that counts.
+        latency: ``stream.step`` alone.
+        steps_per_second: Of the whole loop, choosing the next input included.
+    """
+
+    warmup_steps: int
+    latency: Distribution
+    steps_per_second: float
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """``stream.feed`` of a long input, outputs of the last step only.
+
+    Attributes:
+        length: Time steps of the input.
+        chunk: Most time steps the bundle takes in one call.
+        p50_ms: Median time for the whole input.
+        steps_per_second: Time steps taken in per second.
+        speedup: Times faster than taking the same input in step by step.
+    """
+
+    length: int
+    chunk: int
+    p50_ms: float
+    steps_per_second: float
+    speedup: Interval
+
+
+@dataclass(frozen=True)
+class PositionPoint:
+    """A step at one position of the stream."""
+
+    position: int
+    p50_ms: float
+    samples: int
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Latency and memory against the stream's position.
+
+    Attributes:
+        points: By position.
+        slope_ns_per_1000_positions: Growth of a step's latency.
+        last_over_first: Latency at the last position over that at the first that is not 0.
+    """
+
+    points: list[PositionPoint]
+    slope_ns_per_1000_positions: Interval
+    last_over_first: Interval
+
+
+@dataclass(frozen=True)
+class PositionBytes:
+    """Bytes of the state of one stream at a position."""
+
+    position: int
+    state_bytes: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes, apart. Resident and peak are of the whole process, before any baseline was loaded.
+
+    Attributes:
+        weights_bytes: The weights file.
+        graphs_bytes: The ONNX files.
+        state_bytes: The state of one stream.
+        resident_before_open_bytes: Python, numpy and this program alone.
+        resident_opened_bytes: After opening and the first step.
+        resident_measured_bytes: After the measured steps.
+        peak_bytes: The most that was ever resident up to then.
+    """
+
+    weights_bytes: int
+    graphs_bytes: int
+    state_bytes: int
+    resident_before_open_bytes: int
+    resident_opened_bytes: int
+    resident_measured_bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """A loop paced by a clock: step i is released at i / rate and must be done before the next release.
+
+    Attributes:
+        rate_hz: Releases per second.
+        steps: How many were made.
+        misses: Steps done after their deadline.
+        worst_lateness_ms: How long after its deadline the latest step was done; 0 without a miss.
+        response: From release to done: the operating system's wake-up is in it.
+    """
+
+    rate_hz: float
+    steps: int
+    misses: int
+    worst_lateness_ms: float
+    response: Distribution
+
+
+@dataclass(frozen=True)
+class IdleGap:
+    """Latency of a step that follows ``gap_ms`` of sleep: clocks and caches have gone cold."""
+
+    gap_ms: float
+    latency: Distribution
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Something else that could have been used, measured in the same rounds.
+
+    Attributes:
+        key: Stable name.
+        name: Name for people.
+        how: What was run.
+        p50_ms: Median of one step; ``None`` where it was skipped.
+        ratio: Its time over edgemem's, paired by round; over 1 means that edgemem is faster.
+        skipped: Why it was not measured.
+    """
+
+    key: str
+    name: str
+    how: str
+    p50_ms: float | None = None
+    ratio: Interval | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class FloorMethod:
+    """One way of reading every weight once, as matrix-vector products."""
+
+    name: str
+    p50_ms: float | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least time a step could take here: every weight read once by the fastest way found.
+
+    Attributes:
+        weight_bytes: Bytes that a step reads.
+        matrices: How many matrices they are.
+        counted: What was counted.
+        method: The fastest way found.
+        methods: All the ways tried.
+        p50_ms: Its time.
+        gigabytes_per_second: The bandwidth that this is.
+        step_over_floor: A step's time over the floor's, paired by round.
+    """
+
+    weight_bytes: int
+    matrices: int
+    counted: str
+    method: str
+    methods: list[FloorMethod]
+    p50_ms: float
+    gigabytes_per_second: float
+    step_over_floor: Interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Baselines and the floor, in the same rounds as the bundle's own sweep over positions.
+
+    Attributes:
+        edgemem_p50_ms: The bundle's own step in these rounds.
+        edgemem_position: Where its stream stood; ``None``: wherever it had come to.
+        rounds: How often each contender had its turn.
+        steps_per_round: Timed steps of a turn.
+        baselines: What it is compared with.
+        floor: ``None`` where it was not measured; ``floor_skipped`` says why.
+        growing: The growing cache against position; ``None`` where it was skipped (its baseline says why).
+        growing_state: What its contract says it holds, also where nothing could be measured any more.
+    """
+
+    edgemem_p50_ms: float
+    edgemem_position: int | None
+    rounds: int
+    steps_per_round: int
+    baselines: list[Baseline]
+    floor: Floor | None
+    floor_skipped: str | None
+    growing: Sweep | None
+    growing_state: list[PositionBytes]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where it was measured. ``None`` and ``""``: this machine does not tell."""
+
+    date: str
+    os: str
+    machine: str
+    cpu: str
+    cores: int
+    usable_cores: int
+    governor: str | None
+    load_average: list[float]
+    load_average_after: list[float]
+    threads: int | None
+    python: str
+    packages: dict[str, str]
+    board: str | None
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was measured."""
+
+    path: str
+    fingerprint: str
+    source: dict[str, Any]
+    runtime: str
+    device: str
+    input_meaning: str
+    is_tokens: bool
+    states: int
+    has_fixed_size: bool
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One complete run of the benchmark."""
+
+    subject: Subject
+    environment: Environment
+    opening: Opening
+    steps: Steps
+    sweep: Sweep
+    prefill: Prefill | None
+    prefill_skipped: str | None
+    memory: Memory
+    deadline: Deadline | None
+    idle: IdleGap | None
+    comparison: Comparison | None
+    quick: bool
+    duration_s: float
+    format: str = field(default=FORMAT)
+    version: int = field(default=VERSION)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return asdict(self)

@@ -1,0 +1,137 @@
+"""``edgemem bench``: measure a bundle on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from edgemem.bench.measure import Progress as Report
+from edgemem.bench.result import BenchResult
+from edgemem.bench.suite import Options, Plan
+from edgemem.bench.suite import run as run_suite
+from edgemem.bench.tables import headline, name_of, tables
+from edgemem.cli.console import console, print_json, print_table
+from edgemem.errors import EdgememError
+from edgemem.files import write_atomic
+
+STDOUT = Path("-")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--steps", type=click.IntRange(min=20), help="Steps of the main loop. [default: 2000, quick 200]")
+@click.option("--quick", is_flag=True, help="A rough run of a few seconds.")
+@click.option("--no-baselines", is_flag=True, help="Measure the bundle alone.")
+@click.option("--rate", metavar="HZ", type=click.FloatRange(min=0, min_open=True), help="Also run a loop paced at HZ.")
+@click.option(
+    "--idle-gap", metavar="MS", type=click.FloatRange(min=0, min_open=True), help="Also time steps after idling."
+)
+@click.option("--runtime", default="auto", show_default=True, help="Engine: auto, onnxruntime or torch.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine, and of the baselines.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--json", "json_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+              help="Write the result as JSON; - prints it instead of the tables.")  # fmt: skip
+@click.option("--html", "html_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write one HTML page with plots.")  # fmt: skip
+def bench(
+    bundle: Path,
+    steps: int | None,
+    quick: bool,
+    no_baselines: bool,
+    rate: float | None,
+    idle_gap: float | None,
+    runtime: str,
+    threads: int | None,
+    device: str,
+    json_file: Path | None,
+    html_file: Path | None,
+) -> None:
+    """Measure BUNDLE on this machine, with the loop that edgemem run runs.
+
+    Latency of a step with the percentiles that the sample carries, latency against the position of the stream, prefill,
+    memory, time to open; and in the same rounds a hand-written loop, torch, a growing KV cache, and the time in which
+    this machine reads the weights once. A run that does not come to its end writes nothing.
+    """
+    if html_file is not None:
+        from edgemem.bench import report
+
+        report.require()
+    for file in (json_file, html_file):
+        _check_writable(file)
+    plan = Plan.quick() if quick else Plan()
+    if steps is not None:
+        plan = replace(plan, steps=steps)
+    options = Options(
+        runtime=runtime,
+        device=device,
+        threads=threads,
+        rate_hz=rate,
+        idle_gap_ms=idle_gap,
+        baselines=not no_baselines,
+        quick=quick,
+    )
+    with progress_bars(console(stderr=True)) as progress:
+        result = run_suite(bundle, options, plan, progress)
+    if json_file == STDOUT:
+        print_json(result.to_json())
+    else:
+        show(console(), result)
+    if json_file is not None and json_file != STDOUT:
+        text = json.dumps(result.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomic(json_file, f"{text}\n".encode())
+    if html_file is not None:
+        write_atomic(html_file, report.render(result).encode())
+        click.echo(f"Report: {html_file}", err=True)
+
+
+def show(on: Console, result: BenchResult) -> None:
+    """Print the result as tables."""
+    on.print(f"{name_of(result.subject)}: {headline(result)}", style="bold", markup=False)
+    on.print()
+    for table in tables(result):
+        print_table(on, table.title, table.columns, table.rows, right=table.right)
+        for note in table.notes:
+            on.print(note, markup=False)
+        on.print()
+
+
+def _check_writable(file: Path | None) -> None:
+    """Say at once, not after minutes of measuring, that a file could not be written."""
+    if file is None or file == STDOUT:
+        return
+    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+        problem = "is not writable" if file.parent.is_dir() else "is not a folder"
+        raise EdgememError(f"cannot write {file}: {file.parent} {problem}.")
+
+
+@contextmanager
+def progress_bars(on: Console) -> Iterator[Report]:
+    """Progress bars, redrawn between timed sections alone: a thread that redraws would be measured with the rest."""
+    bars = Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=on,
+        auto_refresh=False,
+        transient=True,
+        disable=not on.is_terminal,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def update(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done, total=total)
+        bars.refresh()
+
+    with bars:
+        yield update

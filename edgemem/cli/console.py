@@ -1,0 +1,86 @@
+"""What every command prints with: tables for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+# Where the output is not a terminal nothing is wrapped: a row stays a line, for grep and awk.
+_UNWRAPPED_COLUMNS = 100_000
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave a closed pipe to the one place that handles it for every command."""
+        raise BrokenPipeError
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on stdout or stderr: coloured on a terminal, plain and never wrapped elsewhere."""
+    made = _Console(stderr=stderr, highlight=False, soft_wrap=False)
+    return made if made.is_terminal else _Console(stderr=stderr, highlight=False, width=_UNWRAPPED_COLUMNS)
+
+
+def print_table(
+    on: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()
+) -> None:
+    """Print a table.
+
+    Args:
+        on: Where to.
+        title: The line above the table.
+        columns: The headings.
+        rows: The cells, plain text without markup.
+        right: Headings of the columns that hold numbers.
+    """
+    table = Table(box=box.SIMPLE_HEAD if on.is_terminal else None, title_justify="left", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    on.print(Text(title, style="bold"))
+    on.print(table)
+    if not on.is_terminal:
+        on.print()
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value on stdout. NaN and infinity, which JSON does not have, become ``null``."""
+    click.echo(json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+def readable_bytes(count: int) -> str:
+    """``count`` bytes for people, in powers of 1024: ``512 B``, ``1.5 KiB``, ``64 GiB``."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
+
+
+def readable_count(count: int) -> str:
+    """``count`` for people, in powers of 1024: ``256``, ``4k``, ``1M``."""
+    for unit in ("", "k", "M", "G"):
+        if count < 1024 or count % 1024:
+            return f"{count}{unit}"
+        count //= 1024
+    return f"{count}T"

@@ -1,0 +1,74 @@
+"""What ``export`` and ``check`` share on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from edgemem.cli.console import print_table
+from edgemem.errors import MissingDependencyError
+
+
+def needs_export_packages() -> None:
+    """Raise where torch, onnx, onnxscript or onnxruntime is missing.
+
+    Raises:
+        MissingDependencyError: Names what is missing and the command that installs it.
+    """
+    packages = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"this needs {', '.join(missing)}, which is not installed.",
+            hint='pip install "edgemem[export,onnxruntime]"',
+        )
+
+
+@contextlib.contextmanager
+def checking(on: Console) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+    """Show stages as they come, and a bar for each phase of a check; nothing but the stages off a terminal."""
+    bars = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=on,
+        transient=True,
+        disable=not on.is_terminal,
+    )
+    with bars:
+        stage = bars.add_task("", total=None)
+        tasks: dict[str, Any] = {}
+
+        def announce(message: str) -> None:
+            bars.update(stage, description=message)
+            if not on.is_terminal:
+                on.print(message)
+
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.update(tasks[name], completed=done)
+
+        yield announce, progress
+
+
+def print_report(on: Console, report: dict[str, Any]) -> None:
+    """Print what a check measured."""
+    rows = [["stepping", f"{report['steps']} steps", f"{report['step_error']:.1e}"]]
+    rows += [[name, f"{report['steps']} steps", f"{error:.1e}"] for name, error in report["chunk_errors"].items()]
+    rows += [[f"from position {name}", "1 call", f"{error:.1e}"] for name, error in report["far_errors"].items()]
+    print_table(
+        on,
+        f"Equal to torch's full-sequence pass within {report['tolerance']:.0e} · (1 + |output|), "
+        f"all {report['graph_states']} states used and changing",
+        ["streamed", "length", "largest difference"],
+        rows,
+        right=["largest difference"],
+    )

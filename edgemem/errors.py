@@ -1,0 +1,82 @@
+"""Every error that edgemem raises on purpose, in one tree.
+
+::
+
+    EdgememError
+    ├── ContractError             a contract, or a graph that claims to keep it, is wrong
+    ├── BundleError               a bundle is missing, truncated, tampered with, or not ours
+    ├── ConfigError               a model's configuration is malformed
+    ├── ExportError               a model cannot be exported
+    │   ├── ProtocolError         a torch module breaks the streaming protocol
+    │   └── VerificationError     the exported graph does not compute what the model computes
+    ├── RuntimeUnavailableError   an engine is not installed, or does not work on this machine
+    ├── InputError                tokens or features of the wrong dtype, shape or range
+    ├── NonFiniteError            NaN or infinity in the inputs, the outputs or the state
+    ├── SnapshotError             a snapshot is of another model or version, damaged, or cut short
+    └── MissingDependencyError    an optional package is needed for what was asked
+
+The command line prints the message and exits with 1; nothing else is ever caught and reworded.
+"""
+
+from __future__ import annotations
+
+
+class EdgememError(Exception):
+    """Base of every error edgemem raises on purpose.
+
+    Args:
+        message: What was got and what was wanted.
+        hint: How to mend it; printed on a line of its own.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n{self.hint}"
+
+
+class ContractError(EdgememError):
+    """A contract is malformed, or a graph does not keep it."""
+
+
+class BundleError(EdgememError):
+    """A bundle is missing, truncated, tampered with, or not a bundle."""
+
+
+class ConfigError(EdgememError):
+    """A model's configuration is malformed."""
+
+
+class ExportError(EdgememError):
+    """A model cannot be exported."""
+
+
+class ProtocolError(ExportError):
+    """A torch module does not follow the streaming protocol."""
+
+
+class VerificationError(ExportError):
+    """An exported graph does not compute what its model computes."""
+
+
+class RuntimeUnavailableError(EdgememError):
+    """An engine is not installed, or does not work on this machine."""
+
+
+class InputError(EdgememError, ValueError):
+    """Tokens or features have the wrong dtype, shape or range."""
+
+
+class NonFiniteError(EdgememError):
+    """The guard saw NaN or infinity."""
+
+
+class SnapshotError(EdgememError):
+    """A snapshot does not fit this model, or is damaged."""
+
+
+class MissingDependencyError(EdgememError):
+    """An optional package is needed for what was asked."""

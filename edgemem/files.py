@@ -1,0 +1,108 @@
+"""Files that are never half written, and paths that never leave their folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from edgemem.errors import BundleError, EdgememError
+
+_HASH_BLOCK_BYTES = 1 << 20
+_FILE_MODE, _FOLDER_MODE = 0o644, 0o755  # temporary files start out readable by their owner alone
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of ``name`` in ``folder``.
+
+    Raises:
+        BundleError: ``name`` is absolute, or climbs out of ``folder``, also by a symbolic link.
+    """
+    pure = PurePosixPath(name)
+    path = folder / pure
+    climbs = pure.is_absolute() or ".." in pure.parts or "\0" in name
+    if climbs or not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"the file name {name!r} leaves its folder {folder}.", hint="Do not use this bundle.")
+    return path
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old content or the new, and never a part.
+
+    Raises:
+        EdgememError: The folder is missing or not writable, or the disk is full. The old file is as it was.
+    """
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), _FILE_MODE)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise EdgememError(f"cannot write {path}: {error.strerror or error}") from error
+        raise
+
+
+def _swap(path: Path, new: Path) -> None:
+    """Put ``new`` where ``path`` is. Whatever interrupts it, Ctrl-C too, the old content is never deleted."""
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    try:
+        os.rename(path, old / path.name)
+        os.rename(new, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # nothing to put back, or the new one is in its place already
+            os.rename(old / path.name, path)
+        with contextlib.suppress(OSError):
+            old.rmdir()
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of ``path`` when the block ends without an error.
+
+    Until then, and after any error, what was at ``path`` stays as it was.
+
+    Raises:
+        EdgememError: The parent folder cannot be written, or the disk is full.
+    """
+    new: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        new.chmod(_FOLDER_MODE)
+        yield new
+        for file in new.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fchmod(handle.fileno(), _FILE_MODE)
+                    os.fsync(handle.fileno())
+        if path.exists():
+            _swap(path, new)
+        else:
+            os.rename(new, path)
+    except OSError as error:
+        raise EdgememError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if new is not None:
+            shutil.rmtree(new, ignore_errors=True)

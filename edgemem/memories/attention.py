@@ -1,0 +1,190 @@
+"""Attention over a list of memories: one softmax over all their slots.
+
+``Att(q_i, Mem)`` with ``Mem`` the concatenation of what each memory offers. Matrix memories have no slots: a learned
+gate for each head mixes their reads in, as in Infini-attention (Munkhdalai et al. 2024, eq. 10; a softmax over gates
+where there is more than one).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgemem.contract import StateSpec
+from edgemem.memories.averages import Summary
+from edgemem.memories.base import Chunk, Dims, MatrixMemory, Memory, SlotMemory, Slots, States, build_memory
+from edgemem.memories.clock import Clock, rotate
+from edgemem.memories.window import Window
+
+MASKED = -1e9
+"""Added to the score of a slot that a query must not see: exp() of it is 0, and a row of nothing else stays finite."""
+
+
+class LoneSummaryWarning(UserWarning):
+    """A summary is a layer's only slot: the softmax over it is 1, whatever the query is."""
+
+
+class Attention(nn.Module):
+    """Projects to queries, keys and values, reads the memories, and projects back.
+
+    Args:
+        dims: Sizes of the layer; ``window`` is taken from the list's own window.
+        memories: The list, as in a configuration: ``[{"type": "window", "window": 256}, {"type": "cumulative"}]``.
+
+    Raises:
+        ConfigError: A memory's type or options are wrong.
+    """
+
+    def __init__(self, dims: Dims, memories: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__()
+        windows = [spec.get("window") for spec in memories if spec.get("type") == Window.type_name]
+        # A window that is no number is refused where it is built.
+        self.dims = replace(dims, window=max((w for w in windows if isinstance(w, int)), default=0))
+        self.memories = nn.ModuleDict(
+            {name: build_memory(spec, self.dims) for name, spec in zip(memory_names(memories), memories, strict=True)}
+        )
+        self.qkv = nn.Parameter(torch.empty(dims.model, (dims.heads + 2 * dims.kv_heads) * dims.head_dim))
+        self.out = nn.Parameter(torch.empty(dims.heads * dims.head_dim, dims.model))
+        matrices = sum(isinstance(memory, MatrixMemory) for memory in self.memories.values())
+        self.has_slots = matrices < len(self.memories)
+        self.may_see_nothing = self.has_slots and not any(
+            isinstance(memory, SlotMemory) and memory.always_seen for memory in self.memories.values()
+        )
+        reads = matrices + self.has_slots
+        self.mix = nn.Parameter(torch.zeros(reads, dims.kv_heads, dims.groups)) if reads > 1 else None
+        if len(self.memories) == 1 and isinstance(next(iter(self.memories.values())), Summary):
+            warnings.warn(
+                f"a {memories[0]['type']} summary alone is degenerate: a softmax over one slot is 1, so the output "
+                "does not depend on the query and the keys get no gradient. List it beside a window or sinks.",
+                LoneSummaryWarning,
+                stacklevel=2,
+            )
+
+    def named_memories(self) -> Iterator[tuple[str, Memory]]:
+        """Name and memory, in the list's order."""
+        for name, memory in self.memories.items():
+            assert isinstance(memory, Memory)
+            yield name, memory
+
+    def states(self) -> tuple[StateSpec, ...]:
+        """The states of all memories, named ``<memory>.<tensor>``."""
+        return tuple(
+            replace(spec, name=f"{name}.{spec.name}")
+            for name, memory in self.named_memories()
+            for spec in memory.states()
+        )
+
+    def forward(self, x: Tensor, clock: Clock, past: States | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Read the memories.
+
+        Args:
+            x: Normalised input ``[B, T, C]``.
+            clock: Time of the call.
+            past: The layer's states by name; ``None`` at position 0.
+
+        Returns:
+            ``[B, T, C]``, and the new states.
+        """
+        dims, time = self.dims, clock.time
+        chunk = self._chunk(x, clock)
+        slots: list[Slots] = []
+        reads: list[Tensor] = []
+        new: dict[str, Tensor] = {}
+        for name, memory in self.named_memories():
+            own = None if past is None else {spec.name: past[f"{name}.{spec.name}"] for spec in memory.states()}
+            if isinstance(memory, SlotMemory):
+                offered, states = memory(chunk, own)
+                slots.extend(offered)
+            else:
+                read, states = memory(chunk, own)
+                reads.append(read)
+            new.update({f"{name}.{key}": value for key, value in states.items()})
+        if slots:
+            reads.insert(0, self._attend(chunk, slots))
+        read = self._mix(reads, time)  # [B, H, R, D]
+        batch = x.shape[0]
+        if dims.groups > 1:
+            read = read.reshape(batch, dims.heads, time, dims.head_dim)
+        merged = read.transpose(1, 2).reshape(batch, time, dims.heads * dims.head_dim)
+        return merged @ self.out, new
+
+    def _chunk(self, x: Tensor, clock: Clock) -> Chunk:
+        dims = self.dims
+        heads, kv_heads, size = dims.heads, dims.kv_heads, dims.head_dim
+        qkv = (x @ self.qkv).reshape(x.shape[0], clock.time, heads + 2 * kv_heads, size).transpose(1, 2)
+        # All heads are turned at once; the tables scale the queries and leave the values as they are.
+        turned = rotate(qkv, *_rotary_tables(clock, dims))
+        q_rotated, k_rotated, v = torch.split(turned, [heads, kv_heads, kv_heads], dim=1)
+        q, pairs = torch.split(qkv, [heads, 2 * kv_heads], dim=1)
+        if dims.groups > 1:  # [B, Hq, T, D] -> [B, H, G·T, D]
+            rows = (x.shape[0], kv_heads, dims.groups * clock.time, size)
+            q, q_rotated = q.reshape(rows), q_rotated.reshape(rows)
+        return Chunk(clock, x, q, q_rotated, k_rotated, v, pairs.float(), dims)
+
+    def _attend(self, chunk: Chunk, slots: list[Slots]) -> Tensor:
+        """One softmax over all slots: ``[B, H, R, D]``."""
+        scores = torch.cat([part.scores for part in slots], dim=-1).float()  # [B, H, R, S]
+        mask = _mask(chunk, slots)
+        weights = (scores + mask).softmax(dim=-1)
+        if self.may_see_nothing:  # such a query reads zero, not the mean of what is masked
+            weights = weights * (mask == 0)
+        shares = torch.split(weights.to(chunk.q.dtype), [part.scores.shape[-1] for part in slots], dim=-1)
+        read = slots[0].read(shares[0])
+        for part, share in zip(slots[1:], shares[1:], strict=True):
+            read = read + part.read(share)
+        return read
+
+    def _mix(self, reads: list[Tensor], time: int) -> Tensor:
+        if self.mix is None:
+            return reads[0]
+        shares = self.mix.softmax(dim=0)[..., None].expand(-1, -1, -1, 1 if self.dims.groups == 1 else time)
+        shares = shares.reshape(len(reads), 1, self.dims.kv_heads, -1, 1)
+        return torch.stack([read * share for read, share in zip(reads, shares, strict=True)]).sum(dim=0)
+
+
+def _rotary_tables(clock: Clock, dims: Dims) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines for queries (times ``D^-1/2``), keys and values (1 and 0), ``[B, Hq + 2H, T, D]``."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        cos, sin = clock.rotary(clock.positions, "absolute", dims.head_dim, dims.theta)
+        scale = torch.tensor([dims.scale] * dims.heads + [1.0] * dims.kv_heads, device=cos.device)
+        scale = scale[:, None, None]
+        still = torch.zeros_like(cos).expand(-1, dims.kv_heads, -1, -1)
+        return torch.cat([cos * scale, still + 1], dim=1), torch.cat([sin * scale, still], dim=1)
+
+    return clock.once(("rotary_tables", dims.heads, dims.kv_heads, dims.head_dim, dims.theta), make)
+
+
+def _mask(chunk: Chunk, slots: list[Slots]) -> Tensor:
+    """0 where a query may see a slot, :data:`MASKED` where not, ``[B, 1, R, S]``; made once for equal lists."""
+    clock = chunk.clock
+
+    def make() -> tuple[Tensor, list[Tensor | None]]:
+        batch = chunk.q.shape[0]
+        parts = [
+            torch.zeros(batch, 1, clock.time, part.scores.shape[-1], device=chunk.q.device)
+            if part.live is None
+            else torch.where(part.live, 0.0, MASKED).expand(batch, -1, -1, -1)
+            for part in slots
+        ]
+        return chunk.rows(torch.cat(parts, dim=-1)), [part.live for part in slots]
+
+    # An id means one mask only while its tensor lives: hence the tensors are kept beside the mask.
+    key = tuple(1 if part.live is None else id(part.live) for part in slots)
+    return clock.once(("mask", key, chunk.dims.groups), make)[0]
+
+
+def memory_names(specs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for every memory of a list: its type, with a number where a type occurs again."""
+    seen: dict[str, int] = {}
+    names = []
+    for spec in specs:
+        kind = str(spec.get("type"))
+        seen[kind] = seen.get(kind, 0) + 1
+        names.append(kind if seen[kind] == 1 else f"{kind}_{seen[kind]}")
+    return names

@@ -1,0 +1,220 @@
+"""What a memory is: it declares its states, and turns a chunk of queries and its past into slots to attend to.
+
+Symbols::
+
+    B streams    T time steps of the call    D width of a head
+    Hq query heads    H key/value heads    G = Hq / H query heads to a key/value head
+    R = G·T      the rows of a head's score matrix: all queries that read the same keys
+    S            slots: the columns
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from edgemem.contract import StateSpec
+from edgemem.errors import ConfigError
+from edgemem.memories.clock import Clock, rotate
+
+States = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes that a layer gives to its memories.
+
+    Attributes:
+        model: Width of the residual stream.
+        heads: Query heads.
+        kv_heads: Key/value heads.
+        head_dim: Width of a head.
+        window: Length of the layer's attention window, 0 where it has none. Memories that hold what has left the
+            window (sinks, compressed) start where it ends.
+        theta: Base of the rotary frequencies.
+    """
+
+    model: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int = 0
+    theta: float = 10000.0
+
+    @property
+    def groups(self) -> int:
+        """Query heads to a key/value head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def scale(self) -> float:
+        """What scores are multiplied with, ``D^-1/2`` (Vaswani et al. 2017, eq. 1)."""
+        return float(self.head_dim**-0.5)
+
+
+@dataclass
+class Chunk:
+    """One layer's part of a call.
+
+    Attributes:
+        clock: Positions, masks and phases.
+        x: The layer's normalised input ``[B, T, C]``; learned gates look at it.
+        q: Queries, neither scaled nor rotated ``[B, H, R, D]``.
+        q_rotated: The same, rotated to their positions and scaled by ``D^-1/2``.
+        k_rotated: Keys, rotated ``[B, H, T, D]``.
+        v: Values ``[B, H, T, D]``.
+        pairs: What a summary averages: the H heads' keys, not rotated, then their values, float32 ``[B, 2H, T, D]``.
+        dims: The layer's sizes.
+    """
+
+    clock: Clock
+    x: Tensor
+    q: Tensor
+    q_rotated: Tensor
+    k_rotated: Tensor
+    v: Tensor
+    pairs: Tensor
+    dims: Dims
+
+    def rows(self, per_time: Tensor) -> Tensor:
+        """Repeat ``[B, H, T, ...]`` for the ``G`` query heads of each key/value head: ``[B, H, R, ...]``."""
+        if self.dims.groups == 1:
+            return per_time
+        return per_time.repeat(1, 1, self.dims.groups, *([1] * (per_time.dim() - 3)))
+
+    @property
+    def q_scaled(self) -> Tensor:
+        """Queries, scaled by ``D^-1/2``, not rotated ``[B, H, R, D]``."""
+        return self.q * self.dims.scale
+
+    def rotated_to(self, positions: Tensor, key: object) -> Tensor:
+        """The scaled queries rotated to ``positions`` [B, T] instead of their own: ``[B, H, R, D]``."""
+        cos, sin = self.clock.rotary(positions, key, self.dims.head_dim, self.dims.theta)
+        return rotate(self.q_scaled, self.rows(cos), self.rows(sin))
+
+
+class Slots(NamedTuple):
+    """What a memory offers to the layer's one softmax.
+
+    Attributes:
+        scores: ``[B, H, R, S]``.
+        live: Which slots a query may see, bool ``[B or 1, 1, T, S]``; ``None`` where it may see all.
+        read: Turns the softmax' share ``[B, H, R, S]`` into the values' weighted sum ``[B, H, R, D]``.
+    """
+
+    scores: Tensor
+    live: Tensor | None
+    read: Callable[[Tensor], Tensor]
+
+
+def shared_slots(q: Tensor, keys: Tensor, values: Tensor, live: Tensor | None) -> Slots:
+    """Slots that all queries of a call share: ``q`` [B, H, R, D], ``keys`` and ``values`` [B, H, S, D]."""
+    return Slots(q @ keys.transpose(-1, -2), live, lambda share: share @ values)
+
+
+class Memory(nn.Module, ABC):
+    """A memory of fixed size (``FullCache``, the baseline, is the one exception).
+
+    Subclasses take ``dims`` and their own options as keyword arguments, and register themselves with
+    :func:`register_memory` under the name that configurations use.
+    """
+
+    type_name: ClassVar[str]
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.dims = dims
+
+    @abstractmethod
+    def states(self) -> tuple[StateSpec, ...]:
+        """The tensors to carry, under names of one part: ``k``, ``mean``."""
+
+    @property
+    def max_chunk(self) -> int | None:
+        """Most time steps of one call that continues from a state; ``None`` for any number."""
+        rings = [state.window for state in self.states() if state.window is not None]
+        return min(rings, default=None)
+
+
+class SlotMemory(Memory):
+    """A memory that softmax attention reads slot by slot."""
+
+    @property
+    def always_seen(self) -> bool:
+        """Whether every query, the first one too, sees at least one slot."""
+        return False
+
+    @abstractmethod
+    def forward(self, chunk: Chunk, past: States | None) -> tuple[list[Slots], dict[str, Tensor]]:
+        """The slots that the chunk's queries see, and the new value (or the new entries) of every state.
+
+        Args:
+            chunk: Queries, keys and values of the call.
+            past: The states; ``None`` means the initial ones, for a call that starts at position 0.
+        """
+
+
+class MatrixMemory(Memory):
+    """A memory with no slots: it is read as a whole, and a learned gate mixes the read in."""
+
+    @abstractmethod
+    def forward(self, chunk: Chunk, past: States | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The read for every query ``[B, H, R, D]``, and the new value of every state."""
+
+
+MEMORIES: dict[str, type[Memory]] = {}
+"""Every registered memory, by the name that configurations use."""
+
+
+def register_memory(cls: type[Memory]) -> type[Memory]:
+    """Class decorator: let configurations name ``cls`` by its ``type_name``.
+
+    Raises:
+        ConfigError: Another class has the name.
+    """
+    if MEMORIES.setdefault(cls.type_name, cls) is not cls:
+        raise ConfigError(f"two memories are called {cls.type_name!r}.")
+    return cls
+
+
+def build_memory(spec: Mapping[str, Any], dims: Dims) -> Memory:
+    """Make the memory that ``spec`` describes: ``{"type": "window", "window": 256}``.
+
+    Raises:
+        ConfigError: No such type, an unknown or missing option, or a value out of range.
+    """
+    options = dict(spec)
+    type_name = options.pop("type", None)
+    if not isinstance(type_name, str) or type_name not in MEMORIES:
+        raise ConfigError(f"no memory is called {type_name!r}.", hint=f"Known: {', '.join(sorted(MEMORIES))}.")
+    cls = MEMORIES[type_name]
+    try:
+        inspect.signature(cls).bind(dims, **options)
+    except TypeError as error:
+        known = [name for name in inspect.signature(cls).parameters if name != "dims"]
+        raise ConfigError(
+            f"memory {type_name!r}: {error}.", hint=f"Its options: {', '.join(known) or 'none'}."
+        ) from None
+    return cls(dims, **options)
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is an int or a float, and neither a truth value nor infinite nor NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def at_least(owner: str, option: str, value: int, least: int) -> int:
+    """``value``, if it is a whole number of at least ``least``.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"memory {owner!r}: {option} must be a whole number of at least {least}, got {value!r}.")
+    return value

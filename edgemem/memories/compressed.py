@@ -1,0 +1,109 @@
+"""Compressed memory: what leaves the window is averaged ``c`` at a time into a first-in first-out queue of slots.
+
+Symbols::
+
+    c    rate: pairs to a slot        m    slots a query sees
+    W    window (0: none)             b    a block: the pairs at positions b·c .. (b+1)·c - 1
+    i    position of the query        R    length of the queue that is kept, m and those still inside the window
+
+A block is averaged as it *arrives*, and seen once its last pair has left the window: ``(b + 1) c - 1 ≤ i - W``. So
+the window's own pairs need not be kept un-rotated: the queue is merely longer by what lies in the window.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgemem.contract import StateSpec
+from edgemem.memories.base import Chunk, Dims, SlotMemory, Slots, States, at_least, register_memory, shared_slots
+from edgemem.memories.clock import Clock
+
+
+@register_memory
+class Compressed(SlotMemory):
+    """The last ``m`` complete blocks outside the window, each one slot: its mean pair.
+
+    Compressive Transformer (Rae et al. 2019, section 3.1, mean pooling), with keys averaged un-rotated.
+
+    Args:
+        dims: Sizes of the layer; ``dims.window`` is ``W``.
+        slots: ``m``.
+        rate: ``c``, 2 or more.
+    """
+
+    type_name = "compressed"
+
+    def __init__(self, dims: Dims, slots: int = 16, rate: int = 4) -> None:
+        super().__init__(dims)
+        self.slots = at_least(self.type_name, "slots", slots, 1)
+        self.rate = at_least(self.type_name, "rate", rate, 2)
+        self.queue = self.slots + -(-dims.window // self.rate) + 1
+
+    def states(self) -> tuple[StateSpec, ...]:
+        """The queue of mean pairs (block ``b`` in slot ``b mod R``) and the sum of the block that is filling."""
+        heads, width = 2 * self.dims.kv_heads, self.dims.head_dim
+        return (StateSpec("slots", (heads, self.queue, width)), StateSpec("partial", (heads, 1, width)))
+
+    def forward(self, chunk: Chunk, past: States | None) -> tuple[list[Slots], dict[str, Tensor]]:
+        """Slots of the queue and of the chunk's own blocks."""
+        clock = chunk.clock
+        plan = clock.once(("compressed", self.slots, self.rate, self.dims.window), lambda: _Plan(clock, self))
+        sums = plan.membership @ chunk.pairs  # [B, 2H, N, D]
+        if past is not None:
+            sums = sums + plan.first * past["partial"]
+        means = sums / self.rate
+        slots = [self._slots(chunk, means, plan.own_seen)]
+        queue = plan.placed @ means  # [B, 2H, R, D]
+        if past is not None:
+            slots.insert(0, self._slots(chunk, past["slots"], plan.queue_seen))
+            queue = torch.where(plan.overwritten, queue, past["slots"])
+        return slots, {"slots": queue, "partial": plan.filling @ sums}
+
+    def _slots(self, chunk: Chunk, pairs: Tensor, live: Tensor) -> Slots:
+        keys, values = torch.split(pairs.to(chunk.q.dtype), self.dims.kv_heads, dim=1)
+        return shared_slots(chunk.q_scaled, keys, values, live)
+
+
+class _Plan:
+    """Which block every pair of a call belongs to, where blocks are put, and who sees them.
+
+    The call's own blocks are numbered ``n = 0 .. N-1`` from the block that holds position ``p``.
+
+    Attributes:
+        membership: 1 where offset ``t`` lies in block ``n``, float32 ``[B, 1, N, T]``.
+        first: 1 for block 0, which the partial sum belongs to, float32 ``[1, 1, N, 1]``.
+        own_seen: Which of the call's blocks a query sees, bool ``[B, 1, T, N]``.
+        queue_seen: Which slots of the queue a query sees, bool ``[B, 1, T, R]``.
+        placed: 1 where slot ``r`` takes block ``n``, float32 ``[B, 1, R, N]``.
+        overwritten: Which slots the call writes, bool ``[B, 1, R, 1]``.
+        filling: 1 for the block that is incomplete when the call ends, float32 ``[B, 1, 1, N]``.
+    """
+
+    def __init__(self, clock: Clock, memory: Compressed) -> None:
+        rate, window, length = memory.rate, memory.dims.window, memory.queue
+        device = clock.start.device
+
+        def block(position: Tensor) -> Tensor:
+            return position // rate  # stays int64 in ONNX; torch.div(rounding_mode=...) becomes a float32 division
+
+        first = block(clock.start)[:, None]  # [B, 1]
+        end = block(clock.start + clock.time)[:, None]  # the block that is filling when the call ends
+        own = torch.arange(clock.time // rate + 2, device=device)  # [N]
+        numbers = first + own  # [B, N]
+        queue = torch.arange(length, device=device)
+        kept = first - 1 - torch.remainder(first - 1 - queue, length)  # newest block in slot r when the call starts
+        newest = end - 1 - torch.remainder(end - 1 - queue, length)  # and when it ends
+        seen = block((clock.positions - (window - 1)).clamp(min=0))[..., None]  # [B, T, 1] complete, outside window
+
+        def visible(number: Tensor) -> Tensor:
+            blocks = number[:, None, :]  # [B, 1, ...]
+            return ((blocks < seen) & (blocks >= seen - memory.slots) & (blocks >= 0))[:, None]
+
+        self.membership = (block(clock.positions)[:, None, :] == numbers[..., None]).float()[:, None]
+        self.first = (own == 0).float()[None, None, :, None]
+        self.own_seen = visible(numbers)
+        self.queue_seen = visible(kept)
+        self.placed = (newest[..., None] == numbers[:, None, :]).float()[:, None]
+        self.overwritten = (newest >= first)[:, None, :, None]
+        self.filling = (numbers == end).float()[:, None, None, :]

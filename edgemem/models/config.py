@@ -1,0 +1,160 @@
+"""The decoder's configuration: a JSON file, and what each of its fields means."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from edgemem.errors import ConfigError
+
+FORMAT = "edgemem.decoder"
+
+MemorySpec = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and memories of a :class:`~edgemem.models.decoder.Decoder`.
+
+    Exactly one of ``vocab_size`` (tokens in, logits out) and ``features`` (real values in, predictions out) is set.
+
+    Attributes:
+        d_model: Width of the residual stream.
+        layers: Number of layers.
+        heads: Query heads.
+        memory: A list of memories for every layer, or one such list for each layer. See :mod:`edgemem.memories`.
+        vocab_size: Number of token ids.
+        features: Real values in a time step.
+        outputs: Real values predicted at a time step; needed with ``features``.
+        kv_heads: Key/value heads; ``None`` means as many as ``heads``. They divide ``heads``.
+        head_dim: Width of a head, even; ``None`` means ``d_model / heads``.
+        mlp_hidden: Hidden width of the gated MLP; ``None`` means 8/3 of ``d_model``, rounded up to 32.
+        rope_theta: Base of the rotary frequencies.
+        norm_eps: RMSNorm's epsilon.
+        tie_embeddings: Whether the output layer uses the token embedding.
+        max_chunk: Most time steps of one call on a device; a ring or a memory may lower it.
+        tokenizer: ``"bytes"``, or ``None`` (the checkpoint's ``tokenizer.json``, where there is one).
+        input_meaning: One line for people: what a token or a feature row is.
+    """
+
+    d_model: int
+    layers: int
+    heads: int
+    memory: list[MemorySpec] | list[list[MemorySpec]]
+    vocab_size: int | None = None
+    features: int | None = None
+    outputs: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_hidden: int | None = None
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+    max_chunk: int = 256
+    tokenizer: str | None = None
+    input_meaning: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "layers", "heads", "max_chunk"):
+            self._positive(name, getattr(self, name))
+        for name in ("vocab_size", "features", "outputs", "kv_heads", "head_dim", "mlp_hidden"):
+            if getattr(self, name) is not None:
+                self._positive(name, getattr(self, name))
+        if (self.vocab_size is None) == (self.features is None):
+            raise ConfigError("a decoder takes either tokens (vocab_size) or real values (features and outputs).")
+        if (self.features is None) != (self.outputs is None):
+            raise ConfigError("features and outputs go together: real values in, predictions out.")
+        if self.heads % self.kv_head_count != 0:
+            raise ConfigError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_head_count}).")
+        if self.head_dim is None and self.d_model % self.heads:
+            raise ConfigError(f"d_model ({self.d_model}) is no multiple of heads ({self.heads}): set head_dim.")
+        if self.head_size % 2:
+            raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_size}.")
+        if self.tokenizer not in (None, "bytes"):
+            raise ConfigError(f"tokenizer {self.tokenizer!r} is neither 'bytes' nor null (a tokenizer.json beside it).")
+        if self.tokenizer == "bytes" and (self.vocab_size or 0) < 256:
+            raise ConfigError(f"the byte tokenizer needs vocab_size of 256 or more, got {self.vocab_size}.")
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be a positive number, got {value!r}.")
+        if not isinstance(self.tie_embeddings, bool):
+            raise ConfigError(f"tie_embeddings must be true or false, got {self.tie_embeddings!r}.")
+        if not isinstance(self.input_meaning, str):
+            raise ConfigError(f"input_meaning must be text, got {self.input_meaning!r}.")
+        self.layer_memories()
+
+    @staticmethod
+    def _positive(name: str, value: object) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+    @property
+    def kv_head_count(self) -> int:
+        """Key/value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of a head."""
+        return self.head_dim or self.d_model // self.heads
+
+    @property
+    def hidden_size(self) -> int:
+        """Hidden width of the gated MLP."""
+        return self.mlp_hidden or -(-self.d_model * 8 // (3 * 32)) * 32
+
+    def layer_memories(self) -> list[list[MemorySpec]]:
+        """The list of memories of every layer.
+
+        Raises:
+            ConfigError: ``memory`` is not a list of memories, nor a list of such lists with one for each layer.
+        """
+        entries = self.memory
+        if not isinstance(entries, list) or not entries:
+            raise ConfigError("memory must be a list such as [{'type': 'window', 'window': 256}].")
+        if all(isinstance(entry, dict) for entry in entries):
+            return [list(entries) for _ in range(self.layers)]  # type: ignore[arg-type]
+        if len(entries) != self.layers or not all(
+            isinstance(entry, list) and entry and all(isinstance(spec, dict) for spec in entry) for entry in entries
+        ):
+            raise ConfigError(f"memory must hold one list of memories for each of the {self.layers} layers.")
+        return [list(entry) for entry in entries]  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as plain JSON values."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Any, where: str = "the configuration") -> DecoderConfig:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ConfigError: It is not a decoder's configuration, has an unknown field, or a value out of range.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ConfigError(f'{where} is not an edgemem decoder: its "format" must be "{FORMAT}".')
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(data) - set(known) - {"format"})
+        if unknown:
+            raise ConfigError(f"{where}: unknown {', '.join(unknown)}.", hint=f"Known: {', '.join(known)}.")
+        try:
+            return cls(**{name: value for name, value in data.items() if name != "format"})
+        except TypeError as error:
+            raise ConfigError(f"{where}: {error}.") from error
+
+    @classmethod
+    def load(cls, path: Path) -> DecoderConfig:
+        """Read a configuration file.
+
+        Raises:
+            ConfigError: The file cannot be read, or is not a decoder's configuration.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from error
+        return cls.from_json(data, str(path))

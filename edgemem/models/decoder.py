@@ -1,0 +1,163 @@
+"""A decoder whose attention reads memories of fixed size: tokens in and logits out, or real values in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgemem.contract import POSITION, Contract, InputSpec, OutputSpec, StateSpec
+from edgemem.memories import Attention, Clock, Dims
+from edgemem.models.config import DecoderConfig
+
+_INIT_STD = 0.02
+
+
+class RMSNorm(nn.Module):
+    """``x / rms(x) · w``, in float32 (Zhang and Sennrich 2019, eq. 4)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis of ``x``."""
+        wide = x.float()
+        # A quotient by a root, not a product with rsqrt: the form that engines recognise as one kernel.
+        scaled = wide / torch.sqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)
+        return scaled.to(x.dtype) * self.weight
+
+
+class GatedMLP(nn.Module):
+    """``(silu(x W_g) ⊙ x W_u) W_d`` (Shazeer 2020, SwiGLU); gate and up are one matrix."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Parameter(torch.empty(width, 2 * hidden))
+        self.down = nn.Parameter(torch.empty(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, T, C]`` to ``[B, T, C]``."""
+        gate, up = (x @ self.gate_up).chunk(2, dim=-1)
+        return (F.silu(gate) * up) @ self.down
+
+
+class Layer(nn.Module):
+    """Attention over memories, then the MLP, each on the normalised residual stream."""
+
+    def __init__(self, config: DecoderConfig, memories: list[dict[str, object]]) -> None:
+        super().__init__()
+        dims = Dims(config.d_model, config.heads, config.kv_head_count, config.head_size, theta=config.rope_theta)
+        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.attention = Attention(dims, memories)
+        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mlp = GatedMLP(config.d_model, config.hidden_size)
+
+    def forward(self, x: Tensor, clock: Clock, past: Mapping[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """``[B, T, C]`` to ``[B, T, C]``, and the new states."""
+        read, new = self.attention(self.attention_norm(x), clock, past)
+        x = x + read
+        return x + self.mlp(self.mlp_norm(x)), new
+
+
+class Decoder(nn.Module):
+    """The model. It follows the streaming protocol, as any module that edgemem exports does.
+
+    Weight matrices are stored ``[in, out]``, as ONNX multiplies them.
+
+    Raises:
+        ConfigError: The configuration names a memory or an option that does not exist.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        if config.vocab_size is not None:
+            self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
+            width = config.vocab_size
+        else:
+            assert config.features is not None
+            assert config.outputs is not None
+            self.feature_in = nn.Linear(config.features, config.d_model)
+            width = config.outputs
+        self.layers = nn.ModuleList(Layer(config, memories) for memories in config.layer_memories())
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        tied = config.vocab_size is not None and config.tie_embeddings
+        self.head = None if tied else nn.Parameter(torch.empty(config.d_model, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight matrices: normal, and smaller where they add to the residual stream (GPT-2's rule)."""
+        for name, parameter in self.named_parameters():
+            leaf = name.rsplit(".", 1)[-1]
+            if leaf in ("embedding", "qkv", "gate_up", "head"):
+                nn.init.normal_(parameter, std=_INIT_STD)
+            elif leaf in ("out", "down"):
+                nn.init.normal_(parameter, std=_INIT_STD / (2 * self.config.layers) ** 0.5)
+
+    def _layers(self) -> Iterator[tuple[str, Layer]]:
+        for name, layer in self.layers.named_children():
+            assert isinstance(layer, Layer)
+            yield name, layer
+
+    def states(self) -> tuple[StateSpec, ...]:
+        """The states of all layers, named ``<layer>.<memory>.<tensor>``."""
+        return tuple(
+            replace(spec, name=f"{name}.{spec.name}")
+            for name, layer in self._layers()
+            for spec in layer.attention.states()
+        )
+
+    def contract(self) -> Contract:
+        """What the exported graph takes and gives."""
+        config, states = self.config, self.states()
+        limits = [memory.max_chunk for _, layer in self._layers() for _, memory in layer.attention.named_memories()]
+        return Contract(
+            input=InputSpec("tokens", (), "int64", config.vocab_size)
+            if config.vocab_size is not None
+            else InputSpec("features", (config.features or 0,)),
+            output=OutputSpec("logits", (config.vocab_size,))
+            if config.vocab_size is not None
+            else OutputSpec("predictions", (config.outputs or 0,)),
+            states=states,
+            max_chunk=min([config.max_chunk, *(limit for limit in limits if limit is not None)]),
+            output_indices=True,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        state: Mapping[str, Tensor] | None = None,
+        output_indices: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """One call on ``T`` time steps of ``B`` streams.
+
+        Args:
+            x: Tokens int64 ``[B, T]`` or features ``[B, T, F]``.
+            state: Every state ``[B, *shape]`` and ``position`` int64 ``[B]``; ``None`` starts at position 0, with any
+                ``T``.
+            output_indices: Which time steps to compute outputs for, int64 ``[S]``; ``None`` for all.
+
+        Returns:
+            Logits or predictions ``[B, S, ·]``, and by name the new value of every replaced state and the new entries
+            of every appended one.
+        """
+        batch, time = x.shape[0], x.shape[1]
+        start = torch.zeros(batch, dtype=torch.int64, device=x.device) if state is None else state[POSITION]
+        clock = Clock(start, time)
+        h = F.embedding(x, self.embedding) if self.config.vocab_size is not None else self.feature_in(x)
+        new: dict[str, Tensor] = {}
+        for name, layer in self._layers():
+            past = None
+            if state is not None:
+                past = {spec.name: state[f"{name}.{spec.name}"] for spec in layer.attention.states()}
+            h, layer_new = layer(h, clock, past)
+            new.update({f"{name}.{key}": value for key, value in layer_new.items()})
+        if output_indices is not None:
+            h = h.index_select(1, output_indices)
+        h = self.norm(h)
+        return h @ (self.embedding.t() if self.head is None else self.head), new

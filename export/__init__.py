@@ -1,0 +1,18 @@
+"""Export: from a torch module to a verified bundle (needs torch, onnx and onnxscript)."""
+
+from __future__ import annotations
+
+from edgemem.export.check import CheckReport, check
+from edgemem.export.exporter import export_bundle, growing_twin, sealed_twin, source_of
+from edgemem.export.source import Source, load_source
+
+__all__ = [
+    "CheckReport",
+    "Source",
+    "check",
+    "export_bundle",
+    "growing_twin",
+    "load_source",
+    "sealed_twin",
+    "source_of",
+]

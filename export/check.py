@@ -1,0 +1,346 @@
+"""Whether a bundle computes what its model computes, and loses no state on the way.
+
+Three kinds of evidence:
+
+* the graph: its inputs and outputs are the contract's, and every state input has a path to an output;
+* probes: every state changes as the stream goes, and changing any one of them alone changes what comes out;
+* parity: streams fed step by step and in several chunkings, past every window's wrap, from the initial state and from
+  positions far away, equal torch's full-sequence pass. A mismatch is traced to the first step and tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgemem.bundle import Bundle, open_bundle
+from edgemem.contract import POSITION, Contract, StateSpec, initial_state
+from edgemem.errors import VerificationError
+from edgemem.export.graph import Sealed
+from edgemem.export.source import Source
+from edgemem.protocol import TORCH_DTYPES, example_input, initial_tensors
+from edgemem.runtimes import Session, Stream
+from edgemem.runtimes import open as open_session
+
+TOLERANCE = 1e-4
+"""Largest difference allowed on outputs, in the scale of ``1 + |output|``, float32 against float32."""
+FAR_POSITIONS = (2**24 - 1, 2**31 - 1, 10**12)
+
+_LEAST_STEPS = 4  # the probes look at the state after each of the last three
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class CheckReport:
+    """What a check measured.
+
+    Attributes:
+        steps: Steps streamed and compared with the full-sequence pass.
+        tolerance: What the errors were held to.
+        step_error: Largest difference on outputs, stepping.
+        chunk_errors: The same for each chunking, by its description.
+        far_errors: The same for calls from positions far away, by position.
+        graph_states: Number of states whose path through the graph was followed.
+    """
+
+    steps: int
+    tolerance: float
+    step_error: float = 0.0
+    chunk_errors: dict[str, float] = field(default_factory=dict)
+    far_errors: dict[str, float] = field(default_factory=dict)
+    graph_states: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def default_steps(contract: Contract) -> int:
+    """Enough steps to pass the longest ring's wrap twice, and to make a call of the most time steps."""
+    longest = max((state.window or 0 for state in contract), default=0)
+    return max(64, 2 * longest + 3, contract.max_chunk + 3)
+
+
+def check(
+    path: str | Path,
+    source: Source,
+    *,
+    steps: int | None = None,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Hold a bundle to its model.
+
+    Args:
+        path: The bundle.
+        source: The model that it was exported from.
+        steps: Steps to stream; by default past the longest ring's wrap, twice.
+        tolerance: Largest difference allowed on outputs, times ``1 + |output|``.
+        seed: Seed of the random data.
+        progress: Called with a phase's name, the steps done and the steps in all.
+
+    Raises:
+        VerificationError: A state is lost, never changes or has no effect, or the numbers differ: the message names
+            the first step and tensor.
+    """
+    bundle = open_bundle(path)
+    contract = bundle.contract
+    module = source.module if _same_states(source.contract, contract) else Sealed(source.module)
+    if not _same_states(module.contract(), contract):  # type: ignore[operator]
+        raise VerificationError(
+            f"{path} carries other states than {source.name} declares.", hint="Check it against its own source."
+        )
+    check_graph(bundle)
+    # The module's own contract: a sealed one does not tell its rings from other states.
+    steps = max(steps or default_steps(source.contract), _LEAST_STEPS)
+    report = CheckReport(steps, tolerance, graph_states=len(contract.states))
+    generator = torch.Generator().manual_seed(seed)
+    x = example_input(contract, 2, steps, generator)
+    with torch.inference_mode():
+        expected = source.module(x, None if source.config else initial_tensors(source.contract, 2))[0].float().numpy()
+    data = x.numpy()
+    threads = torch.get_num_threads()
+    with open_session(path, "onnxruntime", threads=threads, device="cpu") as session:
+        comparison = _Comparison(session, module, data, expected, tolerance)
+        check_probes(session, data)
+        report.step_error = comparison.stream([1] * steps, "stepping", progress)
+        for name, sizes in _chunkings(bundle, steps, seed):
+            report.chunk_errors[name] = comparison.stream(sizes, name, progress)
+        if contract.has_fixed_size and _has_position(contract):
+            for position in FAR_POSITIONS:
+                report.far_errors[str(position)] = comparison.from_position(position)
+    return report
+
+
+def check_graph(bundle: Bundle) -> None:
+    """Follow every state through every graph: it must be an input, reach an output, and come out.
+
+    Raises:
+        VerificationError: A state is missing from the graph, or nothing depends on it.
+    """
+    import onnx_ir as ir
+
+    contract = bundle.contract
+    for graph in bundle.manifest.graphs:
+        model = ir.load(bundle.file(graph.file))
+        inputs = {value.name: value for value in model.graph.inputs}
+        outputs = {value.name for value in model.graph.outputs}
+        if missing := [name for name in contract.graph_inputs if name not in inputs]:
+            raise VerificationError(f"{graph.file}: the input {missing[0]} was dropped from the graph.")
+        if missing := [name for name in contract.graph_outputs if name not in outputs]:
+            raise VerificationError(f"{graph.file}: the output {missing[0]} is not in the graph.")
+        for state in contract:
+            if not inputs[state.input_name].uses():
+                raise VerificationError(
+                    f"{graph.file}: nothing reads {state.input_name}: the model ignores its past.",
+                    hint="The module must use the state that it is given, not one that it keeps as an attribute.",
+                )
+        for state in contract:
+            value = next(value for value in model.graph.outputs if value.name == state.output_name)
+            if value.producer() is None:
+                raise VerificationError(
+                    f"{graph.file}: {state.output_name} is an input or a constant: the state never changes."
+                )
+
+
+def check_probes(session: Session, data: np.ndarray[Any, Any]) -> None:
+    """Run the stream warm; every state must have changed, and each alone must have an effect.
+
+    Args:
+        session: The bundle, opened.
+        data: ``[B, T, ...]``: enough steps to fill the rings.
+
+    Raises:
+        VerificationError: A state kept its initial value, or no output depends on it.
+    """
+    contract = session.contract
+    warm = session.stream(data.shape[0])
+    warm.feed(data[:, :-3], outputs="none")
+    unchanged = set(contract)
+    for step in (-3, -2):  # a state may pass through its initial value, but not stay there
+        warm.feed(data[:, step : step + 1], outputs="none")
+        state, positions = warm.state(), warm.positions
+        unchanged -= {
+            spec for spec in unchanged if not np.array_equal(state[spec.name], initial_state(spec, warm.batch))
+        }
+    if unchanged:
+        name = min(spec.name for spec in unchanged)
+        raise VerificationError(
+            f"state {name!r} still has its initial value after {data.shape[1] - 1} steps: it never changes."
+        )
+    baseline = _step(warm, data[:, -1:])
+    for spec in contract:
+        if spec.update == "replace" and spec.growing_axis is None and spec.shape == () and spec.dtype == "int64":
+            continue  # a counter; whether it has an effect shows in the parity past the wrap
+        probe = session.stream(data.shape[0])
+        probe.load_state({**state, spec.name: _changed(state[spec.name])}, positions)
+        if _equal(baseline, _step(probe, data[:, -1:]), spec):
+            raise VerificationError(
+                f"state {spec.name!r} has no effect: neither the output nor another state depends on it.",
+                hint="Remove it from the contract, or use it in forward().",
+            )
+
+
+def _step(stream: Stream, x: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    output = stream.step(x[:, 0]).copy()
+    return {"": output, **stream.state()}
+
+
+def _equal(a: Mapping[str, np.ndarray[Any, Any]], b: Mapping[str, np.ndarray[Any, Any]], probed: StateSpec) -> bool:
+    """Whether nothing differs; an appended state may differ from itself, which says nothing."""
+    return all(
+        np.array_equal(a[name], b[name]) for name in a if not (name == probed.name and probed.update == "append")
+    )
+
+
+def _changed(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if value.dtype == np.bool_:
+        return np.asarray(~value)
+    if value.dtype.kind == "f":
+        return np.asarray(value * 1.5 + 0.25, dtype=value.dtype)
+    return np.asarray(value + 1, dtype=value.dtype)
+
+
+def _chunkings(bundle: Bundle, steps: int, seed: int) -> Iterator[tuple[str, list[int]]]:
+    """Ways to cut ``steps`` into calls: as long as they go, all of three, and a random mix."""
+    longest = min(bundle.max_time, bundle.contract.max_chunk, steps)
+    if longest == 1:
+        return
+    yield f"chunks of {longest}", _cut(steps, lambda: longest)
+    if longest > 3:
+        yield "chunks of 3", _cut(steps, lambda: 3)
+        generator = np.random.default_rng(seed)
+        yield f"mixed chunks of 1 to {longest}", _cut(steps, lambda: int(generator.integers(1, longest + 1)))
+
+
+def _cut(steps: int, size: Callable[[], int]) -> list[int]:
+    sizes: list[int] = []
+    while (left := steps - sum(sizes)) > 0:
+        sizes.append(min(left, size()))
+    return sizes
+
+
+class _Comparison:
+    """Streams the same data through the bundle in different ways, and compares with the full-sequence outputs."""
+
+    def __init__(
+        self,
+        session: Session,
+        module: torch.nn.Module,
+        data: np.ndarray[Any, Any],
+        expected: np.ndarray[Any, Any],
+        tolerance: float,
+    ) -> None:
+        self.session = session
+        self.module = module
+        self.data = data
+        self.expected = expected
+        self.tolerance = tolerance
+
+    def stream(self, sizes: list[int], name: str, progress: Progress | None) -> float:
+        """Feed the data in calls of ``sizes``; the largest error.
+
+        Raises:
+            VerificationError: It exceeds the tolerance.
+        """
+        stream = self.session.stream(self.data.shape[0])
+        worst, done = 0.0, 0
+        for size in sizes:
+            part = self.data[:, done : done + size]
+            got = stream.step(part[:, 0])[:, None] if size == 1 else stream.feed(part, outputs="all")
+            assert got is not None
+            error = self._error(got, self.expected[:, done : done + size])
+            if not (error <= self.tolerance).all():  # NaN is not within the tolerance either
+                step = done + int(np.argmax(~(error <= self.tolerance)))
+                self._fail(name, sizes, step, float(error[step - done]))
+            worst = max(worst, float(error.max()))
+            done += size
+            if progress is not None:
+                progress(name, done, self.data.shape[1])
+        return worst
+
+    def from_position(self, position: int) -> float:
+        """One call, from the same synthetic state at ``position``, in the engine and in torch; the largest error."""
+        contract = self.session.contract
+        generator = torch.Generator().manual_seed(position % 2**31)
+        batch = self.data.shape[0]
+        state = {
+            name: torch.rand(value.shape, generator=generator).to(value.dtype) + 0.5
+            for name, value in initial_tensors(contract, batch).items()
+        }
+        time = min(self.session.max_time, 5, self.data.shape[1])
+        # Every stream of the batch at a position of its own.
+        state[POSITION] = torch.tensor([position + 7 * row for row in range(batch)])
+        part = self.data[:, :time]
+        with torch.inference_mode():
+            expected = self.module(_tensor(part, contract), state)[0].float().numpy()
+        stream = self.session.stream(batch)
+        stream.load_state({spec.name: state[spec.name].numpy() for spec in contract}, state[POSITION].numpy())
+        got = stream.feed(part, outputs="all")
+        assert got is not None
+        error = self._error(got, expected)
+        if not (error <= self.tolerance).all():
+            raise VerificationError(
+                f"{contract.output.name} differs by {error.max():.2e} from torch's in a call from position {position} "
+                f"(tolerance {self.tolerance:.0e}): a counter is not exact."
+            )
+        return float(error.max())
+
+    @staticmethod
+    def _error(got: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Largest error of each time step, in the scale of ``1 + |expected|``: ``[T]``."""
+        error = np.abs(got.astype(np.float64) - expected) / (1 + np.abs(expected))
+        return np.asarray(error.reshape(error.shape[0], error.shape[1], -1).max(axis=(0, 2)))
+
+    def _fail(self, name: str, sizes: list[int], step: int, error: float) -> None:
+        """Stream again beside torch's own step to find the first tensor that differs, and raise."""
+        first = self._first_difference(sizes, step)
+        where = f"the first tensor to differ is {first}" if first else "every state agrees with torch's own step"
+        raise VerificationError(
+            f"{name}: {self.session.contract.output.name} at step {step} differs by {error:.2e} from torch's "
+            f"full-sequence pass (tolerance {self.tolerance:.0e}); {where}.",
+            hint="If torch's own step differs from its full-sequence pass too, the module's two forms disagree."
+            if not first
+            else None,
+        )
+
+    def _first_difference(self, sizes: list[int], last: int) -> str | None:
+        from edgemem.runtimes.torch_reference import TorchSession
+
+        batch = self.data.shape[0]
+        ours = self.session.stream(batch)
+        theirs = TorchSession(self.session.contract, self.module).stream(batch)
+        done = 0
+        for size in sizes:
+            part = self.data[:, done : done + size]
+            ours.feed(part, outputs="none")
+            theirs.feed(part, outputs="none")
+            reference = theirs.state()
+            for name, value in ours.state().items():
+                wanted = reference[name].astype(np.float64)
+                error = np.abs(value.astype(np.float64) - wanted) / (1 + np.abs(wanted))
+                if not (error <= self.tolerance).all():
+                    return f"{name} after step {done + size - 1} (by {error.max():.2e})"
+            done += size
+            if done > last:
+                return None
+        return None
+
+
+def _tensor(data: np.ndarray[Any, Any], contract: Contract) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(data)).to(TORCH_DTYPES[contract.input.dtype])
+
+
+def _has_position(contract: Contract) -> bool:
+    return contract.position == "input" or any(spec.name == POSITION for spec in contract)
+
+
+def _same_states(a: Contract, b: Contract) -> bool:
+    return a.states == b.states

@@ -1,0 +1,114 @@
+"""What can be exported: a checkpoint, a configuration alone, or a factory for a module of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edgemem.contract import Contract
+from edgemem.errors import ExportError, ProtocolError
+from edgemem.models.checkpoint import CONFIG, TOKENIZER, load_checkpoint
+from edgemem.models.config import DecoderConfig
+from edgemem.models.decoder import Decoder
+from edgemem.protocol import check_protocol, raised_at
+
+RANDOM_SEED = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module to export, and where it came from.
+
+    Attributes:
+        module: The module, in evaluation mode; it follows the streaming protocol.
+        kind: ``"checkpoint"``, ``"config"`` or ``"factory"``.
+        name: What the user named.
+        config: The decoder's configuration; ``None`` for a user's own module.
+        tokenizer_file: A ``tokenizer.json`` to carry along.
+    """
+
+    module: nn.Module
+    kind: str
+    name: str
+    config: DecoderConfig | None = None
+    tokenizer_file: Path | None = None
+
+    @property
+    def contract(self) -> Contract:
+        """The module's contract."""
+        contract: Contract = self.module.contract()  # type: ignore[operator]
+        return contract
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether nobody trained it: a configuration exported to measure a device."""
+        return self.kind == "config"
+
+
+def load_source(source: str) -> Source:
+    """Load what ``source`` names: a checkpoint's folder, a configuration file, or ``package.module:factory``.
+
+    Raises:
+        ExportError: Nothing of that name.
+        ConfigError: A checkpoint or configuration is malformed.
+        ProtocolError: The factory fails, or its module breaks the protocol.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise ExportError(f"{source} is a folder without {CONFIG}: not a checkpoint.")
+        model = load_checkpoint(path)
+        tokenizer = path / TOKENIZER
+        return Source(model, "checkpoint", source, model.config, tokenizer if tokenizer.is_file() else None)
+    if path.is_file():
+        return from_config(DecoderConfig.load(path), source)
+    if ":" in source:
+        return Source(check_protocol(_call_factory(source)), "factory", source)
+    raise ExportError(
+        f"{source} is no checkpoint folder, no configuration file, and no package.module:factory.",
+        hint="See: edgemem export --help",
+    )
+
+
+def from_config(config: DecoderConfig, name: str) -> Source:
+    """A decoder of ``config`` with random weights, the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        return Source(Decoder(config).eval(), "config", name, config)
+
+
+def _call_factory(source: str) -> object:
+    module_name, _, attribute = source.partition(":")
+    if not module_name or not attribute:
+        raise ExportError(f"{source!r} is not of the form package.module:factory.")
+    here = str(Path.cwd())
+    if here not in sys.path:  # as `python -m` does; the console script's own path is its bin folder
+        sys.path.insert(0, here)
+    try:
+        factory = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            factory = getattr(factory, part)
+    except ModuleNotFoundError as error:
+        raise ExportError(
+            f"cannot import {module_name}: no module named {error.name!r}.",
+            hint="Run the command from the folder that holds it, or install the package.",
+        ) from error
+    except AttributeError:
+        raise ExportError(f"{module_name} has no {attribute!r}.") from None
+    except Exception as error:
+        raise ExportError(
+            f"importing {module_name} raised {type(error).__name__}: {error}", hint=raised_at(error)
+        ) from error
+    if not callable(factory):
+        raise ProtocolError(f"{source} is a {type(factory).__name__}, wanted a function that returns a module.")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_SEED)
+            return factory()
+    except Exception as error:
+        raise ProtocolError(f"{source}() raised {type(error).__name__}: {error}", hint=raised_at(error)) from error

@@ -1,0 +1,8 @@
+"""Engines that run a bundle. Importing this package loads no engine; opening a bundle loads the one asked for."""
+
+from __future__ import annotations
+
+from edgemem.runtimes.registry import RUNTIMES, Runtime, open
+from edgemem.runtimes.session import Session, Stream
+
+__all__ = ["RUNTIMES", "Runtime", "Session", "Stream", "open"]

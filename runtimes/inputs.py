@@ -1,0 +1,106 @@
+"""What a user passes to ``step`` and ``feed``, checked and turned into the array that a graph takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgemem.contract import InputSpec, numpy_dtype
+from edgemem.errors import InputError
+from edgemem.runtimes import bfloat16
+from edgemem.runtimes.memory import Array
+
+
+def step_array(spec: InputSpec, x: Any, batch: int) -> Array:
+    """The data of one time step, ``[B, 1, *shape]``.
+
+    Args:
+        spec: What the graph takes.
+        x: ``[*shape]`` for a batch of one, ``[B, *shape]`` or ``[B, 1, *shape]``.
+        batch: Streams that advance together, ``B``.
+
+    Raises:
+        InputError: Wrong dtype, shape or range, or more than one time step.
+    """
+    array = _real_array(spec, x)
+    shape, rank = array.shape, len(spec.shape)
+    if shape[array.ndim - rank :] == spec.shape and array.ndim >= rank:
+        lead = shape[: array.ndim - rank]
+        if lead in ((batch,), (batch, 1)) or (lead == () and batch == 1):
+            return _checked(spec, array.reshape(batch, 1, *spec.shape))
+        if (batch == 1 and len(lead) == 1 and lead[0] > 1) or (len(lead) == 2 and lead[0] == batch and lead[1] > 1):
+            raise InputError(
+                f"step takes one time step, got {lead[-1]} ({spec.name} of shape {_show(shape)}).",
+                hint="Pass a chunk to feed() instead.",
+            )
+    raise _wrong_shape(spec, shape, batch, "step", ([()] if batch == 1 else []) + [(batch,), (batch, 1)])
+
+
+def chunk_array(spec: InputSpec, x: Any, batch: int) -> Array:
+    """The data of ``T`` time steps, ``[B, T, *shape]``.
+
+    Args:
+        spec: What the graph takes.
+        x: ``[T, *shape]`` for a batch of one, or ``[B, T, *shape]``; ``T`` is 1 or more.
+        batch: Streams that advance together, ``B``.
+
+    Raises:
+        InputError: Wrong dtype, shape or range, or no time step at all.
+    """
+    array = _real_array(spec, x)
+    shape, rank = array.shape, len(spec.shape)
+    if array.size == 0 and (array.ndim < rank or 0 in shape[: array.ndim - rank]):
+        raise InputError(f"feed needs 1 time step or more, got {spec.name} of shape {_show(shape)}.")
+    if array.ndim == rank + 1 and batch == 1 and shape[1:] == spec.shape:
+        return _checked(spec, array[np.newaxis])
+    if array.ndim == rank + 2 and shape[0] == batch and shape[2:] == spec.shape:
+        return _checked(spec, array)
+    raise _wrong_shape(spec, shape, batch, "feed", ([("T",)] if batch == 1 else []) + [(batch, "T")])
+
+
+def token_error(spec: InputSpec, token: int, where: str = "") -> InputError:
+    """The error for a token id outside the vocabulary."""
+    return InputError(
+        f"token id {token}{where} is outside the vocabulary: ids run from 0 to {(spec.vocab_size or 0) - 1}.",
+        hint="Encode the text with the tokenizer that the model was trained with.",
+    )
+
+
+def _real_array(spec: InputSpec, x: Any) -> Array:
+    try:
+        array: Array = np.asarray(x)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{spec.name} cannot be read as one array: {error}") from error
+    integral = spec.dtype.startswith("int") or spec.dtype == "bool"
+    kinds = "b" if spec.dtype == "bool" else "iu" if integral else "fiu"
+    if array.dtype.kind not in kinds and array.size:
+        wanted = "integer token ids" if spec.is_tokens else "integers" if integral else "real numbers"
+        hint = "Encode text to token ids first." if array.dtype.kind in "US" and spec.is_tokens else None
+        raise InputError(f"{spec.name} of dtype {array.dtype}, wanted {wanted} ({spec.dtype}).", hint=hint)
+    return array
+
+
+def _checked(spec: InputSpec, array: Array) -> Array:
+    """``array`` in the dtype that the graph takes, once every token id is known to be in the vocabulary."""
+    if spec.vocab_size is not None and (array.min() < 0 or array.max() >= spec.vocab_size):
+        row, time = (int(i) for i in np.argwhere((array < 0) | (array >= spec.vocab_size))[0][:2])
+        where = f" (stream {row}, time step {time} of {array.shape[1]})" if array.size > 1 else ""
+        raise token_error(spec, int(array[row, time]), where)
+    if spec.dtype == "bfloat16":
+        return bfloat16.encode(array)
+    return array.astype(numpy_dtype(spec.dtype), copy=False)
+
+
+def _show(shape: tuple[object, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _wrong_shape(
+    spec: InputSpec, got: tuple[int, ...], batch: int, call: str, leads: list[tuple[object, ...]]
+) -> InputError:
+    wanted = " or ".join(_show((*lead, *spec.shape)) for lead in leads)
+    return InputError(
+        f"{spec.name} of shape {_show(got)}: {call} of a stream with batch {batch} takes {wanted}.",
+        hint=f"Every one of the {batch} streams needs its own row." if batch > 1 else None,
+    )

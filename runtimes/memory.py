@@ -1,0 +1,161 @@
+"""Where an arena lies: the few things that host memory and device memory must both be able to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A strided copy: ``depth`` slices of ``height`` rows of ``width`` contiguous bytes.
+
+    Attributes:
+        width: Bytes in a row.
+        height: Rows in a slice.
+        depth: Slices.
+        dst_pitch: Bytes from one row of the destination to the next.
+        src_pitch: Bytes from one row of the source to the next.
+        dst_slice: Bytes from one slice of the destination to the next.
+        src_slice: Bytes from one slice of the source to the next.
+    """
+
+    width: int
+    height: int
+    depth: int
+    dst_pitch: int
+    src_pitch: int
+    dst_slice: int
+    src_slice: int
+
+    def flat(self) -> Box:
+        """The same copy as one slice, where the rows of all slices lie at even distances; otherwise itself."""
+        if self.height == 1:
+            return replace(self, height=self.depth, depth=1, dst_pitch=self.dst_slice, src_pitch=self.src_slice)
+        if self.dst_slice == self.height * self.dst_pitch and self.src_slice == self.height * self.src_pitch:
+            return replace(self, height=self.height * self.depth, depth=1)
+        return self
+
+
+class Block(Protocol):
+    """One contiguous allocation. Offsets and sizes are in bytes; copies within a device are in call order."""
+
+    @property
+    def address(self) -> int:
+        """Address of the first byte."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+
+    def host_buffer(self, offset: int, nbytes: int) -> Bytes:
+        """Bytes that the host can read and write: the block's own where the host sees them, else a staging copy."""
+
+    def upload(self, offset: int, array: Array) -> None:
+        """Copy a contiguous host array into the block; the array may be reused at once."""
+
+    def send(self, offset: int, buffer: Bytes) -> None:
+        """Copy what :meth:`host_buffer` gave to the block; the host leaves it alone until the next :meth:`download`."""
+
+    def download(self, offset: int, array: Array) -> None:
+        """Copy from the block into a contiguous host array, after everything issued before."""
+
+    def copy_from(self, source: Block, nbytes: int, dst: int = 0, src: int = 0) -> None:
+        """Copy ``nbytes`` bytes from ``source``, a block of the same memory."""
+
+    def copy_box(self, dst: int, src: int, box: Box) -> None:
+        """A strided copy inside the block."""
+
+    def copier(self, dst: int, src: int, box: Box, step: int, count: int) -> Callable[[int], None]:
+        """A prepared strided copy: called with ``i`` in ``0..count-1`` it copies to ``dst + i * step``."""
+
+
+class Memory(Protocol):
+    """A kind of memory."""
+
+    @property
+    def device(self) -> str:
+        """``"cpu"`` or ``"cuda"``."""
+
+    @property
+    def alignment(self) -> int:
+        """Bytes to which every tensor is aligned."""
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the host reads and writes it directly, so that nothing need be uploaded or downloaded."""
+
+    def allocate(self, nbytes: int) -> Block:
+        """A block of ``nbytes`` bytes whose content is undefined; it is freed when nobody refers to it."""
+
+
+class HostMemory:
+    """The host's own memory, addressed through numpy."""
+
+    device = "cpu"
+    alignment = 64
+    on_host = True
+
+    def allocate(self, nbytes: int) -> HostBlock:
+        """See :meth:`Memory.allocate`."""
+        return HostBlock(nbytes, self.alignment)
+
+
+class HostBlock:
+    """A block of host memory."""
+
+    def __init__(self, nbytes: int, alignment: int) -> None:
+        whole = np.empty(nbytes + alignment, dtype=np.uint8)
+        start = -whole.ctypes.data % alignment
+        self._bytes: Bytes = whole[start : start + nbytes]
+        self.address: int = self._bytes.ctypes.data
+        self.nbytes = nbytes
+
+    def host_buffer(self, offset: int, nbytes: int) -> Bytes:
+        """See :meth:`Block.host_buffer`."""
+        return self._bytes[offset : offset + nbytes]
+
+    def upload(self, offset: int, array: Array) -> None:
+        """See :meth:`Block.upload`."""
+        self._bytes[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+
+    def send(self, offset: int, buffer: Bytes) -> None:
+        """See :meth:`Block.send`; the buffer is the block's own."""
+
+    def download(self, offset: int, array: Array) -> None:
+        """See :meth:`Block.download`."""
+        array.reshape(-1).view(np.uint8)[...] = self._bytes[offset : offset + array.nbytes]
+
+    def copy_from(self, source: Block, nbytes: int, dst: int = 0, src: int = 0) -> None:
+        """See :meth:`Block.copy_from`."""
+        self._bytes[dst : dst + nbytes] = source.host_buffer(src, nbytes)
+
+    def copy_box(self, dst: int, src: int, box: Box) -> None:
+        """See :meth:`Block.copy_box`."""
+        self.copier(dst, src, box, 0, 1)(0)
+
+    def copier(self, dst: int, src: int, box: Box, step: int, count: int) -> Callable[[int], None]:
+        """See :meth:`Block.copier`."""
+        box = box.flat()
+        strides = (step, box.dst_slice, box.dst_pitch, box.src_slice, box.src_pitch)
+        unit = math.gcd(8, box.width, dst, src, *strides)  # wide elements copy faster
+        dtype = np.dtype(f"u{unit}")
+        rows = (box.depth, box.height, box.width // unit)
+        # np.ndarray refuses strides that leave the buffer, so a wrong layout cannot write elsewhere.
+        targets: Array = np.ndarray((count, *rows), dtype, self._bytes, dst, (step, box.dst_slice, box.dst_pitch, unit))
+        source: Array = np.ndarray(rows, dtype, self._bytes, src, (box.src_slice, box.src_pitch, unit))
+        if box.depth == 1:
+            targets, source = targets[:, 0], source[0]
+
+        def copy(index: int) -> None:
+            targets[index] = source
+
+        return copy

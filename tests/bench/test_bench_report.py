@@ -1,0 +1,277 @@
+"""The page says what the result says, and needs nothing but itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from conftest import example_result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgemem.bench import report, tables
+from edgemem.bench.result import BenchResult, Distribution
+from edgemem.errors import MissingDependencyError
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+NUMBER = re.compile(r"\d[\d\u00a0]*(?:\.\d+)?")
+
+
+class Page(HTMLParser):
+    """Collects the visible text outside of pictures, that inside of them, ids and attributes; checks the nesting."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.drawn: list[str] = []
+        self.ids: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if "svg" in self.open:
+            self.drawn.append(data)
+        elif "style" not in self.open and data.strip():
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return report.render(example_result())
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+@pytest.mark.parametrize("baselines", [True, False])
+@pytest.mark.parametrize("extras", [True, False])
+def test_the_page_parses_whatever_was_measured(baselines: bool, extras: bool) -> None:
+    page = Page(report.render(example_result(baselines=baselines, extras=extras)))
+    assert page.open == []
+    assert ("Beside what else could be run" in page.text) is baselines
+    assert ("Deadlines at 100 Hz" in page.text) is extras
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(html: str, page: Page) -> None:
+    assert "http" not in html
+    assert "//" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
+    assert "@import" not in html
+    assert set(re.findall(r"url\((.)", html)) <= {"#"}
+    tags = {tag for tag, _, _ in page.attributes}
+    assert not tags & {"script", "link", "img", "iframe", "object", "image"}
+    assert not [name for _, name, _ in page.attributes if name == "src" or name.startswith("on")]
+    assert all(value.startswith("#") for _, name, value in page.attributes if name == "href")
+
+
+def test_no_two_elements_share_an_id_and_every_reference_has_its_target(html: str, page: Page) -> None:
+    assert len(page.ids) == len(set(page.ids))
+    targets = set(re.findall(r'url\(#([^)"]+)\)', html))
+    targets |= {value[1:] for _, name, value in page.attributes if name == "href"}
+    assert targets
+    assert targets <= set(page.ids)
+
+
+def test_the_pictures_take_their_colours_from_the_page(html: str) -> None:
+    assert "#0a0b" not in html
+    assert "prefers-color-scheme: dark" in html
+    used = set(re.findall(r"var\(--(\w+)\)", html))
+    light, dark = re.findall(r":root \{(.*?)\}", html, flags=re.DOTALL)
+    for scheme in (light, dark):
+        assert used <= set(re.findall(r"--(\w+):", scheme))
+
+
+def test_the_page_is_made_for_a_phone_too(html: str) -> None:
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
+    assert html.count('<svg viewBox="') == 4
+    assert html.count("<style") == 1
+    assert not re.search(r"<svg [^>]*width=", html)
+
+
+def shifted(value: Any, name: str = "") -> Any:
+    """The same result with every number in it changed, the order of numbers kept."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: shifted(getattr(value, f.name), f.name) for f in dataclasses.fields(value)}
+        return type(value)(**fields)
+    if isinstance(value, dict):
+        return {key: shifted(entry, name) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [shifted(entry, name) for entry in value]
+    if isinstance(value, bool) or value is None or name in ("percent", "confidence", "shares", "format", "version"):
+        return value
+    if isinstance(value, int):
+        return value + value // 3 + 1
+    if isinstance(value, float):
+        return value * 1.37
+    return re.sub(r"\d", lambda digit: str((int(digit[0]) + 1) % 10), value)
+
+
+def test_every_number_on_the_page_comes_from_the_result(page: Page) -> None:
+    result = example_result()
+    other = Page(report.render(shifted(result)))
+    words, other_words = ("\n".join(p.text) for p in (page, other))
+    assert NUMBER.sub("#", words) == NUMBER.sub("#", other_words)
+    same = [
+        (a[0], words[max(0, a.start() - 30) : a.end() + 12])
+        for a, b in zip(NUMBER.finditer(words), NUMBER.finditer(other_words), strict=True)
+        if a[0] == b[0]
+    ]
+    constants = [
+        r"\bp(50|90|95|99|99\.9)\b",  # names of percentiles
+        r"per 1\u00a0000 positions",  # the slope's unit
+        r"95%",  # the confidence of the intervals
+        r"edgemem\n[^\n]*\n1\n",  # the bundle against itself
+    ]
+    unexplained = [around for _, around in same if not any(re.search(c, around) for c in constants)]
+    assert unexplained == []
+
+
+def test_the_figures_of_the_result_are_on_the_page(page: Page) -> None:
+    text = "\n".join(page.text).replace("\u00a0", " ")
+    for wanted in (
+        "reference",
+        "5.42 ms",
+        "9.87 ms",
+        "1.10×",
+        "20.6 GB/s",
+        "4 096 tokens",
+        "1 550 tokens/s",
+        "8.24×",
+        "torch is not installed.",
+        "NVIDIA Jetson Orin NX",
+        "Cortex <A78AE> & co",
+        "10 000 000",
+        "305.2 GiB",
+        "needs 10 000 samples",
+        "weights are random",
+        "412 ms",
+    ):
+        assert wanted in text, wanted
+
+
+def test_the_pictures_carry_the_figures_too(page: Page) -> None:
+    drawn = "\n".join(page.drawn)
+    for wanted in ("growing KV cache", "42.0 ms", "1.82×", "p50", "p99", "305.2 GiB", "5.36 ms", "8.008 MiB"):
+        assert wanted in drawn, wanted
+    assert "p99.9" not in drawn
+
+
+def test_a_percentile_that_the_sample_cannot_carry_is_a_dash() -> None:
+    steps = next(table for table in tables.tables(example_result()) if table.key == "steps")
+    rows = {row[0]: row[1:] for row in steps.rows}
+    assert rows["p99"][0].endswith("ms")
+    assert rows["p99.9"] == ("–", "needs 10 000 samples")
+
+
+def test_the_json_is_the_result() -> None:
+    result = example_result()
+    data = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert data["format"] == "edgemem.bench"
+    assert data["steps"]["latency"]["percentiles"][4] == {
+        "percent": 99.9,
+        "value_ms": None,
+        "needed_samples": 10_000,
+    }
+    assert data["comparison"]["baselines"][1]["skipped"] == "torch is not installed."
+    assert data["memory"]["state_bytes"] == result.memory.state_bytes
+
+
+@pytest.mark.parametrize(
+    ("slope", "said"),
+    [
+        ((0.5, -0.1, 0.9), "No growth that can be told from noise"),
+        ((0.5, 0.1, 0.9), "takes longer as the stream goes on"),
+        ((-0.5, -0.9, -0.1), "takes no longer"),
+        ((0.5, None, None), "too few for an interval"),
+    ],
+)
+def test_the_slope_is_said_in_words(slope: tuple[float, float | None, float | None], said: str) -> None:
+    sweep = example_result().sweep
+    interval = dataclasses.replace(sweep.slope_ns_per_1000_positions, value=slope[0], low=slope[1], high=slope[2])
+    assert said in tables.slope_sentence(dataclasses.replace(sweep, slope_ns_per_1000_positions=interval))
+
+
+@given(st.floats(1e-6, 1e12), st.integers(2, 6))
+def test_a_number_keeps_its_significant_digits(value: float, digits: int) -> None:
+    text = tables.number(value, digits)
+    assert "e" not in text
+    assert float(text.replace(" ", "")) == pytest.approx(value, rel=0.5 * 10.0 ** (1 - digits) * 1.000001)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(5.306, "5.31"), (0.00421, "0.00421"), (10_412.0, "10 400"), (9.996, "10.0"), (0.0, "0"), (-0.5, "-0.500")],
+)
+def test_numbers_are_written_without_exponents(value: float, text: str) -> None:
+    assert tables.number(value) == text
+
+
+def test_short_times_are_in_microseconds() -> None:
+    assert tables.ms(0.0071) == "7.10 µs"
+    assert tables.ms(0.71) == "0.710 ms"
+    assert tables.ms(None) == "–"
+
+
+def test_what_was_skipped_for_one_reason_is_said_once() -> None:
+    comparison = example_result().comparison
+    assert comparison is not None
+    skipped = [dataclasses.replace(b, p50_ms=None, ratio=None, skipped="no torch.") for b in comparison.baselines]
+    notes = tables.skipped_notes(dataclasses.replace(comparison, baselines=skipped, floor=None, floor_skipped="empty"))
+    assert len(notes) == 2
+    assert notes[0] == "Not measured: floor. Reason: empty."
+    assert notes[1].endswith("growing KV cache at 16 384. Reason: no torch.")
+
+
+def with_latency(latency: Distribution) -> BenchResult:
+    result = example_result(extras=False)
+    return dataclasses.replace(result, steps=dataclasses.replace(result.steps, latency=latency))
+
+
+def test_a_page_of_few_steps_names_no_percentile() -> None:
+    latency = example_result().steps.latency
+    few = dataclasses.replace(
+        latency, count=5, percentiles=[dataclasses.replace(p, value_ms=None) for p in latency.percentiles]
+    )
+    page = Page(report.render(with_latency(few)))
+    assert "ms a step on average." in "".join(page.text)
+
+
+def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
+    with pytest.raises(MissingDependencyError, match="needs matplotlib") as error:
+        report.require()
+    assert 'pip install "edgemem[report]"' in str(error.value)
+
+
+def test_measuring_loads_nothing_that_only_the_page_needs() -> None:
+    code = (
+        "import sys, edgemem.cli.bench_command, edgemem.bench.report as r; r.require();"
+        "print([m for m in ('matplotlib', 'jinja2', 'torch', 'onnx', 'edgemem.export') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

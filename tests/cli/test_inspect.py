@@ -1,0 +1,143 @@
+"""``edgemem inspect``."""
+
+import json
+
+import onnx
+import pytest
+
+from edgemem.bundle import GraphFile, Manifest, open_bundle, write_bundle
+from edgemem.cli.inspect_command import CONTEXTS, describe, memory_by_context, memory_kind
+from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
+
+from .conftest import RECITER, SUMMER
+
+MODEL = {"layers": 2, "heads": 8, "kv_heads": 4, "head_dim": 16, "d_model": 999}
+
+
+def contract_of(*states: StateSpec) -> Contract:
+    return Contract(InputSpec("tokens", (), "int64", 256), OutputSpec("logits", (256,)), states, max_chunk=8)
+
+
+HYBRID = contract_of(
+    *(StateSpec(f"{layer}.window.{tensor}", (4, 256, 16), update="append") for layer in "01" for tensor in "kv"),
+    *(StateSpec(f"{layer}.cumulative.mean", (4, 32)) for layer in "01"),
+    StateSpec("0.clock.count", (), "int64"),
+)
+
+
+def test_everything_in_the_contract_and_the_manifest_is_shown(reciter, invoke):
+    result = invoke("inspect", reciter)
+    assert (result.exit_code, result.stderr) == (0, "")
+    bundle = open_bundle(reciter)
+    shown = ["factory, reciter", "UTF-8 bytes", "tokens int64 [batch, time], ids 0 to 255", "model.onnx", "1 to 16"]
+    shown += ["logits float32 [batch, time, 256]", "0.sum.total", "[batch, 1]", "replace", bundle.fingerprint]
+    shown += [sha for sha, _ in bundle.manifest.files.values()]
+    for text in shown:
+        assert text in result.stdout, text
+
+
+def test_json_agrees_with_the_bundle(summer, invoke):
+    facts = json.loads(invoke("inspect", summer, "--json").stdout)
+    size = (summer / "model.onnx").stat().st_size
+    assert facts["totals"] == {"state_bytes": 8, "weights_bytes": 0, "graph_bytes": size, "bundle_bytes": size}
+    assert facts["input"] == {
+        "name": "features",
+        "dtype": "float32",
+        "shape": ["batch", "time", 2],
+        "vocab_size": None,
+    }
+    assert facts["states"] == [
+        {
+            "name": "0.sum.total",
+            "shape": ["batch", 2],
+            "dtype": "float32",
+            "update": "replace",
+            "initial": 0.0,
+            "bytes": 8,
+        }
+    ]
+    assert facts["fingerprint"] == open_bundle(summer).fingerprint
+    assert facts["max_chunk"] == SUMMER.max_chunk
+
+
+def test_what_the_export_measured_and_two_graphs_and_random_weights_are_shown(tmp_path, invoke):
+    with write_bundle(tmp_path / "bundle") as writer:
+        for name in ("step.onnx", "chunk.onnx"):
+            onnx.save(onnx.ModelProto(), writer.folder / name)
+        (writer.folder / "weights.safetensors").write_bytes(bytes(3 << 20))
+        graphs = (GraphFile("step.onnx", 1, 1), GraphFile("chunk.onnx", 2, 8))
+        verification = {"largest_difference": 1.25e-06, "steps": 600, "far": {"1000": 2.5e-07, "2000": 3e-07}}
+        source = {"kind": "config", "name": "tiny.json", "random_weights": True}
+        writer.finish(Manifest(RECITER, graphs, source=source, verification=verification, versions={"torch": "2.13.0"}))
+    lines = [line.split() for line in invoke("inspect", tmp_path / "bundle").stdout.splitlines()]
+    for line in (
+        ["largest_difference", "1.25e-06"],
+        ["steps", "600"],
+        ["far", "1000:", "2.5e-07,", "2000:", "3e-07"],
+        ["torch", "2.13.0"],
+        ["source", "config,", "tiny.json,", "random", "weights"],
+        ["weights", "3", "MiB"],
+    ):
+        assert line in lines
+    shown = {line[0]: line[2:-1] for line in lines if line and line[0].endswith(".onnx")}
+    assert shown == {"step.onnx": ["T", "=", "1"], "chunk.onnx": ["T", "=", "2", "to", "8"]}
+
+
+def test_memory_is_constant_for_fixed_memories_and_grows_for_a_kv_cache():
+    memory = memory_by_context(HYBRID, MODEL)
+    assert memory["kinds"] == {
+        "window": [4 * 4 * 256 * 16 * 4] * len(CONTEXTS),
+        "cumulative": [2 * 4 * 32 * 4] * len(CONTEXTS),
+        "clock": [8] * len(CONTEXTS),
+    }
+    assert memory["total"] == [HYBRID.state_bytes] * len(CONTEXTS)
+    per_step = 2 * 2 * 4 * 16 * 4  # keys and values, layers, heads, width, bytes
+    assert memory["kv_cache"] == [per_step * context for context in CONTEXTS]
+
+
+def test_the_kv_cache_has_the_dtype_of_the_window():
+    states = [StateSpec(state.name, state.shape, "float16", state.update) for state in HYBRID]
+    halved = memory_by_context(contract_of(*states), MODEL)["kv_cache"]
+    assert [2 * size for size in halved] == memory_by_context(HYBRID, MODEL)["kv_cache"]
+
+
+def test_a_growing_cache_of_the_models_own_is_as_large_as_the_one_to_compare_with():
+    states = [StateSpec(f"{layer}.full.{tensor}", (4, None, 16)) for layer in "01" for tensor in "kv"]
+    memory = memory_by_context(contract_of(*states), MODEL)
+    assert memory["kinds"]["full"] == memory["total"] == memory["kv_cache"]
+
+
+@pytest.mark.parametrize(
+    "model", [{**MODEL, "kv_heads": None, "heads": 4}, {**MODEL, "head_dim": None, "d_model": 128}]
+)
+def test_what_a_configuration_leaves_open_is_derived_as_the_decoder_does(model):
+    assert memory_by_context(HYBRID, model)["kv_cache"] == memory_by_context(HYBRID, MODEL)["kv_cache"]
+
+
+@pytest.mark.parametrize("model", [None, {}, {"layers": 2}, {**MODEL, "layers": "many"}])
+def test_without_a_decoders_configuration_the_reason_is_given(model):
+    memory = memory_by_context(HYBRID, model)
+    assert memory["kv_cache"] is None
+    assert memory["kv_cache_skipped"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("0.window.k", "window"), ("3.a.b.c", "a.b"), ("lstm.h", "lstm"), ("position", "position")],
+)
+def test_states_are_grouped_by_the_memory_in_their_name(name, kind):
+    assert memory_kind(name) == kind
+
+
+def test_a_damaged_bundle_is_an_error(invoke, tmp_path, summer):
+    (tmp_path / "manifest.json").write_bytes((summer / "manifest.json").read_bytes())
+    (tmp_path / "model.onnx").write_bytes((summer / "model.onnx").read_bytes()[:-1] + b"?")
+    for arguments in ((), ("--json",)):
+        result = invoke("inspect", tmp_path, *arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "SHA-256" in result.stderr
+
+
+def test_describe_holds_plain_json_values(summer):
+    facts = describe(open_bundle(summer))
+    assert json.loads(json.dumps(facts)) == facts

@@ -1,0 +1,153 @@
+"""The group: what is imported when, and how every command ends."""
+
+import json
+import re
+import subprocess
+import sys
+from importlib import metadata
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import edgemem.cli
+from edgemem.cli import main
+from edgemem.errors import EdgememError, MissingDependencyError
+
+from .conftest import write_reciter
+
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tokenizers",
+    "matplotlib",
+    "jinja2",
+    "transformers",
+)
+
+
+def loaded_by(code: str) -> set[str]:
+    """Which of :data:`HEAVY` a fresh interpreter has loaded after ``code``."""
+    report = f"{code}\nimport sys, json\nprint(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_importing_the_command_line_loads_no_engine():
+    assert loaded_by("import edgemem.cli") == set()
+
+
+@pytest.mark.parametrize("command", ["run", "bench", "inspect", "doctor"])
+def test_the_commands_of_the_device_load_neither_torch_nor_onnx(command):
+    code = f"import click, edgemem.cli\nedgemem.cli.main.get_command(click.Context(edgemem.cli.main), {command!r})"
+    assert loaded_by(code) == set()
+
+
+def test_inspect_works_without_any_engine(reciter):
+    code = f"from edgemem.cli import main\nmain(['inspect', {str(reciter)!r}], standalone_mode=False)"
+    assert loaded_by(code) == set()
+
+
+def test_run_loads_the_engine_that_it_uses_and_nothing_else(summer):
+    code = (
+        "import io, sys\nfrom edgemem.cli import main\nsys.stdin = io.TextIOWrapper(io.BytesIO(b'1,2'))\n"
+        f"main(['run', {str(summer)!r}], standalone_mode=False)"
+    )
+    assert loaded_by(code) == {"onnxruntime"}
+
+
+def test_help_lists_every_command_with_a_line_about_it(invoke):
+    result = invoke("--help")
+    assert result.exit_code == 0
+    for name in ("export", "check", "run", "bench", "inspect", "doctor"):
+        assert re.search(rf"^  {name} +\w.+\.$", result.output, re.MULTILINE), name
+
+
+def test_version_is_that_of_the_package(invoke):
+    result = invoke("--version")
+    assert (result.exit_code, result.output) == (0, f"edgemem {metadata.version('edgemem')}\n")
+
+
+@pytest.mark.parametrize("arguments", [["nosuch"], ["run"], ["run", "--nosuch"], ["inspect"], ["doctor", "extra"]])
+def test_wrong_usage_exits_with_2_and_says_how_to_get_help(invoke, arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert "Try 'main" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Make ``edgemem doctor`` raise what is given."""
+
+    def install(error: BaseException) -> None:
+        @click.command()
+        def doctor() -> None:
+            raise error
+
+        monkeypatch.setattr(sys.modules[__name__], "doctor", doctor, raising=False)
+        monkeypatch.setitem(edgemem.cli._COMMANDS, "doctor", (f"{__name__}:doctor", ""))
+
+    return install
+
+
+def test_an_error_of_ours_is_a_line_and_a_hint_on_stderr_and_exit_code_1(failing, invoke):
+    failing(MissingDependencyError("no torch.", hint='pip install "edgemem[export]"'))
+    result = invoke("doctor")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == 'Error: no torch.\npip install "edgemem[export]"\n'
+
+
+def test_an_error_of_ours_can_still_be_caught_by_callers_from_python(failing):
+    cause = EdgememError("no.")
+    failing(cause)
+    with pytest.raises(click.ClickException) as caught:
+        main(["doctor"], standalone_mode=False)
+    assert caught.value.__cause__ is cause
+
+
+def test_a_fault_of_ours_is_not_dressed_up(failing):
+    failing(ZeroDivisionError("a bug"))
+    assert isinstance(CliRunner().invoke(main, ["doctor"]).exception, ZeroDivisionError)
+
+
+def test_ctrl_c_ends_quietly_with_130(failing, invoke):
+    failing(KeyboardInterrupt())
+    result = invoke("doctor")
+    assert (result.exit_code, result.output) == (130, "")
+
+
+@pytest.mark.parametrize("command", ["inspect {0}", "inspect {0} --json", "run {0} --prompt a --max-tokens 3000"])
+def test_a_closed_pipe_ends_quietly(start, reciter, command):
+    process = start(*command.format(reciter).split())
+    process.stdout.read(1)
+    process.stdout.close()
+    process.wait(timeout=30)
+    assert process.returncode in (0, 141)  # 0: all of it fitted into the pipe before it was closed
+    assert process.stderr.read().count(b"Error") == 0
+
+
+def test_a_pipe_closed_before_anything_is_written_ends_quietly_with_141(start, reciter):
+    process = start("run", reciter, "--max-tokens", "5")
+    process.stdout.close()
+    process.stdin.write(b"prompt")
+    process.stdin.close()
+    assert process.wait(timeout=30) == 141
+    assert process.stderr.read() == b""
+
+
+def test_characters_that_the_terminal_lacks_are_replaced(start, reciter, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    out, _ = start("run", reciter, "--prompt", "a", "--max-tokens", "35", "--temperature", "0").communicate(timeout=30)
+    assert out.decode("latin-1").startswith("he naïve café serves ?? tea.")
+
+
+def test_tables_show_on_a_terminal_without_any_such_characters(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    process = start("inspect", write_reciter(tmp_path / "café"))
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert b"/caf?" in out

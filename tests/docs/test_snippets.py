@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import edgemem
+from edgemem.contract import Contract
+from edgemem.errors import ProtocolError
+from edgemem.export import export_bundle, load_source
+from edgemem.export.source import Source, from_config
+from edgemem.memories import MEMORIES
+from edgemem.models import Decoder, DecoderConfig
+from tests.docs.pages import ROOT, blocks, python_block
+
+CONFIG = DecoderConfig(
+    d_model=32,
+    layers=2,
+    heads=2,
+    vocab_size=256,
+    tokenizer="bytes",
+    memory=[{"type": "sinks", "slots": 2}, {"type": "window", "window": 16}, {"type": "cumulative"}],
+)
+
+
+def lively(source: Source) -> Source:
+    """The source with weights that tell one token from another."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in source.module.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return source
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A folder with the bundles that the pages speak of."""
+    folder = tmp_path_factory.mktemp("docs")
+    source = lively(from_config(CONFIG, "demo"))
+    export_bundle(source, folder / "demo/bundle")
+    export_bundle(source, folder / "demo/sealed", sealed=True)
+    return folder
+
+
+def run(code: str) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec(compile(code, "documentation", "exec"), names)
+    return names
+
+
+def stepped(text: list[int], count: int) -> dict[str, np.ndarray]:
+    """The state after the first tokens of the text, and its position."""
+    with edgemem.open("demo/bundle") as session:
+        stream = session.stream()
+        for token in text[:count]:
+            stream.step(token)
+        return {**stream.state(), "position": stream.positions}
+
+
+def continued(prompt: bytes, count: int) -> list[int]:
+    """The most probable continuation, by edgemem."""
+    text = list(prompt)
+    with edgemem.open("demo/bundle") as session:
+        stream = session.stream()
+        logits = stream.feed(text)
+        while len(text) < count:
+            text.append(int(logits[0].argmax()))
+            logits = stream.step(text[-1])
+    return text
+
+
+def test_the_sealed_loop_writes_the_text_and_carries_the_state_that_edgemem_does(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    names = run(python_block("contract.md", containing="demo/sealed/model.onnx"))
+    assert len(set(names["text"][20:])) > 1
+    assert names["text"] == continued(b"The import statement", len(names["text"]))
+    state = stepped(names["text"], 100)
+    assert {s["name"] for s in names["states"]} == set(state)
+    for s in names["states"]:
+        np.testing.assert_allclose(names["feeds"][s["input"]], state[s["name"]], atol=1e-4, err_msg=s["name"])
+
+
+def test_the_loop_with_rings_writes_the_text_and_carries_the_state_that_edgemem_does(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    names = run(python_block("contract.md", containing="put_along_axis"))
+    text = names["text"]
+    assert text == continued(b"The import statement", len(text))
+    state = stepped(text, len(text))
+    assert names["position"] == state.pop("position")
+    assert {s["name"] for s in names["states"]} == set(state)
+    for s in names["states"]:
+        np.testing.assert_allclose(names["state"][s["input"]], state[s["name"]], atol=1e-4, err_msg=s["name"])
+
+
+def test_the_blocks_on_streams_run(demo, monkeypatch, capsys):
+    monkeypatch.chdir(demo)
+    for block in [*blocks(ROOT / "README.md", "python"), *blocks(ROOT / "docs/run.md", "python")]:
+        run(block)
+    assert capsys.readouterr().out.split("\n") == ["[4 0 4]", "[4 4 4]", ""]
+
+
+def test_the_gru_is_exported_and_is_the_one_of_the_examples(tmp_path, monkeypatch):
+    code = python_block("own-model.md", containing="class SensorGRU")
+    (tmp_path / "gru_of_the_docs.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = load_source("gru_of_the_docs:create")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    assert source.contract == load_source("own_model:create").contract
+    assert export_bundle(source, tmp_path / "bundle").contract == source.contract
+
+
+def test_the_ages_of_a_ring_are_those_of_its_entries():
+    names = run("import torch\n" + python_block("own-model.md", containing="def ring_age"))
+    window = 5
+    for position in range(13):
+        ring = np.full(window, -1)
+        for i in range(position):
+            ring[i % window] = i
+        where = torch.tensor([position])
+        written = names["is_written"](where, window)[0].numpy()
+        assert (written == (ring >= 0)).all()
+        assert (names["ring_age"](where, window)[0].numpy()[written] == position - 1 - ring[written]).all()
+
+
+def test_a_memory_of_ones_own_is_exported_beside_a_window(tmp_path):
+    try:
+        run(python_block("memories.md", containing="class Peak"))
+        memory = [{"type": "window", "window": 8}, {"type": "peak"}]
+        config = DecoderConfig(d_model=32, layers=1, heads=2, vocab_size=256, memory=memory)
+        bundle = export_bundle(from_config(config, "peak"), tmp_path / "bundle")
+        assert "0.peak.pair" in {state.name for state in bundle.contract}
+    finally:
+        MEMORIES.pop("peak", None)
+
+
+def test_the_bytes_in_the_table_of_memories_are_those_of_the_contracts():
+    lines = (ROOT / "docs/memories.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|") for line in lines if line.startswith("| `") and not line.startswith("| `type`")]
+    stated = {cells[1].strip(" `"): cells[-2].strip() for cells in rows}
+    needed = {"moving_average": {"window": 256}, "weighted_average": {"window": 256}, "window": {"window": 256}}
+    assert set(stated) == set(MEMORIES)
+    for name, text in stated.items():
+        memory = [{"type": name, **needed.get(name, {})}]
+        if name not in needed:
+            memory.append({"type": "window", "window": 256})
+        model = Decoder(DecoderConfig(d_model=512, layers=1, heads=8, vocab_size=256, memory=memory))
+        held = [state for state in model.contract() if state.name.split(".")[1] == name]
+        if name == "full":
+            assert text == f"{sum(state.nbytes_at(1) for state in held):,} a step".replace(",", " ")
+        else:
+            assert text == f"{sum(state.nbytes for state in held):,}".replace(",", " "), name
+
+
+def test_the_contract_shown_is_what_edgemem_writes():
+    (text,) = blocks(ROOT / "docs/contract.md", "json")
+    contract = Contract.from_json(json.loads(text))
+    assert json.loads(json.dumps(contract.to_json())) == json.loads(text)
+    assert {state.update for state in contract} == {"replace", "append"}
+
+
+def test_the_messages_for_common_mistakes_are_the_ones_shown(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from own_model import SensorGRU
+
+    class KeepsAttribute(SensorGRU):
+        hidden = None
+
+        def forward(self, x, state):
+            read, self.hidden = self.gru(x, self.hidden)
+            return self.head(read), {"gru.hidden": self.hidden.transpose(0, 1)}
+
+    class LayersFirst(SensorGRU):
+        def forward(self, x, state):
+            read, hidden = self.gru(x, state["gru.hidden"].transpose(0, 1).contiguous())
+            return self.head(read), {"gru.hidden": hidden}
+
+    class ForgetsState(SensorGRU):
+        def forward(self, x, state):
+            return super().forward(x, state)[0], {}
+
+    from edgemem.protocol import check_protocol
+
+    shown = "\n".join(blocks(ROOT / "docs/own-model.md", "text"))
+    for mistake in (KeepsAttribute, LayersFirst, ForgetsState):
+        with pytest.raises(ProtocolError) as error:
+            check_protocol(mistake())
+        assert str(error.value) in shown

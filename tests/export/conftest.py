@@ -1,0 +1,47 @@
+"""Sources and bundles that several tests read and none changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edgemem.export import export_bundle
+from edgemem.export.source import Source, from_config
+from edgemem.models import DecoderConfig
+
+HYBRID = DecoderConfig(
+    d_model=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    vocab_size=256,
+    tokenizer="bytes",
+    memory=[
+        [{"type": "sinks", "slots": 2}, {"type": "window", "window": 8}, {"type": "cumulative"}],
+        [{"type": "window", "window": 5}, {"type": "gated_delta"}],
+    ],
+)
+
+
+def lively(source: Source) -> Source:
+    """The source with weights large enough for every memory to matter to the output."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in source.module.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return source
+
+
+@pytest.fixture(scope="session")
+def hybrid() -> Source:
+    return lively(from_config(HYBRID, "hybrid"))
+
+
+@pytest.fixture(scope="session")
+def hybrid_bundle(hybrid, tmp_path_factory):
+    return export_bundle(hybrid, tmp_path_factory.mktemp("bundles") / "hybrid")
+
+
+@pytest.fixture(scope="session")
+def sealed_bundle(hybrid, tmp_path_factory):
+    return export_bundle(hybrid, tmp_path_factory.mktemp("bundles") / "sealed", sealed=True)

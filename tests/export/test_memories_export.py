@@ -1,0 +1,76 @@
+"""Every memory, alone and in a hybrid, exports and agrees with torch: open rings, sealed rings, grouped heads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edgemem import StateSpec
+from edgemem.export import export_bundle
+from edgemem.export.source import from_config
+from edgemem.memories import MEMORIES, RecurrentMemory, register_memory
+from edgemem.models import DecoderConfig
+from tests.export.conftest import lively
+
+WINDOW = {"type": "window", "window": 6}
+LISTS = {
+    "window": [WINDOW],
+    "sinks": [{"type": "sinks", "slots": 3}, WINDOW],
+    "moving_average": [WINDOW, {"type": "moving_average", "window": 9, "bias": "log_count"}],
+    "weighted_average": [
+        WINDOW,
+        {"type": "weighted_average", "window": 7},
+        {"type": "weighted_average", "window": 3, "beta": [3.0, 2.0, 1.0]},
+    ],
+    "geometric": [WINDOW, {"type": "geometric"}, {"type": "geometric", "decay": 0.9}],
+    "cumulative": [WINDOW, {"type": "cumulative", "bias": "log_count"}],
+    "gated_average": [WINDOW, {"type": "gated_average"}],
+    "compressed": [WINDOW, {"type": "compressed", "slots": 2, "rate": 3}],
+    "linear_attention": [WINDOW, {"type": "linear_attention"}],
+    "gated_delta": [{"type": "gated_delta"}],
+    "full": [{"type": "full"}],
+}
+
+
+def test_no_memory_is_left_out():
+    assert set(LISTS) == {name for name in MEMORIES if not name.startswith("test_")}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_exported_graph_computes_what_torch_computes(name, tmp_path):
+    config = DecoderConfig(d_model=16, layers=1, heads=4, kv_heads=2, features=3, outputs=2, memory=LISTS[name])
+    bundle = export_bundle(lively(from_config(config, name)), tmp_path / name, sealed=False)
+    report = bundle.manifest.verification
+    assert max(report["step_error"], *report["chunk_errors"].values()) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["sinks", "moving_average", "compressed"])
+def test_the_sealed_graph_computes_what_torch_computes(name, tmp_path):
+    config = DecoderConfig(d_model=16, layers=1, heads=2, features=3, outputs=2, memory=LISTS[name])
+    report = export_bundle(lively(from_config(config, name)), tmp_path / name, sealed=True).manifest.verification
+    assert max(report["step_error"], *report["chunk_errors"].values()) < 2e-5
+
+
+class Peak(RecurrentMemory):
+    """An f of the user's own: the largest pair so far, channel by channel."""
+
+    type_name = "test_peak"
+
+    def states(self):
+        return (StateSpec("pair", (2 * self.dims.kv_heads, self.dims.head_dim), initial=-1e9),)
+
+    def update(self, pair, x, state):
+        peak = torch.maximum(state["pair"], pair)
+        return peak, {"pair": peak}
+
+
+def test_an_f_of_the_users_own_exports_as_a_scan(tmp_path, monkeypatch):
+    monkeypatch.delitem(MEMORIES, Peak.type_name, raising=False)
+    monkeypatch.setitem(MEMORIES, "unused", Peak)  # restores the registry afterwards
+    register_memory(Peak)
+    config = DecoderConfig(
+        d_model=16, layers=1, heads=2, vocab_size=20, memory=[WINDOW, {"type": "cumulative"}, {"type": "test_peak"}]
+    )
+    report = export_bundle(lively(from_config(config, "peak")), tmp_path / "peak").manifest.verification
+    assert max(report["step_error"], *report["chunk_errors"].values()) < 2e-5
+    MEMORIES.pop(Peak.type_name)

@@ -1,0 +1,290 @@
+"""A bundle is opened only when it is ours, complete and unchanged; it is written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgemem.bundle import (
+    MANIFEST,
+    WEIGHTS,
+    Bundle,
+    GraphFile,
+    Manifest,
+    fingerprint,
+    is_bundle,
+    open_bundle,
+    package_versions,
+    write_bundle,
+)
+from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
+from edgemem.errors import BundleError, EdgememError
+
+CONTRACT = Contract(
+    InputSpec("tokens", (), "int64", 5),
+    OutputSpec("logits", (5,)),
+    (StateSpec("0.window.k", (1, 8, 2), update="append"),),
+    max_chunk=8,
+)
+FILES = {"step.onnx": b"step", "chunk.onnx": b"chunk", WEIGHTS: b"weights" * 100, "tokenizer.json": b"{}"}
+
+
+def manifest(**changes: Any) -> Manifest:
+    fields: dict[str, Any] = {
+        "contract": CONTRACT,
+        "graphs": (GraphFile("step.onnx", 1, 1), GraphFile("chunk.onnx", 1, 8)),
+        "source": {"kind": "checkpoint", "name": "été"},
+        "model": {"layers": 1},
+        "tokenizer": "tokenizer.json",
+        "input_meaning": "bytes",
+        "versions": {"edgemem": "0"},
+        "verification": {"steps": 3},
+    }
+    return Manifest(**{**fields, **changes})
+
+
+def write(path: Path, files: dict[str, bytes] | None = None, **changes: Any) -> Bundle:
+    with write_bundle(path) as writer:
+        for name, content in (FILES if files is None else files).items():
+            (writer.folder / name).write_bytes(content)
+        writer.finish(manifest(**changes))
+    return open_bundle(path)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write(tmp_path / "bundle")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def edit(bundle: Bundle, change: Callable[[dict[str, Any]], object]) -> None:
+    data = json.loads((bundle.path / MANIFEST).read_text())
+    change(data)
+    (bundle.path / MANIFEST).write_text(json.dumps(data))
+
+
+# What is written is read
+
+
+def test_a_bundle_is_read_as_it_was_written(bundle: Bundle) -> None:
+    found = bundle.manifest
+    assert replace(found, files={}, created="") == manifest()
+    assert {name: size for name, (_, size) in found.files.items()} == {name: len(data) for name, data in FILES.items()}
+    assert found.created.endswith("+00:00")
+    assert bundle.contract == CONTRACT
+    assert bundle.weights_bytes == 700
+    assert bundle.file(WEIGHTS).read_bytes() == FILES[WEIGHTS]
+
+
+def test_a_manifest_survives_json(bundle: Bundle) -> None:
+    assert Manifest.from_json(json.loads(json.dumps(bundle.manifest.to_json()))) == bundle.manifest
+
+
+def test_the_narrowest_graph_that_takes_a_number_of_steps_is_chosen(bundle: Bundle) -> None:
+    chosen = {time: bundle.graph_for(time) for time in (1, 2, 8, 9)}
+    assert chosen == {
+        1: GraphFile("step.onnx", 1, 1),
+        2: GraphFile("chunk.onnx", 1, 8),
+        8: GraphFile("chunk.onnx", 1, 8),
+        9: None,
+    }
+    assert bundle.max_time == 8
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_handed_out(bundle: Bundle) -> None:
+    (bundle.path / "extra").write_text("x")
+    with pytest.raises(BundleError, match="extra"):
+        bundle.file("extra")
+
+
+def test_versions_are_of_installed_packages_only() -> None:
+    versions = package_versions("numpy", "no-such-package-anywhere")
+    assert {"python", "numpy"} <= set(versions)
+    assert "no-such-package-anywhere" not in versions
+
+
+# Fingerprints
+
+
+def test_the_fingerprint_is_of_the_model_and_not_of_the_day_or_the_folder(tmp_path: Path, bundle: Bundle) -> None:
+    again = write(tmp_path / "again", created="1999-01-01T00:00:00+00:00", verification={"steps": 9}, source={})
+    assert again.fingerprint == bundle.fingerprint
+    assert len(bundle.fingerprint) == 64
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_fingerprint_changes_with_every_file(tmp_path: Path, bundle: Bundle, name: str) -> None:
+    other = write(tmp_path / "other", files={**FILES, name: FILES[name][:-1] + b"?"})
+    assert other.fingerprint != bundle.fingerprint
+
+
+def test_the_fingerprint_changes_with_the_contract(bundle: Bundle) -> None:
+    other = replace(bundle.manifest, contract=replace(CONTRACT, output_indices=True))
+    assert fingerprint(other) != bundle.fingerprint
+
+
+# What is not a bundle
+
+
+def test_a_place_with_no_bundle_is_named_with_the_way_to_make_one(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    for name, what in (("nowhere", "does not exist"), ("folder", "has no manifest"), ("file", "is a file")):
+        with pytest.raises(BundleError, match=what) as refusal:
+            open_bundle(tmp_path / name)
+        assert "edgemem export" in (refusal.value.hint or "")
+        assert not is_bundle(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b'{"format": "other"}'])
+def test_a_manifest_that_is_not_ours_is_refused(bundle: Bundle, content: bytes) -> None:
+    (bundle.path / MANIFEST).write_bytes(content)
+    with pytest.raises(BundleError, match=MANIFEST):
+        open_bundle(bundle.path)
+    assert not is_bundle(bundle.path)
+
+
+def test_a_manifest_that_is_a_folder_is_refused(bundle: Bundle) -> None:
+    (bundle.path / MANIFEST).unlink()
+    (bundle.path / MANIFEST).mkdir()
+    with pytest.raises(BundleError, match="cannot be read"):
+        open_bundle(bundle.path)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_a_bundle_of_another_version_is_refused(bundle: Bundle, version: Any) -> None:
+    edit(bundle, lambda data: data.update(version=version))
+    with pytest.raises(BundleError, match=f"version {version}, this edgemem reads version 1"):
+        open_bundle(bundle.path)
+
+
+MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "contract of another kind": lambda data: data["contract"].update(format="x"),
+    "contract that contradicts itself": lambda data: data["contract"]["states"][0].update(bytes=1),
+    "graphs that are no list": lambda data: data.update(graphs=3),
+    "no graph at all": lambda data: data.update(graphs=[]),
+    "no graph for one step": lambda data: data.update(graphs=[{"file": "chunk.onnx", "time": [2, 8]}]),
+    "a graph without times": lambda data: data["graphs"][0].pop("time"),
+    "a graph with one time": lambda data: data["graphs"][0].update(time=[1]),
+    "a graph that is no file": lambda data: data["graphs"][0].update(file=["step.onnx"]),
+    "a graph that is not listed": lambda data: data["graphs"][0].update(file="other.onnx"),
+    "files that are a list": lambda data: data.update(files=[]),
+    "a file without a size": lambda data: data["files"][WEIGHTS].pop("bytes"),
+    "a size that is no number": lambda data: data["files"][WEIGHTS].update(bytes="many"),
+    "a source that is a number": lambda data: data.update(source=3),
+}
+
+
+@pytest.mark.parametrize("key", sorted(set(manifest().to_json()) - {"format", "version"}))
+def test_a_manifest_that_lacks_a_part_is_refused_by_its_name(bundle: Bundle, key: str) -> None:
+    edit(bundle, lambda data: data.pop(key))
+    with pytest.raises(BundleError, match=key):
+        open_bundle(bundle.path)
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_a_malformed_manifest_is_refused(bundle: Bundle, what: str) -> None:
+    edit(bundle, MALFORMED[what])
+    with pytest.raises(BundleError):
+        open_bundle(bundle.path)
+
+
+# What was changed on the way
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(bundle: Bundle, name: str) -> None:
+    (bundle.path / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        open_bundle(bundle.path)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_file_cut_short_is_named_with_both_sizes(bundle: Bundle, verify: bool) -> None:
+    (bundle.path / WEIGHTS).write_bytes(FILES[WEIGHTS][:-1])
+    with pytest.raises(BundleError, match=f"{WEIGHTS} holds 699 bytes, the manifest says 700"):
+        open_bundle(bundle.path, verify=verify)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_changed_byte_is_found(bundle: Bundle, name: str) -> None:
+    (bundle.path / name).write_bytes(FILES[name][:-1] + b"?")
+    with pytest.raises(BundleError, match=f"{name} does not have the SHA-256"):
+        open_bundle(bundle.path)
+    open_bundle(bundle.path, verify=False)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/../../outside", "nul\0byte", "link"])
+def test_a_manifest_cannot_name_a_file_outside_its_folder(bundle: Bundle, name: str) -> None:
+    outside = bundle.path.parent / "outside"
+    outside.write_bytes(b"x")
+    (bundle.path / "link").symlink_to(outside)
+    edit(bundle, lambda data: data["files"].update({name: {"sha256": "0", "bytes": 1}}))
+    with pytest.raises(BundleError, match="leaves its folder"):
+        open_bundle(bundle.path)
+
+
+# Writing
+
+
+def test_a_new_bundle_takes_the_place_of_the_old_one(bundle: Bundle) -> None:
+    write(bundle.path, files={**FILES, WEIGHTS: b"new"})
+    assert (bundle.path / WEIGHTS).read_bytes() == b"new"
+    assert [path.name for path in bundle.path.parent.iterdir()] == ["bundle"]
+
+
+def test_a_damaged_bundle_may_be_written_again(bundle: Bundle) -> None:
+    (bundle.path / WEIGHTS).unlink()
+    write(bundle.path)
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("content", [{"notes.txt": b"mine"}, {MANIFEST: b'{"name": "a web app"}'}, {MANIFEST: b"{"}])
+def test_a_folder_that_is_something_else_is_left_as_it_is(tmp_path: Path, content: dict[str, bytes]) -> None:
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(BundleError, match="not an edgemem bundle"), write_bundle(tmp_path):
+        pass
+    assert contents(tmp_path) == content
+
+
+def test_a_file_in_the_way_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for target in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(EdgememError, match="file"), write_bundle(target):
+            pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mine"), OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_export_that_fails_leaves_the_old_bundle(bundle: Bundle, error: BaseException) -> None:
+    before = contents(bundle.path)
+
+    def fail() -> None:
+        with write_bundle(bundle.path) as writer:
+            (writer.folder / WEIGHTS).write_bytes(b"half")
+            raise error
+
+    with pytest.raises(EdgememError if isinstance(error, OSError) else type(error)):
+        fail()
+    assert contents(bundle.path) == before
+    assert [path.name for path in bundle.path.parent.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_that_was_not_finished_is_not_put_in_place(bundle: Bundle) -> None:
+    before = contents(bundle.path)
+    with pytest.raises(EdgememError, match="not finished"), write_bundle(bundle.path) as writer:
+        (writer.folder / WEIGHTS).write_bytes(b"half")
+    assert contents(bundle.path) == before
