@@ -293,7 +293,9 @@ def _choose(available: list[str], device: str) -> tuple[Memory, list[Any]]:
             raise
         return HostMemory(), list(cpu)
     # One stream for the engine's kernels and the arena's copies keeps them in order without synchronising.
-    return memory, [(_CUDA, {"device_id": "0", "user_compute_stream": str(memory.stream)}), *cpu]
+    # TF32 keeps 10 bits of a mantissa: float32 summaries and running means need all 23.
+    options = {"device_id": "0", "user_compute_stream": str(memory.stream), "use_tf32": "0"}
+    return memory, [(_CUDA, options), *cpu]
 
 
 def _no_cuda(why: str) -> RuntimeUnavailableError:

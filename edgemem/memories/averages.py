@@ -30,6 +30,9 @@ from edgemem.memories.base import Chunk, Dims, SlotMemory, Slots, States, at_lea
 
 Bias = Literal["none", "learned", "log_count"]
 
+_FORGOTTEN = -80.0
+"""Logarithm of a weight too small to matter; below it lie float32's denormals, which processors multiply slowly."""
+
 
 class Summary(SlotMemory):
     """One slot whose pair differs from query to query.
@@ -248,8 +251,8 @@ def decay_matrix(causal_ones: Tensor, log_a: Tensor) -> tuple[Tensor, Tensor]:
         ``[B, H, T, 1]``.
     """
     elapsed = causal_ones @ log_a.expand(-1, -1, causal_ones.shape[0], -1)  # [B, H, T, 1]
-    between = (elapsed - elapsed.transpose(-1, -2)).clamp(max=0.0)
-    return between.exp() * causal_ones, elapsed.exp()
+    between = (elapsed - elapsed.transpose(-1, -2)).clamp(_FORGOTTEN, 0.0)
+    return between.exp() * causal_ones, elapsed.clamp(min=_FORGOTTEN).exp()
 
 
 @register_memory
