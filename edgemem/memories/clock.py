@@ -126,7 +126,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Computed in float32, given back in the dtype of ``x``.
     """
-    wide, half = x.float(), x.shape[-1] // 2
-    # One gather, where slicing and joining the halves would be three operations in an exported step.
-    swapped = wide.index_select(-1, torch.arange(2 * half, device=x.device).roll(half))
-    return (wide * cos + swapped * sin).to(x.dtype)
+    wide = x.float()
+    low, high = torch.chunk(wide, 2, dim=-1)
+    return (wide * cos + torch.cat([high, low], dim=-1) * sin).to(x.dtype)
