@@ -33,7 +33,7 @@ from edgemem.bench.result import Interval
 from edgemem.bench.tables import count, number, spread
 from edgemem.bundle import Bundle, open_bundle
 from edgemem.cli.bench_command import progress_bars
-from edgemem.cli.console import console, print_table
+from edgemem.console import console, print_table
 from edgemem.errors import EdgememError
 from edgemem.export import export_bundle, sealed_twin, source_of
 from edgemem.export.source import from_config

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from training import Batch, train
 
-from edgemem.cli.console import console, print_table
+from edgemem.console import console, print_table
 from edgemem.models import Decoder, DecoderConfig, save_checkpoint
 from edgemem.models.config import MemorySpec
 

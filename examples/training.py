@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from edgemem.cli.console import console
+from edgemem.console import console
 
 Batch = tuple[Tensor, Tensor]
 

@@ -194,15 +194,14 @@ def _forget_recurrent_dispatch() -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """torch's exporter prints its progress and warns about itself; an edgemem user can act on neither."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def _first_line(error: BaseException) -> str:

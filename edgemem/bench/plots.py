@@ -13,7 +13,7 @@ from typing import Any
 
 from edgemem.bench.result import Baseline, BenchResult, Comparison, Distribution, Sweep
 from edgemem.bench.tables import count, ms, number, percent_name, times
-from edgemem.cli.console import readable_bytes
+from edgemem.console import readable_bytes
 
 _INK, _FAINT, _GRID, _OURS, _OTHER, _FLOOR, _FILL = (f"#0a0b{i:02x}" for i in range(1, 8))
 _VARIABLES = {

@@ -13,7 +13,7 @@ from importlib import resources
 
 from edgemem.bench.result import BenchResult
 from edgemem.bench.tables import NOT_MEASURED, count, headline, ms, name_of, number, tables, times, unit_of
-from edgemem.cli.console import readable_bytes
+from edgemem.console import readable_bytes
 from edgemem.errors import MissingDependencyError
 
 TEMPLATE = "report.html.j2"

@@ -23,7 +23,7 @@ from edgemem.bench.result import (
     Sweep,
 )
 from edgemem.bench.statistics import CONFIDENCE
-from edgemem.cli.console import readable_bytes
+from edgemem.console import readable_bytes
 
 NOT_MEASURED = "–"
 _MICROSECONDS_BELOW_MS = 0.1

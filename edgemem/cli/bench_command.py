@@ -18,9 +18,10 @@ from edgemem.bench.result import BenchResult
 from edgemem.bench.suite import Options, Plan
 from edgemem.bench.suite import run as run_suite
 from edgemem.bench.tables import headline, name_of, tables
-from edgemem.cli.console import console, print_json, print_table
+from edgemem.console import console, print_json, print_table
 from edgemem.errors import EdgememError
 from edgemem.files import write_atomic
+from edgemem.runtimes import RUNTIMES
 
 STDOUT = Path("-")
 
@@ -34,9 +35,9 @@ STDOUT = Path("-")
 @click.option(
     "--idle-gap", metavar="MS", type=click.FloatRange(min=0, min_open=True), help="Also time steps after idling."
 )
-@click.option("--runtime", default="auto", show_default=True, help="Engine: auto, onnxruntime or torch.")
+@click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine, and of the baselines.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--json", "json_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
               help="Write the result as JSON; - prints it instead of the tables.")  # fmt: skip
 @click.option("--html", "html_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),

@@ -15,8 +15,8 @@ from typing import Any
 import click
 
 from edgemem.bench import environment
-from edgemem.cli.console import console, print_json, print_table, readable_bytes
 from edgemem.cli.probes import PROBES, Finding, Probe
+from edgemem.console import console, print_json, print_table, readable_bytes
 
 _TIMEOUT_S = 180.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgemem.cli.console import console, print_json, readable_bytes
 from edgemem.cli.export_tools import checking, needs_export_packages, print_report
+from edgemem.console import console, print_json, readable_bytes
 
 
 @click.command()

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from edgemem.cli.console import print_table
+from edgemem.console import print_table
 from edgemem.errors import MissingDependencyError
 
 

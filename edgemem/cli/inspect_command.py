@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgemem.bundle import Bundle, open_bundle
-from edgemem.cli.console import console, print_json, print_table, readable_bytes, readable_count
+from edgemem.console import console, print_json, print_table, readable_bytes, readable_count
 from edgemem.contract import ITEM_BYTES, Contract
 
 CONTEXTS = tuple(1024 * 4**power for power in range(7))

@@ -11,9 +11,9 @@ from typing import Any
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from edgemem.cli.console import console
 from edgemem.cli.interrupt import Interrupt
 from edgemem.cli.rows import RowSource
+from edgemem.console import console
 from edgemem.runtimes import Stream
 
 

@@ -15,12 +15,12 @@ from click.core import ParameterSource
 from numpy.typing import NDArray
 
 import edgemem
-from edgemem.cli.console import print_json
 from edgemem.cli.ending import Ending
 from edgemem.cli.generate import Generation
 from edgemem.cli.interrupt import Interrupt
 from edgemem.cli.predict import Prediction
 from edgemem.cli.rows import open_rows
+from edgemem.console import print_json
 from edgemem.errors import EdgememError, InputError
 from edgemem.runtimes import RUNTIMES, Session, Stream
 from edgemem.sampling import Sampler

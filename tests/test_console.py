@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from edgemem.cli.console import console, print_json, print_table, readable_bytes, readable_count
+from edgemem.console import console, print_json, print_table, readable_bytes, readable_count
 
 
 @pytest.mark.parametrize(
