@@ -258,9 +258,8 @@ def parity(bundle: Bundle, session: Session, effort: Effort, progress: Progress)
 def measure_all(effort: Effort, progress: Progress) -> list[Figure]:
     """Every figure, in the order of the table."""
     config = DecoderConfig.load(REFERENCE)
-    small = replace(
-        config, d_model=64, layers=2, heads=4, memory=[{"type": "window", "window": 32}, {"type": "cumulative"}]
-    )
+    memory: list[dict[str, Any]] = [{"type": "window", "window": 32}, {"type": "cumulative"}]
+    small = replace(config, d_model=64, layers=2, heads=4, memory=memory)
     with tempfile.TemporaryDirectory(prefix="edgemem-figures-") as name:
         folder = Path(name)
         progress("exporting", 0, 2)
