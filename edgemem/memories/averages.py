@@ -113,14 +113,18 @@ class RingAverage(Summary):
         """``(Σ β k / Σ β, Σ β v / Σ β)`` over the pairs that are there."""
         clock = chunk.clock
         age = (clock.offsets[:, None] - clock.offsets)[None, None]  # [1, 1, T, T]
-        beta = self.weights(age, clock.chunk_live(self.window))
-        total, mass = beta @ chunk.pairs, beta.sum(dim=-1, keepdim=True)
+        betas = [self.weights(age, clock.chunk_live(self.window))]
+        total = betas[0] @ chunk.pairs  # [B, 2H, T, D]
         if past is not None:
             age = clock.ring_age(self.window)[:, None, None, :] + (clock.offsets[:, None] + 1)  # [B, 1, T, W]
-            beta = self.weights(age, clock.ring_live(self.window))
-            total = total + beta @ past["pairs"].float()
-            mass = mass + beta.sum(dim=-1, keepdim=True)
-        return total / mass, {"pairs": chunk.pairs.to(chunk.v.dtype)}
+            betas.append(self.weights(age, clock.ring_live(self.window)))
+            total = total + betas[1] @ past["pairs"].float()
+        return total / self.mass(chunk, betas), {"pairs": chunk.pairs.to(chunk.v.dtype)}
+
+    def mass(self, chunk: Chunk, betas: list[Tensor]) -> Tensor:
+        """``Σ β`` over the pairs that are there, broadcastable to ``[B, 2H, T, 1]``."""
+        first, *others = (beta.sum(dim=-1, keepdim=True) for beta in betas)
+        return sum(others, first)
 
     def count(self, chunk: Chunk) -> Tensor:
         """``min(i + 1, W)``."""
@@ -136,6 +140,10 @@ class MovingAverage(RingAverage):
     def weights(self, age: Tensor, live: Tensor) -> Tensor:
         """1 for every live entry."""
         return live.float()
+
+    def mass(self, chunk: Chunk, betas: list[Tensor]) -> Tensor:
+        """``n``, known without a sum (which TensorRT-RTX 1.7 does not compile over a mask of ones)."""
+        return self.count(chunk)
 
 
 @register_memory
