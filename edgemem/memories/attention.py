@@ -175,7 +175,7 @@ def _mask(chunk: Chunk, slots: list[Slots]) -> Tensor:
         return chunk.rows(torch.cat(parts, dim=-1)), [part.live for part in slots]
 
     # An id means one mask only while its tensor lives: hence the tensors are kept beside the mask.
-    key = tuple(1 if part.live is None else id(part.live) for part in slots)
+    key = tuple((part.live is None, part.scores.shape[-1] if part.live is None else id(part.live)) for part in slots)
     return clock.once(("mask", key, chunk.dims.groups), make)[0]
 
 
