@@ -26,6 +26,11 @@ def check(bundle: Path, against: str | None, steps: int | None, seed: int, as_js
     from edgemem.bundle import open_bundle
 
     opened = open_bundle(bundle)
+    if against is None and opened.manifest.model is None:
+        raise click.UsageError(
+            f"{bundle} holds a module of your own, exported from {opened.manifest.source.get('name')}: "
+            "name it with --against package.module:factory. No code is taken from a bundle."
+        )
     needs_export_packages()
     from edgemem.export import check as run_check
     from edgemem.export import load_source, source_of
