@@ -43,6 +43,7 @@ RUNTIMES: dict[str, Runtime] = {
     )
 }
 DEFAULT = "onnxruntime"
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def open(
@@ -65,8 +66,8 @@ def open(
     entry = RUNTIMES.get(DEFAULT if runtime == "auto" else runtime)
     if entry is None:
         raise RuntimeUnavailableError(f"no runtime {runtime!r}: there are auto, {', '.join(RUNTIMES)}.")
-    if device not in ("auto", "cpu", "cuda"):
-        raise RuntimeUnavailableError(f"no device {device!r}: there are auto, cpu, cuda.")
+    if device not in DEVICES:
+        raise RuntimeUnavailableError(f"no device {device!r}: there are {', '.join(DEVICES)}.")
     if threads is not None and threads < 1:
         raise RuntimeUnavailableError(f"threads must be 1 or more, got {threads}.")
     bundle = open_bundle(path)

@@ -21,7 +21,7 @@ from edgemem.bench.tables import headline, name_of, tables
 from edgemem.console import console, print_json, print_table
 from edgemem.errors import EdgememError
 from edgemem.files import write_atomic
-from edgemem.runtimes import RUNTIMES
+from edgemem.runtimes import DEVICES, RUNTIMES
 
 STDOUT = Path("-")
 
@@ -37,7 +37,7 @@ STDOUT = Path("-")
 )
 @click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine, and of the baselines.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--json", "json_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
               help="Write the result as JSON; - prints it instead of the tables.")  # fmt: skip
 @click.option("--html", "html_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),

@@ -22,7 +22,7 @@ from edgemem.cli.predict import Prediction
 from edgemem.cli.rows import open_rows
 from edgemem.console import print_json
 from edgemem.errors import EdgememError, InputError
-from edgemem.runtimes import RUNTIMES, Session, Stream
+from edgemem.runtimes import DEVICES, RUNTIMES, Session, Stream
 from edgemem.sampling import Sampler
 from edgemem.text import Tokenizer, open_tokenizer
 
@@ -58,7 +58,7 @@ class _Options:
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before this text. May be given several times.")
 @click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--guard", is_flag=True, help="Stop at the first NaN or infinity and name its step.")
 @click.option(
     "--snapshot",
