@@ -63,18 +63,19 @@ def export_bundle(
         contract = replace(contract, max_chunk=max_chunk)
     with write_bundle(out) as writer:
         announce("tracing the model")
-        model = export_graph(module, contract)
+        graphs = (source.trace or _one_graph)(module, contract)
         announce("writing weights and graph")
-        store_weights([model], source.module, writer.folder)
-        model.metadata_props[METADATA_KEY] = json.dumps(contract.to_json(), separators=(",", ":"))
-        ir.save(model, writer.folder / MODEL)
+        store_weights([model for _, model in graphs], source.module, writer.folder, whole=source.config is not None)
+        for graph, model in graphs:
+            model.metadata_props[METADATA_KEY] = json.dumps(contract.to_json(), separators=(",", ":"))
+            ir.save(model, writer.folder / graph.file)
         tokenizer = source.config.tokenizer if source.config else None
         if source.tokenizer_file is not None:
             tokenizer = "tokenizer.json"
             shutil.copyfile(source.tokenizer_file, writer.folder / tokenizer)
         manifest = Manifest(
             contract=contract,
-            graphs=(GraphFile(MODEL, 1, contract.max_chunk),),
+            graphs=tuple(graph for graph, _ in graphs),
             source={"kind": source.kind, "name": source.name, "random_weights": source.has_random_weights},
             model=source.config.to_json() if source.config else None,
             tokenizer=tokenizer,
@@ -87,6 +88,10 @@ def export_bundle(
             report = check(writer.folder, source, steps=steps, progress=progress)
             bundle = writer.finish(replace(manifest, verification=report.to_json()))
     return replace(bundle, path=Path(out))
+
+
+def _one_graph(module: nn.Module, contract: Contract) -> list[tuple[GraphFile, ir.Model]]:
+    return [(GraphFile(MODEL, 1, contract.max_chunk), export_graph(module, contract))]
 
 
 def sealed_twin(bundle: Bundle, out: str | Path) -> Path:

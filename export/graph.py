@@ -78,10 +78,15 @@ class Sealed(nn.Module):
         return output, sealed
 
 
-def export_graph(module: nn.Module, contract: Contract) -> ir.Model:
+def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None = None) -> ir.Model:
     """Trace ``module`` into an ONNX model whose inputs and outputs are the contract's.
 
-    Batch and time axes are dynamic (time is 1 where the contract takes one step a call); state shapes are static.
+    Batch and time axes are dynamic, but the time axis is 1 in a graph of one step; state shapes are static.
+
+    Args:
+        module: Follows the streaming protocol.
+        contract: Its contract.
+        max_time: Most time steps of one call of this graph; by default what the contract allows.
 
     Raises:
         ExportError: torch's exporter cannot trace the module, or fixes an axis that must stay free.
@@ -89,7 +94,7 @@ def export_graph(module: nn.Module, contract: Contract) -> ir.Model:
     use_indices = contract.output_indices and takes_output_indices(module)
     if contract.output_indices != use_indices:
         raise ExportError(f"{type(module).__name__}.forward has no parameter output_indices, which its contract names.")
-    batch, time, length = 2, min(3, contract.max_chunk), 4
+    batch, time, length = 2, min(3, max_time or contract.max_chunk), 4
     x = example_input(contract, batch, time, torch.Generator().manual_seed(0))
     state = initial_tensors(contract, batch, length=length)
     args: list[Tensor] = [x]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from edgemem.bundle import GraphFile
 from edgemem.contract import Contract
 from edgemem.errors import ExportError, ProtocolError
 from edgemem.models.checkpoint import CONFIG, TOKENIZER, load_checkpoint
@@ -18,6 +21,9 @@ from edgemem.models.decoder import Decoder
 from edgemem.protocol import check_protocol, raised_at
 
 RANDOM_SEED = 0
+
+Trace = Callable[[nn.Module, Contract], Sequence[tuple[GraphFile, ir.Model]]]
+"""From a module that keeps a contract to the graphs of its bundle, which together serve every T that it allows."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,9 @@ class Source:
         name: What the user named.
         config: The decoder's configuration; ``None`` for a user's own module.
         tokenizer_file: A ``tokenizer.json`` to carry along.
+        trace: Makes the graphs; ``None`` for one graph that takes any number of time steps.
+        reference: The full-sequence pass that the bundle is held to: data ``[B, T, ...]`` to outputs ``[B, T, ...]``;
+            ``None`` where ``module`` itself takes a sequence of any length from position 0.
     """
 
     module: nn.Module
@@ -37,6 +46,8 @@ class Source:
     name: str
     config: DecoderConfig | None = None
     tokenizer_file: Path | None = None
+    trace: Trace | None = None
+    reference: Callable[[Tensor], Tensor] | None = None
 
     @property
     def contract(self) -> Contract:

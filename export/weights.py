@@ -27,19 +27,29 @@ INLINE_BYTES = 1024
 """Initialisers smaller than this stay in the graph, where shape inference can see them."""
 
 
-def store_weights(models: Sequence[ir.Model], module: nn.Module, folder: Path) -> None:
+def store_weights(models: Sequence[ir.Model], module: nn.Module, folder: Path, *, whole: bool = True) -> None:
     """Write ``weights.safetensors`` and point the large initialisers of ``models`` at it.
+
+    Args:
+        models: The graphs of the bundle.
+        module: What they were traced from; its tensors give the initialisers of equal content their names.
+        folder: Where to write.
+        whole: Store every tensor of the module, so that it can be rebuilt from the file, not only what graphs use.
 
     Raises:
         ExportError: The file cannot be written.
     """
-    tensors: dict[str, Tensor] = {}
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     by_content: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-    for name, tensor in module.state_dict().items():
-        stored = tensor.detach().cpu().contiguous()
-        # Tied tensors share memory, which safetensors refuses to write twice.
-        tensors[name] = stored.clone() if stored.data_ptr() in {t.data_ptr() for t in tensors.values()} else stored
-        by_content.setdefault(_content(_bits(stored), str(stored.dtype)), name)
+    for name, tensor in own.items():
+        by_content.setdefault(_content(_bits(tensor), str(tensor.dtype)), name)
+    tensors: dict[str, Tensor] = {}
+    if whole:
+        addresses: set[int] = set()
+        for name, tensor in own.items():
+            # Tied tensors share memory, which safetensors refuses to write twice.
+            tensors[name] = tensor.clone() if tensor.data_ptr() in addresses else tensor
+            addresses.add(tensor.data_ptr())
     places: list[tuple[ir.Value, str]] = []
     for model in models:
         for value in model.graph.initializers.values():
@@ -48,10 +58,11 @@ def store_weights(models: Sequence[ir.Model], module: nn.Module, folder: Path) -
                 continue
             tensor = _torch_tensor(constant)
             content = _content(_bits(tensor), str(tensor.dtype))
-            if content not in by_content:
-                by_content[content] = name = _free_name(value.name or "folded", tensors)
-                tensors[name] = tensor
-            places.append((value, by_content[content]))
+            name = by_content.get(content)
+            if name is None:
+                by_content[content] = name = _free_name(value.name or "folded", {**own, **tensors})
+            tensors.setdefault(name, tensor)
+            places.append((value, name))
     path = folder / WEIGHTS
     try:
         safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})

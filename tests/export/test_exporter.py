@@ -6,18 +6,22 @@ import errno
 import json
 import os
 import stat
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 import safetensors.torch
+import torch
 
 import edgemem
-from edgemem.bundle import open_bundle
+from edgemem.bundle import GraphFile, open_bundle
 from edgemem.contract import METADATA_KEY, Contract
-from edgemem.errors import BundleError, EdgememError, ExportError
+from edgemem.errors import BundleError, EdgememError, ExportError, VerificationError
 from edgemem.export import export_bundle, growing_twin, sealed_twin, source_of
+from edgemem.export.graph import export_graph
 from edgemem.export.source import load_source
+from edgemem.protocol import initial_tensors
 
 
 def test_the_contract_lies_in_the_graph_and_in_the_manifest(hybrid_bundle):
@@ -145,3 +149,39 @@ def test_a_bundle_that_fails_its_check_is_never_put_in_place(tmp_path):
     with pytest.raises(ExportError, match="never changes"):
         export_bundle(source, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+def step_and_chunk(module, contract):
+    """Two graphs of one model: one for a single step, one for the rest."""
+    return [
+        (GraphFile("step.onnx", 1, 1), export_graph(module, contract, max_time=1)),
+        (GraphFile("chunk.onnx", 2, contract.max_chunk), export_graph(module, contract)),
+    ]
+
+
+def test_a_model_may_have_a_step_graph_and_a_chunk_graph_over_one_weights_file(tmp_path):
+    one = load_source("tests.export.modules:Gru")
+    two = replace(one, trace=step_and_chunk)
+    single, double = export_bundle(one, tmp_path / "one"), export_bundle(two, tmp_path / "two")
+    assert [graph.file for graph in double.manifest.graphs] == ["step.onnx", "chunk.onnx"]
+    assert double.weights_bytes == single.weights_bytes
+    step = onnx.load(double.file("step.onnx"), load_external_data=False)
+    assert [d.dim_param or d.dim_value for d in step.graph.input[0].type.tensor_type.shape.dim][1] == 1
+    features = np.random.default_rng(0).standard_normal((2, 9, *double.contract.input.shape)).astype(np.float32)
+    with edgemem.open(single.path) as first, edgemem.open(double.path) as second:
+        expected, got = first.stream(2).feed(features, outputs="all"), second.stream(2).feed(features, outputs="all")
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_a_sources_own_reference_is_what_the_bundle_is_held_to(tmp_path):
+    source = load_source("tests.export.modules:Gru")
+    wrong = replace(source, reference=lambda x: source.module(x, initial_tensors(source.contract, x.shape[0]))[0] + 1)
+    with pytest.raises(VerificationError, match="full-sequence"):
+        export_bundle(wrong, tmp_path / "bundle")
+
+
+def test_what_no_graph_uses_is_not_stored_for_a_users_own_module(tmp_path):
+    source = load_source("tests.export.modules:Gru")
+    source.module.register_buffer("unused", torch.zeros(1000))
+    bundle = export_bundle(source, tmp_path / "bundle")
+    assert "unused" not in safetensors.torch.load_file(bundle.file("weights.safetensors"))
