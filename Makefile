@@ -1,5 +1,6 @@
 # make demo           train, export, check, stream and measure a small model (QUICK=1: a rough run)
 # make test           lint, types, tests
+# make test-gpu       the tests that need an NVIDIA GPU, with the TensorRT that is installed
 # make format         let ruff format and mend the code
 # make figures        the figures that edgemem holds itself to, measured on this machine
 # make clean          remove what make made
@@ -25,7 +26,7 @@ BENCH := --quick
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-quick test lint types unit format figures clean
+.PHONY: demo demo-quick test lint types unit test-gpu format figures clean
 
 demo: $(VENV)/.demo-installed
 	$(CALMLY) python examples/text.py --out $(OUT)/text $(TRAIN)
@@ -55,7 +56,10 @@ types: $(VENV)/.dev-installed
 	cd build/types && mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache ../../examples ../../benchmarks
 
 unit: $(VENV)/.dev-installed
-	$(CALMLY) pytest
+	$(CALMLY) OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-gpu: $(VENV)/.dev-installed
+	pytest tests/gpu
 
 format: $(VENV)/.dev-installed
 	ruff check --fix .

@@ -255,6 +255,40 @@ def parity(bundle: Bundle, session: Session, effort: Effort, progress: Progress)
     )  # fmt: skip
 
 
+def quantised(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) -> list[Figure]:
+    """Steps with 8-bit and 4-bit weights against float32's, in the same rounds, and what the 4-bit bundle takes."""
+    targets = {"int8": 2.4, "int4": 3.2}
+    source = source_of(bundle)
+    bundles = {"float32": bundle}
+    for number_done, weights in enumerate(targets):
+        progress("quantising", number_done, len(targets))
+        bundles[weights] = export_bundle(source, folder / weights, weights=weights, verify=False)
+    progress("quantising", len(targets), len(targets))
+    with contextlib.ExitStack() as stack:
+        contenders = []
+        for name, one in bundles.items():
+            session = stack.enter_context(edgemem.open(one.path, threads=THREADS))
+            loop = Loop(session.stream(), session.contract)
+            measure.run_loop(loop, suite.seed_steps(session.contract), progress, f"warm-up, {name}")
+            contenders.append(Contender(name, loop.step, after=loop.choose))
+        samples = measure.interleave(
+            contenders, rounds=effort.rounds, steps=10, progress=progress, what="step, float32 and quantised"
+        )
+    p50 = {name: comparison.median_ms(values) for name, values in samples.items()}
+    figures = []
+    for weights, target in targets.items():
+        faster = statistics.ratio(samples["float32"], samples[weights])
+        details = f"step {number(p50[weights])} ms, float32 {number(p50['float32'])} ms"
+        figures.append(
+            Figure(f"step p50 of float32 over {weights} weights", faster.value, "×", target, True, faster, details)
+        )
+    sizes = {name: sum(size for _, size in one.manifest.files.values()) for name, one in bundles.items()}
+    details = f"{number(sizes['int4'] / 2**20)} MiB and {number(sizes['float32'] / 2**20)} MiB"
+    share = sizes["int4"] / sizes["float32"]
+    figures.append(Figure("bundle with int4 weights over float32", share, "×", 0.17, False, None, details))
+    return figures
+
+
 def measure_all(effort: Effort, progress: Progress) -> list[Figure]:
     """Every figure, in the order of the table."""
     config = DecoderConfig.load(REFERENCE)
@@ -274,6 +308,7 @@ def measure_all(effort: Effort, progress: Progress) -> list[Figure]:
             figures.append(memory_growth(small_bundle, effort, progress))
             figures.append(prefill(session, effort, progress))
             figures.append(parity(reference_bundle, session, effort, progress))
+        figures += quantised(reference_bundle, effort, folder, progress)
     return figures
 
 

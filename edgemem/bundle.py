@@ -7,6 +7,7 @@
       model.onnx             one graph for any T  (or step.onnx and chunk.onnx)
       weights.safetensors    the weights, which every graph refers to as ONNX external data
       tokenizer.json         where the model has one
+      chat_template.jinja    where the model was trained for conversations
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from edgemem.contract import Contract
-from edgemem.errors import BundleError, ContractError, EdgememError
+from edgemem.errors import BundleError, ConfigError, ContractError, EdgememError
 from edgemem.files import inside, replace_folder, sha256_file, write_atomic
+from edgemem.generation import GenerationDefaults
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
+CHAT_TEMPLATE = "chat_template.jinja"
 FORMAT = "edgemem.bundle"
 VERSION = 1
 
@@ -55,11 +58,15 @@ class Manifest:
         contract: The state contract that every graph of the bundle keeps.
         graphs: The graphs; together they serve every T from 1 to ``contract.max_chunk``, or T = 1 alone.
         files: Name of every file in the bundle → (SHA-256, bytes).
-        source: Where the model came from: ``kind`` (``checkpoint``, ``config`` or ``factory``), ``name``, and whether
-            the weights are random.
+        source: Where the model came from: ``kind`` (``checkpoint``, ``config``, ``factory`` ...), ``name``, whether
+            the weights are random, and the ``options`` of its loading.
         model: The decoder's configuration, from which the torch runtime rebuilds the model; ``None`` for a user's
             own module.
+        precision: In what the bundle computes and stores its weights: ``dtype``, ``weights`` (``"int8"``, ``"int4"`` or
+            ``None``), ``block_size``, and which matrices are how. Empty: float32.
         tokenizer: ``"bytes"``, the name of a tokenizer file in the bundle, or ``None``.
+        special_tokens: Text of the tokens that a chat template asks for by name: ``bos_token``, ``eos_token`` …
+        generation: How to draw text where the user says nothing.
         input_meaning: One line for people: what the input is.
         versions: Versions of the packages that wrote the bundle.
         verification: What the export's own check measured.
@@ -71,11 +78,21 @@ class Manifest:
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     source: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] | None = None
+    precision: dict[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    generation: GenerationDefaults = GenerationDefaults()  # noqa: RUF009 (it cannot be changed)
     input_meaning: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     verification: dict[str, Any] = field(default_factory=dict)
     created: str = ""
+
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """How the source bounded its model's past: ``memory`` as text, or ``max_length``; other entries are ignored."""
+        options = self.source.get("options")
+        kinds = {"memory": str, "max_length": int}
+        return {name: value for name, value in dict(options or {}).items() if isinstance(value, kinds.get(name, ()))}
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
@@ -86,10 +103,13 @@ class Manifest:
             "source": self.source,
             "input_meaning": self.input_meaning,
             "tokenizer": self.tokenizer,
+            "special_tokens": self.special_tokens,
+            "generation": self.generation.to_json(),
             "graphs": [{"file": g.file, "time": [g.min_time, g.max_time]} for g in self.graphs],
             "files": {name: {"sha256": sha, "bytes": size} for name, (sha, size) in sorted(self.files.items())},
             "versions": self.versions,
             "verification": self.verification,
+            "precision": self.precision,
             "model": self.model,
             "contract": self.contract.to_json(),
         }
@@ -115,13 +135,17 @@ class Manifest:
                 files={name: (str(f["sha256"]), int(f["bytes"])) for name, f in data["files"].items()},
                 source=dict(data["source"]),
                 model=data["model"],
+                precision=dict(data.get("precision", {})),
                 tokenizer=data["tokenizer"],
+                # Bundles written before these were thought of have none.
+                special_tokens={str(name): str(text) for name, text in data.get("special_tokens", {}).items()},
+                generation=GenerationDefaults.from_json(data.get("generation", {}), "generation"),
                 input_meaning=str(data["input_meaning"]),
                 versions=dict(data["versions"]),
                 verification=dict(data["verification"]),
                 created=str(data["created"]),
             )
-        except ContractError as error:
+        except (ContractError, ConfigError) as error:
             raise BundleError(f"{where}: {error}") from error
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise BundleError(f"{where} is malformed: {type(error).__name__}: {error}") from error

@@ -30,6 +30,7 @@ OUTPUT_INDICES = "output_indices"
 
 UpdateRule = Literal["replace", "append"]
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "bool"]
+FloatDType = Literal["float32", "float16", "bfloat16"]
 ITEM_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "bool": 1}
 _KEY = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
@@ -181,6 +182,8 @@ class Contract:
             carry it as the state named ``position``).
         output_indices: Whether the graph takes ``output_indices`` int64 ``[S]``: which of the ``T`` time steps to
             compute outputs for, so that a prefill does not compute logits that nobody reads.
+        max_position: Most time steps of a stream: a model that keeps its whole past up to a length computes something
+            else beyond it. ``None`` for a model that streams for ever.
     """
 
     input: InputSpec
@@ -189,6 +192,7 @@ class Contract:
     max_chunk: int = 256
     position: Literal["input", "none"] = "input"
     output_indices: bool = False
+    max_position: int | None = None
     _by_name: dict[str, StateSpec] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -204,6 +208,9 @@ class Contract:
                 raise ContractError(f"two graph inputs or outputs share a name: {', '.join(names)}.")
         if not isinstance(self.max_chunk, int) or self.max_chunk < 1:
             raise ContractError(f"max_chunk must be 1 or more, got {self.max_chunk}.")
+        limit = self.max_position
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise ContractError(f"max_position must be 1 or more, got {limit!r}.")
         for state in self.states:
             if state.window is not None and state.window < self.max_chunk:
                 raise ContractError(
@@ -259,6 +266,7 @@ class Contract:
             "position": self.position,
             "output_indices": self.output_indices,
             "max_chunk": self.max_chunk,
+            **({} if self.max_position is None else {"max_position": self.max_position}),
             "states": [
                 {
                     "name": state.name,
@@ -295,6 +303,7 @@ class Contract:
                 position=data["position"],
                 output_indices=data["output_indices"],
                 max_chunk=data["max_chunk"],
+                max_position=data.get("max_position"),
                 states=tuple(
                     StateSpec(
                         name=state["name"],

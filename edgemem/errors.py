@@ -10,6 +10,7 @@
     │   ├── ProtocolError         a torch module breaks the streaming protocol
     │   └── VerificationError     the exported graph does not compute what the model computes
     ├── RuntimeUnavailableError   an engine is not installed, or does not work on this machine
+    ├── EngineError               an engine cannot be built, or is not for this machine or this bundle
     ├── InputError                tokens or features of the wrong dtype, shape or range
     ├── NonFiniteError            NaN or infinity in the inputs, the outputs or the state
     ├── SnapshotError             a snapshot is of another model or version, damaged, or cut short
@@ -64,6 +65,10 @@ class VerificationError(ExportError):
 
 class RuntimeUnavailableError(EdgememError):
     """An engine is not installed, or does not work on this machine."""
+
+
+class EngineError(EdgememError):
+    """A compiled engine cannot be built, or was built for another machine, version or bundle, or is damaged."""
 
 
 class InputError(EdgememError, ValueError):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from edgemem.contract import POSITION, Contract, StateSpec
 from edgemem.errors import ProtocolError
+from edgemem.streaming.adapter import module_inside
+from edgemem.streaming.origins import Origins, changed, has_nan, in_words, kept
 
 
 @runtime_checkable
@@ -104,22 +106,26 @@ def check_protocol(module: object) -> nn.Module:
 
 
 def _check_call(module: nn.Module, contract: Contract, time: int) -> None:
-    name, batch = type(module).__name__, telling_batch(contract)
+    own, batch = module_inside(module), telling_batch(contract)
     x = example_input(contract, batch, time, torch.Generator().manual_seed(0))
-    call = f"{name}.forward on data of shape {list(x.shape)}"
-    try:
-        with torch.inference_mode():
+    call = f"{type(own).__name__}.forward on data of shape {list(x.shape)}"
+    before = kept(own)
+    with torch.inference_mode(), Origins(own, find_nan=True) as origins:
+        try:
             result, again = (module(x, initial_tensors(contract, batch)) for _ in range(2))
-    except Exception as error:
-        raise ProtocolError(
-            f"{call} raised {type(error).__name__}: {error}", hint=raised_at(error) or "See docs/own-model.md."
-        ) from error
+        except ProtocolError:
+            raise
+        except Exception as error:
+            where = f" in {origins.place(origins.running)}" if origins.running else ""
+            raise ProtocolError(
+                f"{call} raised {type(error).__name__}{where}: {error}",
+                hint=raised_at(error) or "See docs/own-model.md.",
+            ) from error
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
         raise ProtocolError(f"{call} returned {_kind(result)}, wanted (outputs, new_state).")
     output, new = result
-    _check_tensor(
-        f"{call}: {contract.output.name}", output, (batch, time, *contract.output.shape), contract.output.dtype
-    )
+    wanted = (batch, time, *contract.output.shape)
+    _check_tensor(f"{call}: {contract.output.name}", output, wanted, contract.output.dtype, origins)
     forgotten = [spec.name for spec in contract if spec.name not in new]
     if forgotten:
         raise ProtocolError(
@@ -130,11 +136,12 @@ def _check_call(module: nn.Module, contract: Contract, time: int) -> None:
     if undeclared:
         raise ProtocolError(f"{call} returned the state {', '.join(undeclared)}, which contract() does not declare.")
     for spec in contract:
-        _check_tensor(f"{call}: state {spec.name!r}", new[spec.name], new_shape(spec, batch, time), spec.dtype)
+        _check_tensor(f"{call}: state {spec.name!r}", new[spec.name], new_shape(spec, batch, time), spec.dtype, origins)
     pairs = [(output, again[0]), *((new[spec.name], again[1].get(spec.name)) for spec in contract)]
     if not all(_same(first, second) for first, second in pairs):
+        held = changed(before, kept(own))
         raise ProtocolError(
-            f"{call} gave other numbers when it was called again with the same data and state.",
+            f"{call} gave other numbers when it was called again with the same data and state{kept_in(module, held)}.",
             hint="What it keeps between calls must be a state, not an attribute; and nothing may be drawn at random.",
         )
 
@@ -153,13 +160,30 @@ def new_shape(spec: StateSpec, batch: int, time: int) -> tuple[int, ...]:
     return (batch, *(time if size is None else size for size in spec.shape))
 
 
-def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: str) -> None:
+def kept_in(module: nn.Module, paths: Sequence[str]) -> str:
+    """Names the first of the attributes or buffers that a call changed, and the submodule that keeps it."""
+    if not paths:
+        return ""
+    owner = max(
+        (path for path, _ in module.named_modules() if not path or paths[0].startswith(f"{path}.")), key=len, default=""
+    )
+    return f": {in_words(module, owner)} keeps {paths[0]}, which changed"
+
+
+def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: str, origins: Origins) -> None:
     if not isinstance(value, Tensor):
         raise ProtocolError(f"{what} is a {type(value).__name__}, wanted a tensor.")
     if tuple(value.shape) != shape or value.dtype != TORCH_DTYPES[dtype]:
+        place = origins.place(origins.of(value))
         raise ProtocolError(
-            f"{what} came out as {str(value.dtype).removeprefix('torch.')} {list(value.shape)}, "
-            f"the contract says {dtype} {list(shape)}."
+            f"{what} came out as {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+            f", the contract says {dtype} {list(shape)}{f'; made in {place}' if place else ''}."
+        )
+    if has_nan(value):
+        place = origins.place(origins.first_nan)
+        raise ProtocolError(
+            f"{what} holds NaN{f', which first arose in {place}' if place else ''}.",
+            hint="On standard normal data from the state at the start: check the weights, divisions and logarithms.",
         )
 
 

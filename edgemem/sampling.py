@@ -18,20 +18,23 @@ _FIRST_NUCLEUS = 256
 class Sampler:
     """Draws token ids from logits.
 
-    The order is the usual one: temperature, then top-k, then top-p over what top-k left, renormalised. Where
-    probabilities are equal the lower id comes first, so that the kept set is the same on every machine.
+    The order is the usual one: temperature, then top-k, then top-p over what top-k left, renormalised, then min-p.
+    Where probabilities are equal the lower id comes first, so that the kept set is the same on every machine.
 
     Attributes:
         temperature: Divides the logits. 0 is greedy: the most probable token, the lowest id of equals.
         top_k: Keep the k most probable tokens; ``None`` or 0 keeps all.
         top_p: Keep the most probable tokens that together reach this probability (at least one); 1 keeps all.
         seed: Makes the draws repeatable; ``None`` draws differently each time.
+        min_p: Drop the tokens less probable than this times the most probable one (Nguyen et al. 2024,
+            https://arxiv.org/abs/2407.01082); 0 drops none.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
     seed: int | None = None
+    min_p: float = 0.0
     _generator: np.random.Generator = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -41,6 +44,8 @@ class Sampler:
             raise InputError(f"top_k must be 1 or more, or 0 or None for all tokens, got {self.top_k}.")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
+        if not 0 <= self.min_p <= 1:
+            raise InputError(f"min_p must be from 0 to 1, got {self.min_p}.")
         if self.seed is not None and self.seed < 0:
             raise InputError(f"seed must be 0 or more, got {self.seed}.")
         object.__setattr__(self, "_generator", np.random.default_rng(self.seed))
@@ -86,6 +91,11 @@ class Sampler:
             nucleus = _nucleus(weights, self.top_p * weights.sum())
             ids = nucleus if ids is None else ids[nucleus]
             weights = weights[nucleus]
+        if self.min_p > 0:
+            # The most probable token's weight is exp(0).
+            likely = np.flatnonzero(weights >= self.min_p)
+            ids = likely if ids is None else ids[likely]
+            weights = weights[likely]
         return ids, weights
 
 

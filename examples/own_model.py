@@ -1,47 +1,119 @@
-"""A model of your own: any torch module that declares what it carries can be exported and streamed.
+"""Models of your own: any torch module that takes a state and gives it back can be exported and streamed.
 
-The two methods below are the whole protocol. From the folder of this file::
+Four of them, each in a dozen lines: an LSTM, a GRU, a stack of causal convolutions, and a state-space model written by
+hand. From the folder of this file::
 
-    edgemem export own_model:create --out own-bundle
+    edgemem export own_model:lstm --out own-bundle
     edgemem run own-bundle samples.csv
 
-``create`` takes no arguments: load your trained weights in it. (Here they are random.)
+``lstm`` and the other functions at the end are what the command calls: they take no arguments. Load your trained
+weights in yours. (Here they are random.) All take six values a step, as from an accelerometer and a gyroscope, and give
+three.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+import torch
 from torch import Tensor, nn
 
-from edgemem import Contract, InputSpec, OutputSpec, StateSpec
+from edgemem import InputSpec, OutputSpec
+from edgemem.export import discover
+from edgemem.streaming import CausalConv1d, Streaming
+
+State = tuple[Tensor, Tensor]
+
+
+class SensorLSTM(nn.Module):
+    """An LSTM with a layer behind it, as one would write it anyway."""
+
+    def __init__(self, features: int = 6, outputs: int = 3, width: int = 64, layers: int = 2) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(features, width, layers, batch_first=True)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """``[B, T, F]`` to ``[B, T, O]``, and torch's own pair of states."""
+        read, state = self.lstm(x, state)
+        return self.head(read), state
 
 
 class SensorGRU(nn.Module):
-    """Six values in (an accelerometer and a gyroscope, say), three out (a position, say), and a GRU between."""
+    """A GRU that starts from a state that it has learnt."""
 
     def __init__(self, features: int = 6, outputs: int = 3, width: int = 64, layers: int = 2) -> None:
         super().__init__()
         self.gru = nn.GRU(features, width, layers, batch_first=True)
         self.head = nn.Linear(width, outputs)
+        self.start = nn.Parameter(0.1 * torch.randn(layers, 1, width))
 
-    def contract(self) -> Contract:
-        """What the model takes, gives, and carries from call to call; shapes are those of one stream."""
-        return Contract(
-            input=InputSpec("features", (self.gru.input_size,)),
-            output=OutputSpec("predictions", (self.head.out_features,)),
-            states=(StateSpec("gru.hidden", (self.gru.num_layers, self.gru.hidden_size)),),
-            position="none",
-        )
+    def initial_state(self, batch: int) -> Tensor:
+        """The state of so many streams before their first step, ``[layers, B, width]``."""
+        return self.start.expand(-1, batch, -1)
 
-    def forward(self, x: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """``[B, T, F]`` to ``[B, T, O]``, and the new state, under the names of the contract."""
-        # Streams come first in every state of edgemem; torch's GRU wants its layers first.
-        hidden = state["gru.hidden"].transpose(0, 1).contiguous()  # [layers, B, width]
+    def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, T, F]`` to ``[B, T, O]``, and the new state."""
         read, hidden = self.gru(x, hidden)
-        return self.head(read), {"gru.hidden": hidden.transpose(0, 1)}
+        return self.head(read), hidden
 
 
-def create() -> SensorGRU:
-    """The module to export."""
-    return SensorGRU()
+class SensorConvolutions(nn.Module):
+    """Dilated causal convolutions: each carries its own last inputs."""
+
+    def __init__(self, features: int = 6, outputs: int = 3, width: int = 32) -> None:
+        super().__init__()
+        sizes = (features, width, width, width)
+        self.layers = nn.ModuleList(CausalConv1d(sizes[i], sizes[i + 1], 5, dilation=4**i) for i in range(3))
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor, past: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """``[B, T, F]`` to ``[B, T, O]``, and each layer's past by its name."""
+        x, new = x.mT, {}  # torch's convolutions want channels before time
+        for name, layer in self.layers.named_children():
+            x, new[f"layer{name}"] = layer(x, past and past[f"layer{name}"])
+            x = torch.relu(x)
+        return self.head(x.mT), new
+
+
+class SensorStateSpace(nn.Module):
+    """``h_t = a h_(t-1) + (W x)_t``, a decay ``a`` for each channel: a real diagonal SSM (arXiv 2206.11893)."""
+
+    def __init__(self, features: int = 6, outputs: int = 3, width: int = 32) -> None:
+        super().__init__()
+        self.into = nn.Linear(features, width)
+        self.log_rate = nn.Parameter(torch.linspace(-6, 0, width))
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, T, F]`` to ``[B, T, O]``, and ``h`` ``[B, width]`` after the last step: all steps of a call at once."""
+        rate, time = self.log_rate.exp(), torch.arange(x.shape[1])
+        age = time[:, None] - time  # [T, T]
+        weight = torch.exp(-rate * age.clamp_min(0)[..., None]) * (age >= 0)[..., None]  # [T, T, width]
+        hs = torch.einsum("tsn,bsn->btn", weight, self.into(x)) + torch.exp(-rate * (time[:, None] + 1)) * h[:, None]
+        return self.head(torch.tanh(hs)), hs[:, -1]
+
+
+def lstm() -> Streaming:
+    """Everything is found out: that the state starts at zeros, its shapes, its batch axes."""
+    return discover(SensorLSTM(), torch.zeros(1, 1, 6))
+
+
+def gru() -> Streaming:
+    """The state at the start comes from ``initial_state``."""
+    return discover(SensorGRU(), torch.zeros(1, 1, 6))
+
+
+def convolutions() -> Streaming:
+    """The state is a dict."""
+    return discover(SensorConvolutions(), torch.zeros(1, 1, 6))
+
+
+def state_space() -> Streaming:
+    """Declared by hand: nothing is probed. A call takes 64 steps at most, as its work grows with their square."""
+    return Streaming(
+        SensorStateSpace(),
+        state=lambda batch: torch.zeros(batch, 32),
+        input=InputSpec("features", (6,)),
+        output=OutputSpec("predictions", (3,)),
+        names=["ssm.h"],
+        max_chunk=64,
+    )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from edgemem.export.check import CheckReport, check
+from edgemem.export.discover import discover
 from edgemem.export.exporter import export_bundle, growing_twin, sealed_twin, source_of
-from edgemem.export.source import Source, load_source
+from edgemem.export.source import Source, from_module, load_source
 
 __all__ = [
     "CheckReport",
     "Source",
     "check",
+    "discover",
     "export_bundle",
+    "from_module",
     "growing_twin",
     "load_source",
     "sealed_twin",

@@ -6,12 +6,15 @@ Three kinds of evidence:
 * probes: every state changes as the stream goes, and changing any one of them alone changes what comes out;
 * parity: streams fed step by step and in several chunkings, past every window's wrap, from the initial state and from
   positions far away, equal torch's full-sequence pass. A mismatch is traced to the first step and tensor.
+
+A bundle in reduced precision is held to torch in float32 with the weights that the bundle holds, and its outputs to the
+float32 model's (:mod:`edgemem.export.precision_check`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,22 @@ from edgemem.bundle import Bundle, open_bundle
 from edgemem.contract import POSITION, Contract, StateSpec, initial_state
 from edgemem.errors import VerificationError
 from edgemem.export.graph import Sealed
+from edgemem.export.precision import Precision
+from edgemem.export.precision_check import (
+    change,
+    change_tolerance,
+    check_counters,
+    exact_session,
+    in_float32,
+    rounding_tolerance,
+    running_session,
+    same_states,
+    with_stored_weights,
+)
 from edgemem.export.source import Source
 from edgemem.protocol import TORCH_DTYPES, example_input, initial_tensors
-from edgemem.runtimes import Session, Stream
-from edgemem.runtimes import open as open_session
+from edgemem.runtimes import Session, Stream, bfloat16
 
-TOLERANCE = 1e-4
-"""Largest difference allowed on outputs, in the scale of ``1 + |output|``, float32 against float32."""
 FAR_POSITIONS = (2**24 - 1, 2**31 - 1, 10**12)
 
 _LEAST_STEPS = 4  # the probes look at the state after each of the last three
@@ -47,6 +59,10 @@ class CheckReport:
         chunk_errors: The same for each chunking, by its description.
         far_errors: The same for calls from positions far away, by position.
         graph_states: Number of states whose path through the graph was followed.
+        change: How far the outputs of a bundle in reduced precision are from the float32 model's, as a share of their
+            standard deviation; ``None`` where there was no such model to compare with.
+        change_tolerance: What it was held to.
+        emulated: Whether bfloat16 was computed as float32 and rounded, for want of kernels.
     """
 
     steps: int
@@ -55,6 +71,9 @@ class CheckReport:
     chunk_errors: dict[str, float] = field(default_factory=dict)
     far_errors: dict[str, float] = field(default_factory=dict)
     graph_states: int = 0
+    change: float | None = None
+    change_tolerance: float | None = None
+    emulated: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -72,7 +91,8 @@ def check(
     source: Source,
     *,
     steps: int | None = None,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
+    is_original: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> CheckReport:
@@ -82,7 +102,8 @@ def check(
         path: The bundle.
         source: The model that it was exported from.
         steps: Steps to stream; by default past the longest ring's wrap, twice.
-        tolerance: Largest difference allowed on outputs, times ``1 + |output|``.
+        tolerance: Largest difference allowed on outputs, times ``1 + |output|``; by default what the precision allows.
+        is_original: Whether ``source`` has its own weights, which a reduced precision changed, not the bundle's.
         seed: Seed of the random data.
         progress: Called with a phase's name, the steps done and the steps in all.
 
@@ -92,35 +113,67 @@ def check(
     """
     bundle = open_bundle(path)
     contract = bundle.contract
-    module = source.module if _same_states(source.contract, contract) else Sealed(source.module)
-    if not _same_states(module.contract(), contract):  # type: ignore[operator]
+    precision = Precision.from_json(bundle.manifest.precision)
+    sealed = not same_states(source.contract, contract, precision)
+    if sealed and not same_states(Sealed(source.module).contract(), contract, precision):
         raise VerificationError(
             f"{path} carries other states than {source.name} declares.", hint="Check it against its own source."
         )
     check_graph(bundle)
     # The module's own contract: a sealed one does not tell its rings from other states.
     steps = max(steps or default_steps(source.contract), _LEAST_STEPS)
-    report = CheckReport(steps, tolerance, graph_states=len(contract.states))
+    if contract.max_position is not None:
+        steps = min(steps, contract.max_position)
+    tolerance = rounding_tolerance(precision) if tolerance is None else tolerance
+    report = CheckReport(steps, tolerance, graph_states=len(contract.states), emulated=precision.dtype == "bfloat16")
     generator = torch.Generator().manual_seed(seed)
     x = example_input(contract, 2, steps, generator)
-    with torch.inference_mode():
-        if source.reference is not None:
-            expected = source.reference(x).float().numpy()
-        else:
-            initial = None if source.config else initial_tensors(source.contract, 2)
-            expected = source.module(x, initial)[0].float().numpy()
     data = x.numpy()
     threads = torch.get_num_threads()
-    with open_session(path, "onnxruntime", threads=threads, device="cpu") as session:
-        comparison = _Comparison(session, module, data, expected, tolerance)
+    with with_stored_weights(bundle, source) as reference, exact_session(bundle, threads) as session:
+        module = Sealed(reference.module) if sealed else reference.module
+        comparison = _Comparison(session, module, data, _full_pass(reference, x), tolerance)
         check_probes(session, data)
         report.step_error = comparison.stream([1] * steps, "stepping", progress)
         for name, sizes in _chunkings(bundle, steps, seed):
             report.chunk_errors[name] = comparison.stream(sizes, name, progress)
-        if contract.has_fixed_size and _has_position(contract):
+        if contract.has_fixed_size and contract.max_position is None and _has_position(contract):
             for position in FAR_POSITIONS:
                 report.far_errors[str(position)] = comparison.from_position(position)
+    if is_original and not precision.is_plain:
+        report.change_tolerance = change_tolerance(precision)
+        report.change = _check_change(bundle, source, x, report.change_tolerance, threads)
     return report
+
+
+def _full_pass(source: Source, x: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The source's outputs for a whole sequence ``[B, T, ...]`` from position 0."""
+    with torch.inference_mode():
+        if source.reference is not None:
+            return np.asarray(source.reference(x).float().numpy())
+        initial = None if source.config else initial_tensors(source.contract, x.shape[0])
+        return np.asarray(source.module(x, initial)[0].float().numpy())
+
+
+def _check_change(bundle: Bundle, source: Source, x: torch.Tensor, tolerance: float, threads: int) -> float:
+    """How far the outputs are from the float32 model's, as users get them.
+
+    Raises:
+        VerificationError: Further than the precision should take them.
+    """
+    original = in_float32(source)
+    with running_session(bundle, threads) as session:
+        got = session.stream(x.shape[0]).feed(x.numpy(), outputs="all")
+    assert got is not None
+    found = change(got, _full_pass(original, x))
+    if not found <= tolerance:
+        raise VerificationError(
+            f"the outputs differ from the float32 model's by {found:.3f} of their standard deviation, "
+            f"more than this precision should take them ({tolerance:.2f}).",
+            hint="The model is sensitive to rounding. Try --weights int8 in place of int4, a smaller --block-size, "
+            "or --dtype fp32.",
+        )
+    return found
 
 
 def check_graph(bundle: Bundle) -> None:
@@ -152,6 +205,7 @@ def check_graph(bundle: Bundle) -> None:
                 raise VerificationError(
                     f"{graph.file}: {state.output_name} is an input or a constant: the state never changes."
                 )
+        check_counters(model, graph.file)
 
 
 def check_probes(session: Session, data: np.ndarray[Any, Any]) -> None:
@@ -184,7 +238,7 @@ def check_probes(session: Session, data: np.ndarray[Any, Any]) -> None:
         if spec.update == "replace" and spec.growing_axis is None and spec.shape == () and spec.dtype == "int64":
             continue  # a counter; whether it has an effect shows in the parity past the wrap
         probe = session.stream(data.shape[0])
-        probe.load_state({**state, spec.name: _changed(state[spec.name])}, positions)
+        probe.load_state({**state, spec.name: _changed(state[spec.name], spec.dtype)}, positions)
         if _equal(baseline, _step(probe, data[:, -1:]), spec):
             raise VerificationError(
                 f"state {spec.name!r} has no effect: neither the output nor another state depends on it.",
@@ -204,7 +258,9 @@ def _equal(a: Mapping[str, np.ndarray[Any, Any]], b: Mapping[str, np.ndarray[Any
     )
 
 
-def _changed(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _changed(value: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
+    if dtype == "bfloat16":
+        return bfloat16.encode(bfloat16.decode(value) * 1.5 + 0.25)
     if value.dtype == np.bool_:
         return np.asarray(~value)
     if value.dtype.kind == "f":
@@ -284,9 +340,9 @@ class _Comparison:
         state[POSITION] = torch.tensor([position + 7 * row for row in range(batch)])
         part = self.data[:, :time]
         with torch.inference_mode():
-            expected = self.module(_tensor(part, contract), state)[0].float().numpy()
+            expected = self.module(_tensor(part, contract), self._as_module_wants(state))[0].float().numpy()
         stream = self.session.stream(batch)
-        stream.load_state({spec.name: state[spec.name].numpy() for spec in contract}, state[POSITION].numpy())
+        stream.load_state({spec.name: _array(state[spec.name]) for spec in contract}, state[POSITION].numpy())
         got = stream.feed(part, outputs="all")
         assert got is not None
         error = self._error(got, expected)
@@ -296,6 +352,11 @@ class _Comparison:
                 f"(tolerance {self.tolerance:.0e}): a counter is not exact."
             )
         return float(error.max())
+
+    def _as_module_wants(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The state in the dtypes of the module: a graph in half precision keeps some narrower."""
+        dtypes = {spec.name: TORCH_DTYPES[spec.dtype] for spec in self.module.contract()}  # type: ignore[operator]
+        return {name: value.to(dtypes.get(name, value.dtype)) for name, value in state.items()}
 
     @staticmethod
     def _error(got: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -320,7 +381,8 @@ class _Comparison:
 
         batch = self.data.shape[0]
         ours = self.session.stream(batch)
-        theirs = TorchSession(self.session.contract, self.module).stream(batch)
+        contract = replace(self.session.contract, states=self.module.contract().states)  # type: ignore[operator]
+        theirs = TorchSession(contract, self.module).stream(batch)
         done = 0
         for size in sizes:
             part = self.data[:, done : done + size]
@@ -328,6 +390,8 @@ class _Comparison:
             theirs.feed(part, outputs="none")
             reference = theirs.state()
             for name, value in ours.state().items():
+                if self.session.contract[name].dtype == "bfloat16":
+                    value = bfloat16.decode(value)
                 wanted = reference[name].astype(np.float64)
                 error = np.abs(value.astype(np.float64) - wanted) / (1 + np.abs(wanted))
                 if not (error <= self.tolerance).all():
@@ -338,13 +402,16 @@ class _Comparison:
         return None
 
 
+def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A state as runtimes take it: bfloat16 as its bits."""
+    if tensor.dtype == torch.bfloat16:
+        return bfloat16.encode(tensor.float().numpy())
+    return np.asarray(tensor.numpy())
+
+
 def _tensor(data: np.ndarray[Any, Any], contract: Contract) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(data)).to(TORCH_DTYPES[contract.input.dtype])
 
 
 def _has_position(contract: Contract) -> bool:
     return contract.position == "input" or any(spec.name == POSITION for spec in contract)
-
-
-def _same_states(a: Contract, b: Contract) -> bool:
-    return a.states == b.states

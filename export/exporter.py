@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,11 @@ from edgemem.contract import METADATA_KEY, Contract
 from edgemem.errors import ExportError
 from edgemem.export.check import Progress, check
 from edgemem.export.graph import Sealed, export_graph
+from edgemem.export.half import halve_graphs
+from edgemem.export.precision import DEFAULT_BLOCK_SIZE, Precision, StoredWeights
+from edgemem.export.quantize import quantize_graphs
 from edgemem.export.source import Source, from_config
+from edgemem.export.text_files import TOKENIZER
 from edgemem.export.weights import store_weights
 from edgemem.memories import FullCache
 from edgemem.models.checkpoint import load_weights
@@ -34,6 +37,9 @@ def export_bundle(
     *,
     sealed: bool = False,
     max_chunk: int | None = None,
+    dtype: str | None = None,
+    weights: str | None = None,
+    block_size: int = DEFAULT_BLOCK_SIZE,
     verify: bool = True,
     steps: int | None = None,
     announce: Announce = lambda message: None,
@@ -46,6 +52,10 @@ def export_bundle(
         out: Folder of the bundle.
         sealed: Write the rings inside the graph, so that every state goes whole in and whole out.
         max_chunk: Most time steps of one call; at most what the model allows.
+        dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"``: of weights and matrix products; ``None``: what the decoder's
+            configuration says, else ``"fp32"``.
+        weights: ``"int8"`` or ``"int4"`` stores the large matrices as whole numbers, with a scale for each block.
+        block_size: Rows of a matrix that share a scale: 16, 32, 64 or 128.
         verify: Hold the bundle to the model (see :mod:`edgemem.export.check`).
         steps: Steps of that check.
         announce: Called with a line for each stage.
@@ -55,7 +65,9 @@ def export_bundle(
         ExportError: The module cannot be exported, or the bundle does not compute what it computes.
         EdgememError: The bundle cannot be written.
     """
-    module: nn.Module = Sealed(source.module) if sealed else source.module
+    precision = Precision.of(dtype, weights, block_size, default=source.config.dtype if source.config else "float32")
+    exported = in_precision(source, precision)
+    module: nn.Module = Sealed(exported.module) if sealed else exported.module
     contract: Contract = module.contract()  # type: ignore[operator]
     if max_chunk is not None:
         if not 1 <= max_chunk <= contract.max_chunk:
@@ -64,21 +76,34 @@ def export_bundle(
     with write_bundle(out) as writer:
         announce("tracing the model")
         graphs = (source.trace or _one_graph)(module, contract)
+        models = [model for _, model in graphs]
+        if weights is not None:
+            announce(f"quantising the weights to {weights}")
+        stored = store_in_precision(models, exported, precision)
         announce("writing weights and graph")
-        store_weights([model for _, model in graphs], source.module, writer.folder, whole=source.config is not None)
+        whole = exported.config is not None
+        store_weights(models, exported.module, writer.folder, whole=whole, instead=stored.files())
         for graph, model in graphs:
             model.metadata_props[METADATA_KEY] = json.dumps(contract.to_json(), separators=(",", ":"))
             ir.save(model, writer.folder / graph.file)
+        source.text.write(writer.folder)
+        if ignored := source.text.generation.ignored:
+            announce(f"settings of generation_config.json that edgemem does not have: {', '.join(ignored)}")
         tokenizer = source.config.tokenizer if source.config else None
-        if source.tokenizer_file is not None:
-            tokenizer = "tokenizer.json"
-            shutil.copyfile(source.tokenizer_file, writer.folder / tokenizer)
         manifest = Manifest(
             contract=contract,
             graphs=tuple(graph for graph, _ in graphs),
-            source={"kind": source.kind, "name": source.name, "random_weights": source.has_random_weights},
-            model=source.config.to_json() if source.config else None,
-            tokenizer=tokenizer,
+            source={
+                "kind": source.kind,
+                "name": source.name,
+                "random_weights": source.has_random_weights,
+                **({"options": dict(source.options)} if source.options else {}),
+            },
+            model=exported.config.to_json() if exported.config else None,
+            precision=stored.described(precision).to_json(),
+            tokenizer=tokenizer if source.text.tokenizer is None else TOKENIZER,
+            special_tokens=source.text.special_tokens,
+            generation=source.text.generation,
             input_meaning=source.config.input_meaning if source.config else "",
             versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
         )
@@ -88,6 +113,28 @@ def export_bundle(
             report = check(writer.folder, source, steps=steps, progress=progress)
             bundle = writer.finish(replace(manifest, verification=report.to_json()))
     return replace(bundle, path=Path(out))
+
+
+def in_precision(source: Source, precision: Precision) -> Source:
+    """What is traced: a decoder computes in the precision's dtype itself; the graphs of others are changed later."""
+    if not isinstance(source.module, Decoder):
+        return source
+    # A head of whole numbers is no table to look tokens up in.
+    module = source.module.converted(precision.dtype, untie=precision.weights is not None)
+    return replace(source, module=module, config=module.config)
+
+
+def store_in_precision(models: list[ir.Model], source: Source, precision: Precision) -> StoredWeights:
+    """Change the graphs' weights, in place, to what a precision asks for; what became of them."""
+    stored = StoredWeights()
+    if precision.weights is not None:
+        stored = quantize_graphs(models, source.module, precision)
+    by_itself = isinstance(source.module, Decoder)
+    if precision.dtype != "float32" and not by_itself:
+        halve_graphs(models, source.module, precision, stored, only_tables=False)
+    elif precision.weights is not None and precision.dtype == "float32":
+        halve_graphs(models, source.module, precision, stored, only_tables=True)
+    return stored
 
 
 def _one_graph(module: nn.Module, contract: Contract) -> list[tuple[GraphFile, ir.Model]]:
@@ -103,7 +150,8 @@ def sealed_twin(bundle: Bundle, out: str | Path) -> Path:
     Raises:
         ExportError: The bundle was not made from a decoder's configuration.
     """
-    export_bundle(source_of(bundle), out, sealed=True, max_chunk=bundle.contract.max_chunk, verify=False)
+    options = Precision.from_json(bundle.manifest.precision).options
+    export_bundle(source_of(bundle), out, sealed=True, max_chunk=bundle.contract.max_chunk, verify=False, **options)
     return Path(out)
 
 
@@ -117,17 +165,20 @@ def growing_twin(bundle: Bundle, out: str | Path) -> Path:
         ExportError: The bundle was not made from a decoder's configuration.
     """
     config = replace(_config(bundle), memory=[{"type": FullCache.type_name}])
-    export_bundle(from_config(config, f"growing twin of {bundle.path}"), out, verify=False)
+    options = Precision.from_json(bundle.manifest.precision).options
+    export_bundle(from_config(config, f"growing twin of {bundle.path}"), out, verify=False, **options)
     return Path(out)
 
 
 def source_of(bundle: Bundle) -> Source:
     """The decoder that a bundle was exported from, rebuilt from its own configuration and weights.
 
+    It computes in float32, whatever the bundle's precision, with the weights as the bundle holds them.
+
     Raises:
         ExportError: The bundle was not made from a decoder's configuration.
     """
-    module = load_weights(Decoder(_config(bundle)), bundle.file(WEIGHTS))
+    module = load_weights(Decoder(replace(_config(bundle), dtype="float32")), bundle.file(WEIGHTS))
     return Source(module, str(bundle.manifest.source.get("kind", "checkpoint")), str(bundle.path), module.config)
 
 

@@ -17,6 +17,7 @@ from torch.export import Dim
 from edgemem.contract import OUTPUT_INDICES, POSITION, Contract, StateSpec
 from edgemem.errors import ExportError
 from edgemem.protocol import example_input, initial_tensors, takes_output_indices
+from edgemem.streaming.adapter import module_inside
 
 OPSET = 20
 _BATCH, _TIME, _OUTPUTS, _LENGTH = "batch", "time", "outputs", "length"
@@ -62,9 +63,12 @@ class Sealed(nn.Module):
             states.append(StateSpec(POSITION, (), "int64"))
         return replace(self._open, states=tuple(states), position="none", output_indices=False)
 
-    def forward(self, x: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, x: Tensor, state: dict[str, Tensor], output_indices: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The module's call, then the ring writes."""
-        output, new = self.module(x, state)
+        wanted = () if output_indices is None else (output_indices,)
+        output, new = self.module(x, state, *wanted)
         sealed = dict(new)
         if self._open.position == "input":
             start, time = state[POSITION], x.shape[1]
@@ -126,7 +130,7 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
             )
     except Exception as error:
         raise ExportError(
-            f"torch cannot export {type(module).__name__}: {_first_line(error)}",
+            f"torch cannot export {type(module_inside(module)).__name__}: {_first_line(error)}",
             hint="Most often: Python control flow on a tensor's value, or on the number of time steps.",
         ) from error
     assert program is not None

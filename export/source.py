@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from edgemem.bundle import GraphFile
 from edgemem.contract import Contract
 from edgemem.errors import ExportError, ProtocolError
-from edgemem.models.checkpoint import CONFIG, TOKENIZER, load_checkpoint
+from edgemem.export.discover import undeclared
+from edgemem.export.text_files import TextFiles, text_files
+from edgemem.models.checkpoint import CONFIG, load_checkpoint
 from edgemem.models.config import DecoderConfig
 from edgemem.models.decoder import Decoder
-from edgemem.protocol import check_protocol, raised_at
+from edgemem.protocol import StreamingModule, check_protocol, raised_at
 
 RANDOM_SEED = 0
 
@@ -32,22 +35,25 @@ class Source:
 
     Attributes:
         module: The module, in evaluation mode; it follows the streaming protocol.
-        kind: ``"checkpoint"``, ``"config"`` or ``"factory"``.
+        kind: ``"checkpoint"``, ``"config"``, ``"factory"`` or ``"module"``.
         name: What the user named.
         config: The decoder's configuration; ``None`` for a user's own module.
-        tokenizer_file: A ``tokenizer.json`` to carry along.
+        text: Its tokenizer, chat template and defaults for drawing text.
         trace: Makes the graphs; ``None`` for one graph that takes any number of time steps.
         reference: The full-sequence pass that the bundle is held to: data ``[B, T, ...]`` to outputs ``[B, T, ...]``;
             ``None`` where ``module`` itself takes a sequence of any length from position 0.
+        options: What :func:`load_source` was told besides the name, and a check must be told again: ``memory``,
+            ``max_length``.
     """
 
     module: nn.Module
     kind: str
     name: str
     config: DecoderConfig | None = None
-    tokenizer_file: Path | None = None
+    text: TextFiles = TextFiles()  # noqa: RUF009 (it cannot be changed)
     trace: Trace | None = None
     reference: Callable[[Tensor], Tensor] | None = None
+    options: Mapping[str, str | int] = field(default_factory=dict)
 
     @property
     def contract(self) -> Contract:
@@ -61,29 +67,57 @@ class Source:
         return self.kind == "config"
 
 
-def load_source(source: str) -> Source:
+def load_source(
+    source: str, *, memory: str | None = None, max_length: int | None = None, trust_remote_code: bool = False
+) -> Source:
     """Load what ``source`` names: a checkpoint's folder, a configuration file, or ``package.module:factory``.
 
+    Args:
+        source: What to load. A folder may also be one of transformers, which ``save_pretrained`` writes.
+        memory: For transformers: what takes the place of growing caches, such as ``"sinks=4,window=1024"``.
+        max_length: For transformers: keep exact full attention up to this many tokens instead.
+        trust_remote_code: For transformers: run the Python files that the folder brings along.
+
     Raises:
-        ExportError: Nothing of that name.
+        ExportError: Nothing of that name, or an option that does not suit it.
         ConfigError: A checkpoint or configuration is malformed.
         ProtocolError: The factory fails, or its module breaks the protocol.
     """
     path = Path(source)
+    if is_transformers_folder(path):
+        from edgemem.export import hf
+
+        return hf.load(path, memory=memory, max_length=max_length, trust_remote_code=trust_remote_code)
+    if memory is not None or max_length is not None or trust_remote_code:
+        raise ExportError(
+            f"{source} is no folder of transformers: its memory is its own.",
+            hint="Leave out --memory, --max-length and --trust-remote-code.",
+        )
     if path.is_dir():
         if not (path / CONFIG).is_file():
             raise ExportError(f"{source} is a folder without {CONFIG}: not a checkpoint.")
         model = load_checkpoint(path)
-        tokenizer = path / TOKENIZER
-        return Source(model, "checkpoint", source, model.config, tokenizer if tokenizer.is_file() else None)
+        return Source(model, "checkpoint", source, model.config, text_files(path))
     if path.is_file():
         return from_config(DecoderConfig.load(path), source)
     if ":" in source:
-        return Source(check_protocol(_call_factory(source)), "factory", source)
+        module = _call_factory(source)
+        if isinstance(module, nn.Module) and not isinstance(module, StreamingModule):
+            raise undeclared(module)
+        return Source(check_protocol(module), "factory", source)
     raise ExportError(
         f"{source} is no checkpoint folder, no configuration file, and no package.module:factory.",
         hint="See: edgemem export --help",
     )
+
+
+def is_transformers_folder(folder: Path) -> bool:
+    """Whether ``folder`` holds a configuration of transformers, of whatever family."""
+    try:
+        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and isinstance(data.get("model_type"), str)
 
 
 def from_config(config: DecoderConfig, name: str) -> Source:
@@ -91,6 +125,19 @@ def from_config(config: DecoderConfig, name: str) -> Source:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         return Source(Decoder(config).eval(), "config", name, config)
+
+
+def from_module(module: nn.Module, name: str) -> Source:
+    """A live module that follows the streaming protocol.
+
+    Args:
+        module: The module, trained.
+        name: What the manifest says it was made from.
+
+    Raises:
+        ProtocolError: The module breaks the protocol.
+    """
+    return Source(check_protocol(module), "module", name)
 
 
 def _call_factory(source: str) -> object:

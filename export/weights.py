@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,14 @@ INLINE_BYTES = 1024
 """Initialisers smaller than this stay in the graph, where shape inference can see them."""
 
 
-def store_weights(models: Sequence[ir.Model], module: nn.Module, folder: Path, *, whole: bool = True) -> None:
+def store_weights(
+    models: Sequence[ir.Model],
+    module: nn.Module,
+    folder: Path,
+    *,
+    whole: bool = True,
+    instead: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
     """Write ``weights.safetensors`` and point the large initialisers of ``models`` at it.
 
     Args:
@@ -35,15 +42,20 @@ def store_weights(models: Sequence[ir.Model], module: nn.Module, folder: Path, *
         module: What they were traced from; its tensors give the initialisers of equal content their names.
         folder: Where to write.
         whole: Store every tensor of the module, so that it can be rebuilt from the file, not only what graphs use.
+        instead: Parameter → the tensors, by name, that stand for it, where the graphs hold other ones (quantised).
 
     Raises:
         ExportError: The file cannot be written.
     """
-    own = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    own = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    for name, standing in (instead or {}).items():
+        own.pop(name, None)
+        own.update(standing)
+    own = {name: tensor.cpu().contiguous() for name, tensor in own.items()}
     by_content: dict[tuple[str, tuple[int, ...], bytes], str] = {}
     for name, tensor in own.items():
         by_content.setdefault(_content(_bits(tensor), str(tensor.dtype)), name)
-    tensors: dict[str, Tensor] = {}
+    tensors = {name: own[name] for standing in (instead or {}).values() for name in standing}
     if whole:
         addresses: set[int] = set()
         for name, tensor in own.items():
@@ -58,11 +70,10 @@ def store_weights(models: Sequence[ir.Model], module: nn.Module, folder: Path, *
                 continue
             tensor = _torch_tensor(constant)
             content = _content(_bits(tensor), str(tensor.dtype))
-            name = by_content.get(content)
-            if name is None:
-                by_content[content] = name = _free_name(value.name or "folded", {**own, **tensors})
-            tensors.setdefault(name, tensor)
-            places.append((value, name))
+            if content not in by_content:
+                by_content[content] = _free_name(value.name or "folded", {**own, **tensors})
+            tensors.setdefault(by_content[content], tensor)
+            places.append((value, by_content[content]))
     path = folder / WEIGHTS
     try:
         safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
@@ -101,6 +112,11 @@ def _torch_tensor(constant: ir.TensorProtocol) -> Tensor:
     raw = getattr(constant, "raw", None)
     if isinstance(raw, Tensor):
         return raw.detach().cpu().contiguous()
+    if constant.dtype == ir.DataType.INT4:  # two to a byte, for which torch has no type
+        return torch.frombuffer(bytearray(constant.tobytes()), dtype=torch.uint8).reshape(1, -1)
+    if constant.dtype == ir.DataType.BFLOAT16:  # which numpy lacks
+        flat = torch.frombuffer(bytearray(constant.tobytes()), dtype=torch.bfloat16)
+        return flat.reshape(tuple(constant.shape.numpy()))
     return torch.from_numpy(np.ascontiguousarray(constant.numpy()))
 
 

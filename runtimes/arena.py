@@ -16,7 +16,7 @@ that writing one step's entries into every ring of the group is one strided copy
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,10 +103,13 @@ class Layout:
             self.rings.update(zip(names, places, strict=True))
             starts.append((places[0].offset, self._align(places[0].nbytes)))
         replaced = [state for state in contract if state.update == "replace"]
-        self.replaced: tuple[dict[str, Place], dict[str, Place]] = tuple(  # type: ignore[assignment]
-            {state.name: self._place((batch, *state.fixed_shape), state.dtype) for state in replaced} for _ in range(2)
-        )
+        first = {state.name: self._place((batch, *state.fixed_shape), state.dtype) for state in replaced}
+        first_end = self._end
+        second = {state.name: self._place((batch, *state.fixed_shape), state.dtype) for state in replaced}
+        self.replaced = (first, second)
         self.state_bytes = self._end
+        self.live_bytes = (first_end, self._end)
+        """Bytes from the start that hold the whole state, where the one or the other copy is the current one."""
 
         self.step_input = self._place((batch, 1, *contract.input.shape), contract.input.dtype)
         self.positions = self._place((batch,), "int64")
@@ -149,6 +152,11 @@ class Layout:
             self._place((batch, shape[0], time, shape[2]), dtype)
         return start
 
+    def chunk_input_of(self, time: int) -> Place:
+        """Where the data of a chunk of ``time`` steps lies: at the start of that of the longest chunk."""
+        place = self.chunk_input
+        return Place(place.offset, (place.shape[0], time, *place.shape[2:]), place.dtype)
+
     def entry_stride(self, group: RingGroup, time: int) -> int:
         """Bytes from the entries of one state of a group to those of the next, in a call of ``time`` steps."""
         heads, _, width = group.shape
@@ -182,6 +190,7 @@ class Arena:
 
     def __init__(self, memory: Memory, contract: Contract, batch: int, max_time: int) -> None:
         self.layout = layout = Layout(contract, batch, max_time, memory.alignment)
+        self.memory = memory
         self.block: Block = memory.allocate(layout.nbytes)
         self.side = 0
         self._contract = contract
@@ -194,6 +203,8 @@ class Arena:
         self.step_output = _tensor(self._output, layout.step_output, layout.step_output.offset)
         self.step_output.flags.writeable = False
         self._inputs[...] = 0  # so that an engine may be tried before the first step
+        start = layout.chunk_input.offset
+        self._chunk = self.block.host_buffer(start, layout.chunk_indices.end - start)
         self.block.upload(layout.step_indices.offset, np.zeros(1, np.int64))
         self.append_step = tuple((self._step_copier(group, 0, batch), group.shape[1]) for group in layout.groups)
         self._append_row = tuple([self._step_copier(g, row, 1) for row in range(batch)] for g in layout.groups)
@@ -217,12 +228,21 @@ class Arena:
             self.block.download(self.layout.step_output.offset, self._output)
 
     def send_chunk(self, data: Array, indices: Array | None) -> None:
-        """Write the data ``[B, T, ...]``, the positions, and the output indices ``[S]`` of a chunk."""
-        self.block.upload(self.layout.chunk_input.offset, np.ascontiguousarray(data))
+        """Write the data ``[B, T, ...]``, the positions, and the output indices ``[S]`` of a chunk.
+
+        A device has read them when the chunk's output is on the host; until then they must not be written again.
+        """
+        self._send_chunk(self.layout.chunk_input.offset, data)
         if indices is not None:
-            self.block.upload(self.layout.chunk_indices.offset, indices)
+            self._send_chunk(self.layout.chunk_indices.offset, indices)
+        self.send_step()
+
+    def _send_chunk(self, offset: int, array: Array) -> None:
+        start = offset - self.layout.chunk_input.offset
+        staged = self._chunk[start : start + array.nbytes]
+        staged.view(array.dtype).reshape(array.shape)[...] = array
         if not self._on_host:
-            self.block.upload(self.layout.positions.offset, self.positions)
+            self.block.send(offset, staged)
 
     def commit(self, time: int, common: int | None) -> None:
         """Make what a call of ``time`` steps put out the state: write entries into their rings, swap replaced states.
@@ -285,14 +305,27 @@ class Arena:
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Give every state, or those rows of it, its initial value."""
+        if rows is None:
+            self.write_state({state.name: initial_state(state, self.layout.batch) for state in self._contract})
+            return
         for state in self._contract:
-            place = self.past(state, self.side)
-            if rows is None:
-                self.block.upload(place.offset, initial_state(state, self.layout.batch))
-            else:
-                initial = initial_state(state, 1)
-                for row in rows:
-                    self.block.upload(place.offset + row * place.row_bytes, initial)
+            place, initial = self.past(state, self.side), initial_state(state, 1)
+            for row in rows:
+                self.block.upload(place.offset + row * place.row_bytes, initial)
+
+    def read_state(self) -> dict[str, Array]:
+        """Every state by name, ``[B, *shape]``: views of one array that is the caller's own. One copy."""
+        buffer: Array = np.empty(self.layout.live_bytes[self.side], np.uint8)
+        self.block.download(0, buffer)
+        return {state.name: _tensor(buffer, self.past(state, self.side), 0) for state in self._contract}
+
+    def write_state(self, values: Mapping[str, Array]) -> None:
+        """Replace every state, ``[B, *shape]`` by name. One copy."""
+        self.side = 0  # whose states follow the rings immediately
+        buffer: Array = np.zeros(self.layout.live_bytes[0], np.uint8)
+        for state in self._contract:
+            _tensor(buffer, self.past(state, 0), 0)[...] = values[state.name]
+        self.block.upload(0, buffer)
 
     def read(self, place: Place) -> Array:
         """A copy of a tensor, on the host."""

@@ -1,7 +1,7 @@
 """Device memory through the CUDA runtime, by ``cuda.bindings.runtime`` alone.
 
-This has not run on a GPU here; its address arithmetic is tested over a stand-in for ``cuda.bindings.runtime`` that acts
-on host memory by CUDA's definition of each call.
+This has not run on a GPU yet; its address arithmetic, its order of work and its graphs are tested over a stand-in for
+``cuda.bindings.runtime`` that acts on host memory by CUDA's definition of each call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ _HINT = 'pip install "edgemem[gpu]"'
 class CudaMemory:
     """The memory of one CUDA device, with a stream in which every copy is issued.
 
+    Args:
+        device_id: Number of the device.
+        blocking: Whether the stream waits for work in CUDA's default stream, and that for it. An engine that does
+            part of its work there needs it; a stream that is captured must not.
+
     Attributes:
+        device_id: Number of the device.
         stream: Address of the ``cudaStream_t``, for an engine that is to work in the same order.
 
     Raises:
@@ -33,7 +39,7 @@ class CudaMemory:
     alignment = 256  # TensorRT asks for it; cudaMalloc gives it
     on_host = False
 
-    def __init__(self, device_id: int = 0) -> None:
+    def __init__(self, device_id: int = 0, *, blocking: bool = True) -> None:
         try:
             self.api: Any = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
@@ -43,11 +49,12 @@ class CudaMemory:
         if int(code) != 0 or count <= device_id:
             why = _describe(self.api, code) if int(code) != 0 else f"{count} devices"
             raise RuntimeUnavailableError(
-                f"CUDA device {device_id} cannot be used: {why}.",
-                hint="Check the NVIDIA driver with nvidia-smi, or use device='cpu'.",
+                f"CUDA device {device_id} cannot be used: {why}.", hint=_driver_hint(self.api, code)
             )
+        self.device_id = device_id
         self.call(self.api.cudaSetDevice, device_id)
-        self._stream = self.call(self.api.cudaStreamCreate)
+        flags = self.api.cudaStreamDefault if blocking else self.api.cudaStreamNonBlocking
+        self._stream = self.call(self.api.cudaStreamCreateWithFlags, flags)
         self.stream = int(self._stream)
         self._finalizer = weakref.finalize(self, self.api.cudaStreamDestroy, self._stream)
 
@@ -69,6 +76,33 @@ class CudaMemory:
         """See :meth:`edgemem.runtimes.memory.Memory.allocate`."""
         return CudaBlock(self, nbytes)
 
+    def aligned(self, nbytes: int) -> int:
+        """``nbytes`` rounded up to the alignment."""
+        return -(-nbytes // self.alignment) * self.alignment
+
+    def malloc(self, nbytes: int) -> int:
+        """Address of new device memory.
+
+        Raises:
+            EdgememError: The device is full; the message says what was asked and what there is.
+        """
+        code, address = self.api.cudaMalloc(max(nbytes, 1))
+        if int(code) == 0:
+            return int(address)
+        self.api.cudaGetLastError()  # a failed allocation leaves the device usable: later calls must not report it
+        if code != self.api.cudaError_t.cudaErrorMemoryAllocation:
+            raise EdgememError(f"cudaMalloc failed: {_describe(self.api, code)}.")
+        raise EdgememError(
+            f"cudaMalloc failed: {_describe(self.api, code)}: {nbytes:,} bytes were asked for; {self.free_text()}.",
+            hint="Close what else uses the GPU, take fewer streams or a smaller batch, or export with a smaller memory "
+            "or precision.",
+        )
+
+    def free_text(self) -> str:
+        """How much device memory is free, in words."""
+        code, free, total = self.api.cudaMemGetInfo()
+        return f"of {total:,} bytes {free:,} are free" if int(code) == 0 else "how much is free is not known"
+
     def copy(self, dst: int, src: int, nbytes: int, kind: str) -> None:
         """Issue ``cudaMemcpyAsync``; ``kind`` is the rest of a ``cudaMemcpyKind``'s name."""
         how = getattr(self.api.cudaMemcpyKind, f"cudaMemcpy{kind}")
@@ -87,20 +121,81 @@ class CudaMemory:
         """Wait until everything issued is done."""
         self.call(self.api.cudaStreamSynchronize, self._stream)
 
+    def capture(self, issue: Callable[[], None]) -> CapturedGraph:
+        """Record what ``issue`` puts into the stream, without running it; see :class:`CapturedGraph`."""
+        return CapturedGraph(self, self._stream, issue)
+
+
+class CapturedGraph:
+    """A CUDA graph: work of a stream that is recorded once and launched by one call ever after.
+
+    Addresses and shapes are those of the recording. Where recording fails the stream is as it was.
+
+    Args:
+        memory: Whose stream it is.
+        stream: The ``cudaStream_t``.
+        issue: Puts the work into the stream. It must have run once before, so that the engine allocates nothing now.
+
+    Raises:
+        EdgememError: The work cannot be recorded.
+    """
+
+    def __init__(self, memory: CudaMemory, stream: Any, issue: Callable[[], None]) -> None:
+        api = memory.api
+        self._memory, self._stream = memory, stream
+        # Of this thread alone: other threads may allocate meanwhile.
+        mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        memory.call(api.cudaStreamBeginCapture, stream, mode)
+        try:
+            issue()
+        except BaseException:
+            # The recording must be ended also where it is spoilt, or the stream would stay unusable.
+            code, graph = api.cudaStreamEndCapture(stream)
+            if int(code) == 0 and int(graph):
+                api.cudaGraphDestroy(graph)
+            api.cudaGetLastError()
+            raise
+        try:
+            graph = memory.call(api.cudaStreamEndCapture, stream)
+        except EdgememError:
+            api.cudaGetLastError()
+            raise
+        try:
+            self._executable = memory.call(api.cudaGraphInstantiate, graph, 0)
+        finally:
+            api.cudaGraphDestroy(graph)
+        self._finalizer = weakref.finalize(self, api.cudaGraphExecDestroy, self._executable)
+
+    def launch(self) -> None:
+        """Put the recorded work into the stream."""
+        self._memory.call(self._memory.api.cudaGraphLaunch, self._executable, self._stream)
+
+
+class _Pinned:
+    """Page-locked host memory as an array; it is freed when neither this nor an array made of it is referred to."""
+
+    def __init__(self, memory: CudaMemory, nbytes: int) -> None:
+        address = int(memory.call(memory.api.cudaHostAlloc, max(nbytes, 1), memory.api.cudaHostAllocDefault))
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (address, False)}
+        self._finalizer = weakref.finalize(self, memory.api.cudaFreeHost, address)
+
 
 class CudaBlock:
     """A block of device memory."""
 
     def __init__(self, memory: CudaMemory, nbytes: int) -> None:
         self._memory = memory
-        self.address = int(memory.call(memory.api.cudaMalloc, max(nbytes, 1)))
+        self.address = memory.malloc(nbytes)
         self.nbytes = nbytes
         # cudaFree waits for the device, so nothing issued before can still use the block.
         self._finalizer = weakref.finalize(self, memory.api.cudaFree, self.address)
 
     def host_buffer(self, offset: int, nbytes: int) -> Bytes:
-        """See :meth:`edgemem.runtimes.memory.Block.host_buffer`."""
-        return np.zeros(nbytes, dtype=np.uint8)
+        """See :meth:`edgemem.runtimes.memory.Block.host_buffer`; page-locked, so that the device copies it itself."""
+        self._inside(offset, nbytes)
+        buffer = np.asarray(_Pinned(self._memory, nbytes))
+        buffer[...] = 0
+        return buffer
 
     def upload(self, offset: int, array: Array) -> None:
         """See :meth:`edgemem.runtimes.memory.Block.upload`."""
@@ -170,3 +265,15 @@ class CudaBlock:
 def _describe(api: Any, code: Any) -> str:
     name = getattr(code, "name", str(code))
     return f"{name} ({int(code)})"
+
+
+def _driver_hint(api: Any, code: Any) -> str:
+    driver, runtime = (function()[1] or 0 for function in (api.cudaDriverGetVersion, api.cudaRuntimeGetVersion))
+    if int(code) != 0 and driver and driver // 1000 < runtime // 1000:
+        return (
+            f"The driver is too old: it serves CUDA {driver // 1000}, cuda-python here is of CUDA {runtime // 1000}. "
+            f'Update the driver, or: pip install "cuda-python<{runtime // 1000}"'
+        )
+    if not driver:
+        return "No NVIDIA driver is loaded: install it and check it with nvidia-smi, or use device='cpu'."
+    return "Check the NVIDIA driver with nvidia-smi, or use device='cpu'."

@@ -7,22 +7,25 @@ an input at one address and changed there between two runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from edgemem.bundle import Bundle, GraphFile
-from edgemem.contract import OUTPUT_INDICES, POSITION, StateSpec, numpy_dtype
+from edgemem.contract import OUTPUT_INDICES, POSITION, Contract, numpy_dtype
 from edgemem.errors import BundleError, EdgememError, RuntimeUnavailableError
 from edgemem.runtimes import bfloat16, huge_pages
 from edgemem.runtimes.arena import Arena, Place
+from edgemem.runtimes.arena_stream import ArenaStream
 from edgemem.runtimes.memory import Array, Block, HostMemory, Memory
 from edgemem.runtimes.ort_graph import check_graph
 from edgemem.runtimes.session import Session, Stream
 
 _ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: numpy has no such dtype
-_CUDA = "CUDAExecutionProvider"
+_CPU, _CUDA, _TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 
 
 def open_session(bundle: Bundle, *, threads: int | None, device: str, guard: bool) -> OrtSession:
@@ -30,8 +33,21 @@ def open_session(bundle: Bundle, *, threads: int | None, device: str, guard: boo
     return OrtSession(bundle, threads=threads, device=device, guard=guard)
 
 
+def open_tensorrt_session(bundle: Bundle, *, threads: int | None, device: str, guard: bool) -> OrtSession:
+    """Load the bundle's graphs into ONNX Runtime's TensorRT provider; see :func:`edgemem.open`."""
+    return OrtTensorrtSession(bundle, threads=threads, device=device, guard=guard)
+
+
 class OrtSession(Session):
     """A bundle loaded into ONNX Runtime.
+
+    Args:
+        bundle: The bundle.
+        threads: Threads of one operator; ``None`` leaves them to the engine.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        guard: See :class:`~edgemem.runtimes.session.Session`.
+        exact: Multiply quantised weights in floating point. By default the engine rounds what they are multiplied
+            with to 8 bits too, which is several times faster.
 
     Attributes:
         memory: Where its streams' arenas lie.
@@ -41,7 +57,13 @@ class OrtSession(Session):
     runtime = "onnxruntime"
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None = None, device: str = "auto", guard: bool = False
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        device: str = "auto",
+        guard: bool = False,
+        exact: bool = False,
     ) -> None:
         try:
             import onnxruntime
@@ -49,22 +71,42 @@ class OrtSession(Session):
             raise RuntimeUnavailableError(
                 f"onnxruntime cannot be imported: {error}", hint='pip install "edgemem[onnxruntime]"'
             ) from error
-        memory, providers = _choose(onnxruntime.get_available_providers(), device)
+        memory, first = self._choose(onnxruntime.get_available_providers(), device)
         super().__init__(bundle.contract, bundle, device=memory.device, guard=guard)
         self.memory = memory
         self.engines: dict[str, Any] = {}
         regions = huge_pages.anonymous_regions()
         for graph in bundle.manifest.graphs:
-            engine = _load(onnxruntime, bundle, graph, providers, threads)
-            if memory.device == "cuda" and engine.get_providers()[0] != _CUDA:
-                if device == "cuda":
-                    raise _no_cuda(f"ONNX Runtime could not start {_CUDA}")
-                self.memory, self.device, providers = HostMemory(), "cpu", ["CPUExecutionProvider"]
+            providers = [*self._providers(memory, graph, first), _CPU]
+            engine = _load(onnxruntime, bundle, graph, providers, threads, exact)
+            if engine.get_providers()[0] != first:
+                if device == "cuda" or first == _TENSORRT:
+                    raise _no_cuda(f"ONNX Runtime could not start {first}")
+                self.memory, self.device, first = HostMemory(), "cpu", _CPU
                 memory = self.memory
             check_graph(engine, bundle.contract, graph)
             self.engines[graph.file] = engine
         if memory.on_host:
             huge_pages.join_pages_since(regions)
+
+    def _choose(self, available: list[str], device: str) -> tuple[Memory, str]:
+        """The memory and the first provider for ``device``."""
+        if device == "cpu" or (device == "auto" and _CUDA not in available):
+            return HostMemory(), _CPU
+        if _CUDA not in available:
+            raise _no_cuda(f"this ONNX Runtime has no {_CUDA}, only {', '.join(available)}")
+        from edgemem.runtimes.cuda import CudaMemory
+
+        try:
+            return CudaMemory(), _CUDA
+        except RuntimeUnavailableError:
+            if device == "cuda":
+                raise
+            return HostMemory(), _CPU
+
+    def _providers(self, memory: Memory, graph: GraphFile, first: str) -> list[Any]:
+        """The providers before the CPU's, with their options."""
+        return [] if first == _CPU else [(_CUDA, cuda_options(memory))]
 
     def _new_stream(self, batch: int, initial: bool) -> Stream:
         if not self.contract.has_fixed_size:
@@ -89,48 +131,58 @@ class OrtSession(Session):
         self.engines.clear()
 
 
-class OrtStream(Stream):
+class OrtTensorrtSession(OrtSession):
+    """A bundle loaded into ONNX Runtime's TensorRT provider, which builds its engines at the first start.
+
+    The provider builds for the shapes it is told: one stream, 1 to the graph's most time steps. A larger batch makes it
+    build again.
+    """
+
+    runtime = "onnxruntime-tensorrt"
+
+    def _choose(self, available: list[str], device: str) -> tuple[Memory, str]:
+        if device == "cpu":
+            raise RuntimeUnavailableError(
+                f"the runtime {self.runtime} runs on a CUDA device, device 'cpu' was asked for.",
+                hint="Use runtime='onnxruntime'.",
+            )
+        if _TENSORRT not in available:
+            raise _no_cuda(f"this ONNX Runtime has no {_TENSORRT}, only {', '.join(available)}")
+        from edgemem.runtimes.cuda import CudaMemory
+
+        return CudaMemory(), _TENSORRT
+
+    def _providers(self, memory: Memory, graph: GraphFile, first: str) -> list[Any]:
+        return [(_TENSORRT, tensorrt_options(self.bundle, graph, memory)), (_CUDA, cuda_options(memory))]
+
+
+class OrtStream(ArenaStream):
     """A stream whose states all have a fixed size."""
 
     _session: OrtSession
 
     def __init__(self, session: OrtSession, batch: int) -> None:
-        self._arena = arena = Arena(session.memory, session.contract, batch, session.max_time)
-        super().__init__(session, batch, arena.positions, arena.step_input)
+        arena = Arena(session.memory, session.contract, batch, session.max_time)
+        super().__init__(session, batch, arena)
         self._engine_for: Callable[[int], Any] = session.engine_for
         self._run: Callable[[Any], None] = session.engine_for(1).run_with_iobinding
+        self._elements = _elements(session.contract)
         self._step_bindings = tuple(self._bind(1, 1, side, arena.block, arena.layout.step_output) for side in (0, 1))
         self._chunk_bindings: dict[int, Any] = {}
-        self._bfloat16_output = session.contract.output.dtype == "bfloat16"
         self._direct = session.memory.on_host and not self._bfloat16_output
-        self._step_output = arena.step_output[:, 0]  # [B, *output.shape]
 
     def _bind(self, time: int, wanted: int, side: int, output_block: Block, output: Place) -> Any:
         """An IOBinding for calls of ``time`` steps that compute ``wanted`` outputs, reading side ``side``."""
-        contract, arena = self._contract, self._arena
-        layout, device = arena.layout, self._session.device
+        contract, arena, device = self._contract, self._arena, self._session.device
         binding = self._engine_for(time).io_binding()
-        data = layout.step_input if time == 1 else _shortened(layout.chunk_input, time)
-        inputs = {contract.input.name: (data, contract.input.dtype)}
-        if contract.position == "input":
-            inputs[POSITION] = (layout.positions, "int64")
-        if contract.output_indices:
-            inputs[OUTPUT_INDICES] = (
-                layout.step_indices if time == 1 else Place(layout.chunk_indices.offset, (wanted,), np.dtype(np.int64)),
-                "int64",
-            )
-        entries = layout.entries(time)
-        outputs = {}
-        for state in contract:
-            inputs[state.input_name] = (arena.past(state, side), state.dtype)
-            new = entries[state.name] if state.update == "append" else layout.replaced[1 - side][state.name]
-            outputs[state.output_name] = (new, state.dtype)
-        for name, (place, dtype) in inputs.items():
-            binding.bind_input(name, device, 0, _element(dtype), place.shape, arena.address(place))
-        for name, (place, dtype) in outputs.items():
-            binding.bind_output(name, device, 0, _element(dtype), place.shape, arena.address(place))
+        inputs, outputs = self._tensors(time, wanted, side)
+        for name, place in inputs.items():
+            binding.bind_input(name, device, 0, self._elements[name], place.shape, arena.address(place))
+        for name, place in outputs.items():
+            binding.bind_output(name, device, 0, self._elements[name], place.shape, arena.address(place))
         address = output_block.address + output.offset
-        binding.bind_output(contract.output.name, device, 0, _element(contract.output.dtype), output.shape, address)
+        name = contract.output.name
+        binding.bind_output(name, device, 0, self._elements[name], output.shape, address)
         return binding
 
     def _step(self) -> Array:
@@ -169,11 +221,7 @@ class OrtStream(Stream):
     def _compute_chunk(self, data: Array, every: bool) -> Array:
         arena, contract = self._arena, self._contract
         time = data.shape[1]
-        if not contract.output_indices:
-            indices, wanted = None, time
-        else:
-            indices = np.arange(time) if every else np.array([time - 1])
-            wanted = len(indices)
+        indices, wanted = self._wanted(time, every)
         arena.send_chunk(data, indices)
         place = Place(0, (self.batch, wanted, *contract.output.shape), numpy_dtype(contract.output.dtype))
         block = arena.block
@@ -202,33 +250,6 @@ class OrtStream(Stream):
             return error
         return EdgememError(f"ONNX Runtime failed at position {self.position}: {error}")
 
-    def _new_state(self, time: int) -> Iterator[tuple[StateSpec, Array]]:
-        arena = self._arena
-        entries = arena.layout.entries(time)
-        for state in self._contract:
-            place = entries[state.name] if state.update == "append" else arena.past(state, 1 - arena.side)
-            yield state, arena.read(place)
-
-    def _commit(self, time: int) -> None:
-        self._arena.commit(time, self._common)
-
-    def _read(self, state: StateSpec) -> Array:
-        return self._arena.read(self._arena.past(state, self._arena.side))
-
-    def _write(self, state: StateSpec, value: Array) -> None:
-        self._arena.write(self._arena.past(state, self._arena.side), value)
-
-    def _reset_rows(self, rows: Sequence[int] | None) -> None:
-        self._arena.reset(rows)
-
-    def _copy_rows(self, source: Stream, rows: Sequence[int] | None) -> None:
-        if not isinstance(source, OrtStream):
-            raise TypeError(f"cannot copy from a {type(source).__name__}")
-        if rows is None:
-            self._arena.copy_state(source._arena)
-        else:
-            self._arena.copy_rows(source._arena, rows)
-
     def _close(self) -> None:
         self._run = _closed
         self._step_bindings = (None, None)
@@ -240,16 +261,18 @@ def _closed(_: Any) -> None:
     raise EdgememError("the session is closed.", hint="Open the bundle again.")
 
 
-def _element(dtype: str) -> Any:
-    return _ONNX_BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+def _elements(contract: Contract) -> dict[str, Any]:
+    """The element type of every input and output of a graph, as ONNX Runtime's bindings take it."""
+    dtypes = {contract.input.name: contract.input.dtype, contract.output.name: contract.output.dtype}
+    dtypes |= {POSITION: "int64", OUTPUT_INDICES: "int64"}
+    for state in contract:
+        dtypes |= {state.input_name: state.dtype, state.output_name: state.dtype}
+    return {name: _ONNX_BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype) for name, dtype in dtypes.items()}
 
 
-def _shortened(place: Place, time: int) -> Place:
-    """The place of a chunk of ``time`` steps at the start of that of the longest chunk."""
-    return Place(place.offset, (place.shape[0], time, *place.shape[2:]), place.dtype)
-
-
-def _load(onnxruntime: Any, bundle: Bundle, graph: GraphFile, providers: list[Any], threads: int | None) -> Any:
+def _load(
+    onnxruntime: Any, bundle: Bundle, graph: GraphFile, providers: list[Any], threads: int | None, exact: bool
+) -> Any:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or 0
@@ -258,7 +281,7 @@ def _load(onnxruntime: Any, bundle: Bundle, graph: GraphFile, providers: list[An
     options.enable_mem_pattern = False
     options.log_severity_level = 4  # errors come as exceptions; the log would repeat them
     # Lets blockwise 4-bit and 8-bit weights use the int8 kernels; float graphs do not look at it.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
     path = bundle.file(graph.file)
     try:
         # Pushing transposes through a step's small tensors makes more of them, each a call of its own.
@@ -270,6 +293,13 @@ def _load(onnxruntime: Any, bundle: Bundle, graph: GraphFile, providers: list[An
         )
     except Exception as error:
         text = str(error)
+        if bundle.manifest.precision.get("dtype") == "bfloat16" and "NOT_IMPLEMENTED" in text:
+            missing = re.search(r"for the node.*|for (\w+)\(\d+\)", text)
+            raise RuntimeUnavailableError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot compute in bfloat16 here: it has no kernel "
+                f"{missing[0] if missing else f'({text})'}",
+                hint="Export with --dtype fp16 or fp32, run on a GPU, or use runtime='torch' (the reference).",
+            ) from error
         old = any(sign in text.lower() for sign in ("opset", "ir version", "ir_version"))
         raise BundleError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {text}",
@@ -277,25 +307,44 @@ def _load(onnxruntime: Any, bundle: Bundle, graph: GraphFile, providers: list[An
         ) from error
 
 
-def _choose(available: list[str], device: str) -> tuple[Memory, list[Any]]:
-    """The memory and the providers for ``device``."""
-    cpu = ["CPUExecutionProvider"]
-    if device == "cpu" or (device == "auto" and _CUDA not in available):
-        return HostMemory(), list(cpu)
-    if _CUDA not in available:
-        raise _no_cuda(f"this ONNX Runtime has no {_CUDA}, only {', '.join(available)}")
-    from edgemem.runtimes.cuda import CudaMemory
+def cuda_options(memory: Memory) -> dict[str, str]:
+    """Options of the CUDA provider.
 
-    try:
-        memory = CudaMemory()
-    except RuntimeUnavailableError:
-        if device == "cuda":
-            raise
-        return HostMemory(), list(cpu)
-    # One stream for the engine's kernels and the arena's copies keeps them in order without synchronising.
-    # TF32 keeps 10 bits of a mantissa: float32 summaries and running means need all 23.
-    options = {"device_id": "0", "user_compute_stream": str(memory.stream), "use_tf32": "0"}
-    return memory, [(_CUDA, options), *cpu]
+    One stream for the engine's kernels and the arena's copies keeps them in order without synchronising. TF32 keeps 10
+    bits of a mantissa: float32 summaries and running means need all 23.
+    """
+    return {"device_id": "0", "user_compute_stream": str(getattr(memory, "stream", 0)), "use_tf32": "0"}
+
+
+def tensorrt_options(bundle: Bundle, graph: GraphFile, memory: Memory) -> dict[str, str]:
+    """Options of the TensorRT provider: the caller's stream, a cache of engines, and the shapes to build for.
+
+    Without shapes the provider would build an engine for those of the first call, and again for every longer chunk.
+    """
+    from edgemem.runtimes.trt.cache import cache_folder
+    from edgemem.runtimes.trt.options import BuildOptions
+    from edgemem.runtimes.trt.profiles import profiles
+
+    folder = cache_folder() / "onnxruntime" / bundle.fingerprint[:16]
+    with contextlib.suppress(OSError):  # without a cache it builds at every start
+        folder.mkdir(parents=True, exist_ok=True)
+    widest = profiles(bundle.contract, graph, BuildOptions())[-1]
+
+    def shapes(which: str) -> str:
+        sizes = {name: getattr(shape, which) for name, shape in widest.items()}
+        return ",".join(f"{name}:{'x'.join(map(str, size))}" for name, size in sizes.items())
+
+    return {
+        "device_id": "0",
+        "user_compute_stream": str(getattr(memory, "stream", 0)),
+        "trt_engine_cache_enable": str(int(folder.is_dir())),
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": str(int(folder.is_dir())),
+        "trt_timing_cache_path": str(folder),
+        "trt_profile_min_shapes": shapes("smallest"),
+        "trt_profile_opt_shapes": shapes("usual"),
+        "trt_profile_max_shapes": shapes("largest"),
+    }
 
 
 def _no_cuda(why: str) -> RuntimeUnavailableError:

@@ -24,6 +24,7 @@ from edgemem.files import write_atomic
 from edgemem.runtimes import bfloat16, snapshot
 from edgemem.runtimes.inputs import chunk_array, step_array, token_error
 from edgemem.runtimes.memory import Array
+from edgemem.runtimes.top import Top, largest
 
 Outputs = Literal["last", "all", "none"]
 Rows = Iterable[int] | int | None
@@ -127,6 +128,7 @@ class Stream(ABC):
         self._common: int | None = 0  # position of every row, None where rows differ
         self._step_input = step_input  # [B, 1, *input.shape], which _compute_step reads
         self._vocab_size = session.contract.input.vocab_size or 0
+        self._limit = session.contract.max_position
         self._takes_int = batch == 1 and session.contract.input.is_tokens and session.contract.input.shape == ()
 
     # What an engine does.
@@ -134,6 +136,14 @@ class Stream(ABC):
     @abstractmethod
     def _compute_step(self) -> Array:
         """Compute one step from ``_step_input``, leaving the state alone; gives ``[B, *output.shape]``, read-only."""
+
+    def _picks(self, k: int) -> bool:
+        """Whether the engine itself picks the ``k`` largest outputs, so that :meth:`_compute_top` may be called."""
+        return False
+
+    def _compute_top(self, k: int) -> Top:
+        """Compute one step as :meth:`_compute_step` does, and give the ``k`` largest outputs."""
+        raise NotImplementedError
 
     @abstractmethod
     def _compute_chunk(self, data: Array, every: bool) -> Array:
@@ -200,16 +210,42 @@ class Stream(ABC):
             The output ``[B, *output.shape]``: a read-only view that holds until the stream's next call.
 
         Raises:
-            InputError: Wrong dtype, shape or range.
+            InputError: Wrong dtype, shape or range; or the stream is at the model's last position.
             NonFiniteError: The guard is on and saw NaN or infinity.
         """
-        if type(x) is int and self._takes_int:
-            if not 0 <= x < self._vocab_size:
-                raise token_error(self._contract.input, x)
-            self._step_input[0, 0] = x
-        else:
-            self._step_input[...] = step_array(self._contract.input, x, self.batch)
+        self._take(x)
         return self._guarded_step() if self._guard else self._step()
+
+    def step_top(self, x: Any, k: int = 1) -> Top:
+        """Advance by one time step and give the ``k`` largest outputs alone.
+
+        A device that picks them itself (:class:`~edgemem.runtimes.trt.session.TrtSession`, engines built with
+        ``--top-k``) copies no more than these to the host; every other runtime picks them from the whole output.
+
+        Args:
+            x: As in :meth:`step`.
+            k: 1 to ``V``.
+
+        Returns:
+            Their values float32 ``[B, k]``, in descending order, and their indices int64 ``[B, k]``. Of equal values
+            the lower index comes first, and NaN before all; where the device picks neither is certain.
+
+        Raises:
+            InputError: As in :meth:`step`; or the model's output is no row of ``V`` values, or ``k`` is out of range.
+            NonFiniteError: The guard is on and saw NaN or infinity.
+        """
+        shape = self._contract.output.shape
+        if len(shape) != 1 or not isinstance(k, int) or not 1 <= k <= shape[0]:
+            raise InputError(
+                f"step_top with k={k!r} of {self._contract.output.name} {list(shape)}: it takes 1 to V of [V]."
+            )
+        if self._guard or not self._picks(k):
+            return largest(self.step(x), k)
+        self._take(x)
+        top = self._compute_top(k)
+        self._commit(1)
+        self._advance(1)
+        return top
 
     def feed(self, x: Any, outputs: Outputs = "last") -> Array | None:
         """Advance by any number of time steps, in chunks as long as the model takes.
@@ -224,13 +260,15 @@ class Stream(ABC):
             ``[B, *output.shape]`` for ``"last"``, ``[B, T, *output.shape]`` for ``"all"``; memory of its own.
 
         Raises:
-            InputError: Wrong dtype, shape or range; the stream is as it was.
+            InputError: Wrong dtype, shape or range, or more than the model has positions for; the stream is as it was.
             NonFiniteError: The guard is on and saw NaN or infinity; the stream is as it was.
         """
         if outputs not in get_args(Outputs):
             raise InputError(f"outputs={outputs!r} is not one of {', '.join(get_args(Outputs))}.")
         data = chunk_array(self._contract.input, x, self.batch)
         time = data.shape[1]
+        if self._limit is not None:
+            self._check_room(time)
         lengths = list(self._session._pieces(time))
         if not self._guard:
             return self._feed(data, lengths, outputs)
@@ -350,6 +388,17 @@ class Stream(ABC):
         self._positions[...] = positions
         self._positions_changed()
 
+    def _take(self, x: Any) -> None:
+        """Check the data of one step and write it to ``_step_input``."""
+        if self._limit is not None:
+            self._check_room(1)
+        if type(x) is int and self._takes_int:
+            if not 0 <= x < self._vocab_size:
+                raise token_error(self._contract.input, x)
+            self._step_input[0, 0] = x
+        else:
+            self._step_input[...] = step_array(self._contract.input, x, self.batch)
+
     def _step(self) -> Array:
         """Compute one step from ``_step_input`` and make it the state."""
         output = self._compute_step()
@@ -364,6 +413,16 @@ class Stream(ABC):
         self._commit(1)
         self._advance(1)
         return output
+
+    def _check_room(self, time: int) -> None:
+        limit = self._limit
+        assert limit is not None
+        if (last := int(self._positions.max())) + time > limit:
+            raise InputError(
+                f"the stream is at position {last}: {time} more would pass the {limit} that this model was exported "
+                "for.",
+                hint="Reset the stream, or export with a larger --max-length, or with --memory to stream for ever.",
+            )
 
     def _advance(self, time: int) -> None:
         if self._common is not None:
@@ -397,6 +456,8 @@ class Stream(ABC):
             )
         if array.min() < 0:
             raise InputError(f"positions must be 0 or more, got {int(array.min())}.")
+        if self._limit is not None and array.max() > self._limit:
+            raise InputError(f"positions of this model end at {self._limit}, got {int(array.max())}.")
         return np.broadcast_to(array, (self.batch,)).astype(np.int64)
 
     def _checked_state(self, spec: StateSpec, value: Array, positions: NDArray[np.int64]) -> Array:

@@ -24,6 +24,7 @@ from edgemem.bundle import (
 )
 from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.errors import BundleError, EdgememError
+from edgemem.generation import GenerationDefaults
 
 CONTRACT = Contract(
     InputSpec("tokens", (), "int64", 5),
@@ -180,14 +181,27 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
     "a file without a size": lambda data: data["files"][WEIGHTS].pop("bytes"),
     "a size that is no number": lambda data: data["files"][WEIGHTS].update(bytes="many"),
     "a source that is a number": lambda data: data.update(source=3),
+    "special tokens that are a list": lambda data: data.update(special_tokens=["<s>"]),
+    "generation that is a list": lambda data: data.update(generation=[]),
+    "a temperature below 0": lambda data: data.update(generation={"temperature": -1}),
+    "a setting of generation that is unknown": lambda data: data.update(generation={"heat": 1}),
 }
 
 
-@pytest.mark.parametrize("key", sorted(set(manifest().to_json()) - {"format", "version"}))
+YOUNGER = {"special_tokens", "generation", "precision"}  # than the first bundles
+
+
+@pytest.mark.parametrize("key", sorted(set(manifest().to_json()) - {"format", "version"} - YOUNGER))
 def test_a_manifest_that_lacks_a_part_is_refused_by_its_name(bundle: Bundle, key: str) -> None:
     edit(bundle, lambda data: data.pop(key))
     with pytest.raises(BundleError, match=key):
         open_bundle(bundle.path)
+
+
+def test_a_bundle_from_before_chat_templates_still_opens(bundle: Bundle) -> None:
+    edit(bundle, lambda data: [data.pop(key) for key in YOUNGER])
+    opened = open_bundle(bundle.path).manifest
+    assert (opened.special_tokens, opened.generation) == ({}, GenerationDefaults())
 
 
 @pytest.mark.parametrize("what", MALFORMED)

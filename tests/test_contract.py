@@ -61,6 +61,7 @@ def contracts(draw: st.DrawFn) -> Contract:
         max_chunk=max_chunk,
         position=position,
         output_indices=draw(st.booleans()),
+        max_position=draw(st.none() | st.integers(1, 10**6)),
     )
 
 
@@ -162,6 +163,7 @@ OTHERS: list[dict[str, Any]] = [
     {"states": (BASE.states[0], StateSpec("0.cumulative.mean", (4, 1, 4), "float16"))},
     {"max_chunk": 7},
     {"output_indices": True},
+    {"max_position": 100},
 ]
 
 
@@ -211,6 +213,8 @@ BROKEN: list[tuple[Callable[[], object], str]] = [
     (lambda: Contract(TOKENS, OutputSpec("present.s", (1,)), (StateSpec("s", (1,)),)), "share a name"),
     (lambda: Contract(TOKENS, LOGITS, (), max_chunk=0), "max_chunk"),
     (lambda: Contract(TOKENS, LOGITS, (), max_chunk=2.5), "max_chunk"),  # type: ignore[arg-type]
+    (lambda: Contract(TOKENS, LOGITS, (), max_position=0), "max_position"),
+    (lambda: Contract(TOKENS, LOGITS, (), max_position=True), "max_position"),
     (lambda: Contract(TOKENS, LOGITS, (), position="given"), "given"),  # type: ignore[arg-type]
     (lambda: Contract(TOKENS, LOGITS, (), output_indices="no"), "output_indices"),  # type: ignore[arg-type]
     (lambda: Contract(TOKENS, LOGITS, (StateSpec("s", (1, 7, 1), update="append"),), max_chunk=8), "ring of 7"),
@@ -268,6 +272,8 @@ def test_a_contract_of_another_version_is_refused_with_a_way_out(version: Any) -
         (["output_indices"], "yes"),
         (["max_chunk"], "8"),
         (["max_chunk"], 9),
+        (["max_position"], 0),
+        (["max_position"], "100"),
         (["states"], 3),
         (["states"], [3]),
         (["states", 0, "name"], 3),

@@ -57,6 +57,14 @@ def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_whole_sort(seed, top_p, 
     np.testing.assert_allclose(found, by_hand(logits, temperature, None, top_p), rtol=1e-9, atol=1e-300)
 
 
+@given(SOME_LOGITS, TEMPERATURES, st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.sampled_from([None, 3]))
+def test_min_p_drops_what_is_less_probable_than_that_share_of_the_first(logits, temperature, min_p, top_k):
+    found = Sampler(temperature, top_k, min_p=min_p).distribution(logits)
+    chances = np.array(by_hand(logits, temperature, top_k, 1.0))
+    kept = np.where(chances >= min_p * chances.max() * (1 - 1e-12), chances, 0)
+    np.testing.assert_allclose(found, kept / kept.sum(), rtol=1e-12, atol=1e-300)
+
+
 @given(SOME_LOGITS)
 def test_temperature_0_is_greedy_and_takes_the_lowest_id_of_equals(logits):
     expected = min(token for token in range(len(logits)) if logits[token] == logits.max())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from edgemem.bundle import Bundle
 from edgemem.errors import BundleError, InputError, MissingDependencyError
 from edgemem.text import ByteTokenizer, Detokenizer, JsonTokenizer, StopText, Tokenizer, open_tokenizer
+from tests.tiny_tokenizers import MADE, byte_level, with_bos
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
@@ -22,34 +23,13 @@ def streamed(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, JsonTokenizer]:
-    """Tokenizers of two families: byte-level BPE, and pieces with a marked leading blank and single bytes."""
-    from tokenizers import Tokenizer as Trained
-    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-
+    """Tokenizers of every family, by the names of :mod:`tests.tiny_tokenizers`, and two that put ``<s>`` first."""
     folder = tmp_path_factory.mktemp("tokenizers")
-    corpus = ["the naïve café serves tea", "東京の茶 is tea in 東京", "the the the tea"] * 20
-
-    byte_level = Trained(models.BPE())
-    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    byte_level.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    byte_level.train_from_iterator(
-        corpus, trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>"], initial_alphabet=alphabet)
-    )
-    byte_level.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    byte_level.save(str(folder / "byte_level.json"))
-
-    pieces = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
-    for piece in ["▁", "t", "h", "e", "a", "▁t", "▁th", "▁the", "ea"]:
-        pieces[piece] = len(pieces)
-    merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e"), ("e", "a")]
-    fallback = Trained(models.BPE(pieces, merges, unk_token="<unk>", byte_fallback=True))
-    fallback.pre_tokenizer = pre_tokenizers.Metaspace()
-    fallback.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    fallback.save(str(folder / "fallback.json"))
-    return {name: JsonTokenizer(folder / f"{name}.json") for name in ("byte_level", "fallback")}
+    made = {name: make() for name, make in MADE.items()}
+    made |= {"with_bos": with_bos(byte_level()), "with_bos_and_eos": with_bos(byte_level(), eos=True)}
+    for name, tokenizer in made.items():
+        tokenizer.save(str(folder / f"{name}.json"))
+    return {name: JsonTokenizer(folder / f"{name}.json") for name in made}
 
 
 @given(TEXTS)
@@ -90,31 +70,106 @@ def test_a_lone_surrogate_is_refused(trained):
             tokenizer.encode("a\ud800")
 
 
-@pytest.mark.parametrize("name", ["byte_level", "fallback"])
-@pytest.mark.parametrize("text", ["the tea the", "the naïve café", "東京 tea 東京", "x", "🚋🚋 the"])
-def test_streamed_tokens_give_the_text_of_all_of_them_and_never_half_a_character(trained, name, text):
+@pytest.mark.parametrize("name", MADE)
+@given(text=st.text(st.sampled_from("theas .\n東京é🚋"), max_size=30))
+def test_streamed_tokens_give_the_text_of_all_of_them(trained, name, text):
     tokenizer = trained[name]
-    tokens = tokenizer.encode(text, start=False).tolist()
-    parts = streamed(tokenizer, tokens)
-    assert "".join(parts) == tokenizer.decode(tokens) == text
+    tokens = tokenizer.encode(text).tolist()
+    assert "".join(streamed(tokenizer, tokens)) == tokenizer.decode(tokens)
+
+
+@pytest.mark.parametrize("name", ["byte_level", "metaspace", "prepended", "unmarked"])
+@pytest.mark.parametrize("text", ["the tea the", "the naïve café", "東京 tea 東京", "x", "🚋🚋 the"])
+def test_streamed_tokens_lose_nothing_and_never_give_half_a_character(trained, name, text):
+    parts = streamed(trained[name], trained[name].encode(text).tolist())
+    assert "".join(parts) == text
     assert not any("\ufffd" in part for part in parts)
     assert parts[-1] == ""  # nothing waited for the end
 
 
-@pytest.mark.parametrize("name", ["byte_level", "fallback"])
+@pytest.mark.parametrize("name", ["byte_level", "metaspace"])
 def test_tokens_that_never_make_a_character_are_let_through_in_bounded_memory(trained, name):
     tokenizer = trained[name]
-    stray = next(token for token in range(1, 260) if tokenizer.decode([token]) == "\ufffd")
+    stray = next(token for token in range(3, 300) if tokenizer.decode([token]) == "\ufffd")
     detokenizer: Any = tokenizer.detokenizer()
     text = "".join(detokenizer.push(stray) for _ in range(200))
     assert text.count("\ufffd") > 100
     assert len(detokenizer._tokens) < 20
 
 
-def test_special_tokens_begin_a_text_and_do_not_continue_one(trained):
+# The vocabularies of the other two have no white space.
+@pytest.mark.parametrize("name", sorted(set(MADE) - {"unigram", "wordpiece"}))
+@pytest.mark.parametrize("more", [" the tea", "the", " 東京 the", "\nthe", ". tea"])
+def test_text_that_goes_on_with_a_stream_is_that_text_and_no_more(trained, name, more):
+    tokenizer = trained[name]
+    before = tokenizer.encode("the tea")
+    after = tokenizer.encode(more, start=False)
+    assert tokenizer.decode([*before, *after]) == tokenizer.decode(before) + more
+    detokenizer = tokenizer.detokenizer(before.tolist())
+    assert "".join(detokenizer.push(token) for token in after.tolist()) == more
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_word_keeps_its_leading_blank_behind_a_context(trained, name):
+    tokenizer = trained[name]
+    tokens = tokenizer.encode("tea the").tolist()
+    cut = next(end for end in range(len(tokens)) if tokenizer.decode(tokens[: end + 1]).strip() == "tea") + 1
+    detokenizer = tokenizer.detokenizer(tokens[:cut])
+    assert "".join(detokenizer.push(token) for token in tokens[cut:]) + detokenizer.finish() == " the"
+
+
+@pytest.mark.parametrize("name", ["byte_level", "metaspace"])
+def test_a_context_that_begins_amid_a_character_does_no_harm(trained, name):
+    tokenizer = trained[name]
+    emoji = tokenizer.encode("🚋" * 9, start=False).tolist()
+    detokenizer = tokenizer.detokenizer(emoji)
+    assert "".join(detokenizer.push(token) for token in tokenizer.encode("é🚋the", start=False).tolist()) == "é🚋the"
+
+
+@pytest.mark.parametrize("name", ["byte_level", "metaspace"])
+def test_a_context_that_ends_amid_a_character_gives_it_whole_and_one_of_stray_bytes_nothing(trained, name):
+    tokenizer = trained[name]
+    tokens = tokenizer.encode(" tea 🚋", start=False).tolist()
+    detokenizer = tokenizer.detokenizer(tokens[:-1])
+    assert detokenizer.push(tokens[-1]) == "🚋"
+    stray = tokenizer.detokenizer(tokens[:1] + tokens[-1:] * 12)
+    assert set("".join(stray.push(token) for token in tokens[-1:] * 20)) <= {"\ufffd"}
+
+
+@pytest.mark.parametrize("name", ["byte_level", "metaspace", "prepended"])
+def test_special_tokens_between_words_have_no_text_and_cost_none(trained, name):
+    tokenizer = trained[name]
+    (the,) = tokenizer.encode("the" if name == "byte_level" else " the", start=False).tolist()
+    (tea,) = tokenizer.encode(" tea", start=False).tolist()
+    end = tokenizer.encode("<|im_end|>", start=False).tolist()
+    assert "".join(streamed(tokenizer, [the, *end * 20, tea])) == "the tea"
+
+
+def test_special_tokens_begin_a_text_and_do_not_continue_or_close_one(trained):
+    for name in ("with_bos", "with_bos_and_eos"):
+        tokenizer = trained[name]
+        tea = tokenizer.encode("tea", start=False).tolist()
+        assert tokenizer.encode("tea").tolist() == [0, *tea]
+        assert tokenizer.encode("tea", special_tokens=False).tolist() == tea
+        assert tokenizer.encode("<s>tea</s>", special_tokens=False).tolist() == [0, *tea, 1]
+        assert tokenizer.encode("").tolist() == [0]
+        assert tokenizer.encode("", special_tokens=False).tolist() == []
+        assert tokenizer.decode([0, *tea]) == "tea"
+
+
+def test_truncation_and_padding_of_a_training_are_left_behind(tmp_path):
+    made = byte_level()
+    made.enable_truncation(3)
+    made.enable_padding(length=8)
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert len(JsonTokenizer(tmp_path / "tokenizer.json").encode("xyzxy")) == 5
+    assert len(JsonTokenizer(tmp_path / "tokenizer.json").encode("x")) == 1
+
+
+def test_control_tokens_are_those_that_were_added(trained):
     tokenizer = trained["byte_level"]
-    assert tokenizer.encode("tea").tolist() == [0, *tokenizer.encode("tea", start=False).tolist()]
-    assert tokenizer.decode(tokenizer.encode("tea").tolist()) == "tea"
+    assert [tokenizer.is_control(token) for token in (0, 3, 100)] == [True, True, False]
+    assert [ByteTokenizer().is_control(token) for token in (0, 255, 256)] == [False, False, True]
 
 
 def test_a_tokenizer_file_that_is_damaged_is_a_bundle_error(tmp_path):

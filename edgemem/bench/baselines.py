@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 import edgemem
 from edgemem.bench import environment, floor
+from edgemem.bench.devices.bandwidth import CopyPass
 from edgemem.bench.measure import Contender, Inputs, Loop, sweep_contenders
 from edgemem.bench.result import Baseline
 from edgemem.bundle import Bundle, open_bundle
 from edgemem.contract import OUTPUT_INDICES, POSITION, Contract, initial_state
 from edgemem.errors import EdgememError, MissingDependencyError
 from edgemem.runtimes import Session
+from edgemem.runtimes.cuda import CudaMemory
 
 GROWING_POSITIONS = (16, 256, 1_024, 4_096, 16_384, 65_536)
 GROWING_LIMIT_BYTES = 256 << 20
@@ -68,11 +70,24 @@ class Ready:
 
 @dataclass
 class FloorReady:
-    """The ways of reading the weights once that can take their turns, and why others cannot."""
+    """The ways of reading the weights once that can take their turns, and why others cannot.
+
+    Attributes:
+        reads: The weights.
+        contenders: The ways.
+        skipped: Way → why it cannot.
+        moved_bytes: Contender → bytes that one of its steps moves, where they are others than the weights' own: its
+            time is taken in proportion.
+    """
 
     reads: floor.WeightReads
     contenders: list[Contender] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    moved_bytes: dict[str, int] = field(default_factory=dict)
+
+    def share_of(self, name: str) -> float:
+        """By how much a contender's time is multiplied to make it that of reading the weights."""
+        return self.reads.nbytes / self.moved_bytes.get(name, self.reads.nbytes)
 
 
 class NumpyLoop:
@@ -252,6 +267,22 @@ def prepare_floor(bundle: Bundle, threads: int | None, stack: contextlib.ExitSta
     if not ready.contenders:
         return Skipped(*about, "; ".join(f"{name}: {reason}" for name, reason in ready.skipped.items()))
     return ready
+
+
+def prepare_device_floor(session: Session) -> FloorReady | Skipped:
+    """The floor on a GPU: the bytes of the weights at the speed at which its memory copies.
+
+    Args:
+        session: A session on a CUDA device.
+    """
+    about = (FLOOR, "floor", "the weights' bytes at the speed of a copy within the device")
+    try:
+        reads = floor.weight_reads(session.bundle)
+        way = CopyPass(CudaMemory())
+    except EdgememError as error:
+        return Skipped(*about, _reason(error))
+    name = f"{FLOOR}:{way.name}"
+    return FloorReady(reads, [Contender(name, way.step)], moved_bytes={name: way.traffic_bytes})
 
 
 def _reason(error: BaseException) -> str:

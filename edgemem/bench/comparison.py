@@ -56,7 +56,7 @@ def compare(
     )
 
 
-def median_ms(samples_ns: NDArray[np.int64]) -> float:
+def median_ms(samples_ns: NDArray[np.int64] | NDArray[np.float64]) -> float:
     """The median of samples in nanoseconds."""
     return float(np.median(samples_ns)) / 1e6
 
@@ -78,17 +78,20 @@ def _results(
 
 
 def _floor(ready: FloorReady, samples: dict[str, NDArray[np.int64]], own: NDArray[np.int64]) -> Floor:
-    tried = [contender.name for contender in ready.contenders]
-    fastest = min(tried, key=lambda name: float(np.median(samples[name])))
-    p50_ms = median_ms(samples[fastest])
-    over: Interval = statistics.ratio(own, samples[fastest])
+    tried = {
+        contender.name: samples[contender.name].astype(np.float64) * ready.share_of(contender.name)
+        for contender in ready.contenders
+    }
+    fastest = min(tried, key=lambda name: float(np.median(tried[name])))
+    p50_ms = median_ms(tried[fastest])
+    over: Interval = statistics.ratio(own, tried[fastest])
     return Floor(
         weight_bytes=ready.reads.nbytes,
         matrices=len(ready.reads.shapes),
         counted=ready.reads.counted,
         method=fastest.removeprefix(f"{FLOOR}:"),
         methods=[
-            *(FloorMethod(name.removeprefix(f"{FLOOR}:"), median_ms(samples[name])) for name in tried),
+            *(FloorMethod(name.removeprefix(f"{FLOOR}:"), median_ms(ns)) for name, ns in tried.items()),
             *(FloorMethod(name, skipped=reason) for name, reason in ready.skipped.items()),
         ],
         p50_ms=p50_ms,

@@ -96,6 +96,7 @@ class Loop:
     def __init__(self, stream: Stream, contract: Contract) -> None:
         self.stream = stream
         self.inputs = Inputs(contract)
+        self._limit = contract.max_position
         self._x = self.inputs.first()
         self.output: NDArray[Any] | None = None
 
@@ -104,9 +105,11 @@ class Loop:
         self.output = self.stream.step(self._x)
 
     def choose(self) -> None:
-        """Choose the next input from the last output."""
+        """Choose the next input from the last output; a stream that has come to its model's end begins again."""
         if self.output is not None:
             self._x = self.inputs.after(self.output)
+        if self._limit is not None and self.stream.position >= self._limit:
+            self.stream.reset()
 
     def check(self) -> None:
         """Refuse to measure nonsense.
@@ -162,6 +165,22 @@ def run_loop(
         loop.check()
         progress(what, min(begin + _BLOCK, steps), steps)
     return samples, loop_ns / 1e9
+
+
+def run_for(loop: Loop, seconds: float) -> int:
+    """Run the loop for that long, nothing timed in it.
+
+    Returns:
+        The steps taken, one at least.
+    """
+    end = time.perf_counter() + seconds
+    steps = 0
+    with collector_off():
+        while steps == 0 or time.perf_counter() < end:
+            loop.step()
+            loop.choose()
+            steps += 1
+    return steps
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edgemem.bench.result import Baseline, BenchResult, Comparison, Distribution, Sweep
+from edgemem.bench.result import Baseline, BenchResult, Comparison, Distribution, Energy, Sweep
 from edgemem.bench.tables import count, ms, number, percent_name, times
 from edgemem.console import readable_bytes
 
@@ -159,6 +159,25 @@ def distribution(latency: Distribution) -> str:
             )  # fmt: skip
 
     return _svg(draw, 4.2, "distribution")
+
+
+def power(energy: Energy) -> str:
+    """Power of each sensor against time, over the run whose joules were measured."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        traced = [rail for rail in energy.rails if len(rail.watts) > 1]
+        has_total = any(rail.is_total for rail in traced)
+        for rail in traced:
+            color = _OURS if rail.is_total or not has_total else _OTHER
+            axes.plot(rail.times_s, rail.watts, color=color, linewidth=1.2)
+            _label(axes, rail.times_s[-1], rail.watts[-1], rail.name, color)
+        axes.set_xlim(0, energy.seconds)
+        axes.set_ylim(0, max(max(rail.watts) for rail in traced) * 1.3)
+        axes.set_xlabel("seconds")
+        axes.set_ylabel("power, W")
+
+    return _svg(draw, 2.8, "power")
 
 
 def baselines(result: BenchResult) -> str:

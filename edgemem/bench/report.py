@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 
-from edgemem.bench.result import BenchResult
-from edgemem.bench.tables import NOT_MEASURED, count, headline, ms, name_of, number, tables, times, unit_of
+from edgemem.bench.result import BenchResult, Energy
+from edgemem.bench.tables import NOT_MEASURED, count, headline, joules, ms, name_of, number, tables, times, unit_of
 from edgemem.console import readable_bytes
 from edgemem.errors import MissingDependencyError
 
@@ -63,6 +63,10 @@ def cards(result: BenchResult) -> list[Card]:
         ),
         Card("peak memory", readable_bytes(result.memory.peak_bytes), "of the whole process"),
     ]
+    rails = result.energy.rails if result.energy else []
+    total = next((rail for rail in rails if rail.is_total and rail.joules_per_step is not None), None)
+    if total is not None:
+        made.append(Card("energy of a step", joules(total.joules_per_step), f"{total.name}, {total.covers}"))
     floor = result.comparison.floor if result.comparison else None
     if floor is not None:
         made.append(Card("over the floor", times(floor.step_over_floor), f"floor {ms(floor.p50_ms)}"))
@@ -73,6 +77,11 @@ def cards(result: BenchResult) -> list[Card]:
             Card(f"prefill {unit} a second", rate, f"of {count(prefill.length)}" if prefill else "one at a time")
         )
     return made
+
+
+def has_trace(energy: Energy) -> bool:
+    """Whether there is power to draw."""
+    return any(len(rail.watts) > 1 for rail in energy.rails)
 
 
 def _keep_digits_together(value: object) -> object:
@@ -99,6 +108,7 @@ def render(result: BenchResult) -> str:
         "memory": plots.memory_by_position(result),
         "distribution": plots.distribution(result.steps.latency),
         "baselines": plots.baselines(result) if has_bars else "",
+        "power": plots.power(result.energy) if result.energy is not None and has_trace(result.energy) else "",
     }
     environment = jinja2.Environment(
         autoescape=True,

@@ -162,6 +162,127 @@ class PositionBytes:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """One figure that a device gives: a clock, a temperature, a counter."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """How a device stands at a moment. Empty and ``None``: it does not tell.
+
+    Attributes:
+        clocks_mhz: By domain.
+        governors: Who sets the clocks: ``17000000.gpu: nvhost_podgov``.
+        temperatures_c: By sensor.
+        power_mode: nvpmodel's mode on a Jetson; performance state and power limit of a desktop GPU.
+        throttling: What holds the clocks down now.
+        throttle_events: How often clocks were held down since the start of the system, by cause.
+    """
+
+    clocks_mhz: list[Reading] = field(default_factory=list)
+    governors: list[str] = field(default_factory=list)
+    temperatures_c: list[Reading] = field(default_factory=list)
+    power_mode: str | None = None
+    throttling: list[str] = field(default_factory=list)
+    throttle_events: list[Reading] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The device before, during and after the benchmark.
+
+    Attributes:
+        before: Once the bundle was opened and had made its first step.
+        loaded: Right after the last step of the main loop.
+        after: At the end.
+        throttled: What held the clocks down, from the three; empty: nothing that the device tells of.
+        problems: What is there and could not be read.
+    """
+
+    before: DeviceState
+    loaded: DeviceState
+    after: DeviceState
+    throttled: list[str]
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class RailEnergy:
+    """Energy of one sensor over a run of steps.
+
+    Attributes:
+        name: The sensor's.
+        covers: What its power is of.
+        is_total: Whether it is of the whole device.
+        joules_per_step: ``None`` where the readings cannot carry it; ``skipped`` says why.
+        error_joules: At most so much more or less: resolution, averaging and sampling, not the sensor's calibration.
+        mean_w: Over the run.
+        samples: Readings taken.
+        independent: How many of them say something new.
+        rate_hz: Readings a second that were reached.
+        skipped: Why there are no joules.
+        times_s: Of the trace, from the start of the run.
+        watts: The trace: power at these times.
+    """
+
+    name: str
+    covers: str
+    is_total: bool
+    joules_per_step: float | None
+    error_joules: float | None
+    mean_w: float | None
+    samples: int
+    independent: int
+    rate_hz: float | None
+    skipped: str | None = None
+    times_s: list[float] = field(default_factory=list)
+    watts: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules of the whole loop, choosing the next input included; what an idle device draws is in them.
+
+    Attributes:
+        steps: Steps of the run.
+        seconds: Its length.
+        rails: By sensor. They are not added up: some feed others.
+    """
+
+    steps: int
+    seconds: float
+    rails: list[RailEnergy]
+
+
+@dataclass(frozen=True)
+class GpuTime:
+    """A step on a GPU, taken apart: medians of steps of their own, since events cost time too.
+
+    Attributes:
+        steps: How many.
+        gpu_ms: From the first work of a step in the stream to its last, by events; gaps in between are in it.
+        copies_in_ms: Of that, copies from the host.
+        copies_out_ms: Of that, copies to the host.
+        graph_ms: Of that, captured graphs, whose copies are in it; ``None``: none was launched.
+        enqueue_ms: On the host, until it begins to wait.
+        wait_ms: On the host, waiting.
+        host_ms: On the host, all but the waiting.
+    """
+
+    steps: int
+    gpu_ms: float
+    copies_in_ms: float
+    copies_out_ms: float
+    graph_ms: float | None
+    enqueue_ms: float
+    wait_ms: float
+    host_ms: float
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes, apart. Resident and peak are of the whole process, before any baseline was loaded.
 
@@ -173,6 +294,10 @@ class Memory:
         resident_opened_bytes: After opening and the first step.
         resident_measured_bytes: After the measured steps.
         peak_bytes: The most that was ever resident up to then.
+        proportional_bytes: After the measured steps, pages shared with other processes counted in part (PSS).
+        gpu_bytes: Memory of a discrete GPU that this process holds; ``None``: there is none, or its driver is silent.
+        is_integrated: The GPU has no memory of its own: what it uses is the process's and the system's.
+        available_fall_bytes: How much less memory the system had to give after the steps than before opening.
     """
 
     weights_bytes: int
@@ -182,6 +307,10 @@ class Memory:
     resident_opened_bytes: int
     resident_measured_bytes: int
     peak_bytes: int
+    proportional_bytes: int | None = None
+    gpu_bytes: int | None = None
+    is_integrated: bool = False
+    available_fall_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -342,6 +471,11 @@ class BenchResult:
     deadline: Deadline | None
     idle: IdleGap | None
     comparison: Comparison | None
+    conditions: Conditions
+    energy: Energy | None
+    energy_skipped: str | None
+    gpu_time: GpuTime | None
+    gpu_time_skipped: str | None
     quick: bool
     duration_s: float
     format: str = field(default=FORMAT)

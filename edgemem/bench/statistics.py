@@ -115,7 +115,7 @@ def median_interval(values: Sequence[float] | NDArray[np.float64], confidence: f
     return Interval(float(np.median(ordered)), bounds[0], bounds[1], confidence, n)
 
 
-def ratio(numerator_ns: NDArray[np.int64], denominator_ns: NDArray[np.int64]) -> Interval:
+def ratio(numerator_ns: NDArray[np.int64], denominator_ns: NDArray[np.int64] | NDArray[np.float64]) -> Interval:
     """How many times longer one contender takes than another: the median over rounds of the rounds' own ratios.
 
     Args:

@@ -1,11 +1,11 @@
-"""The whole benchmark, in order: open, step, sweep the position, prefill, keep a deadline, idle, compare."""
+"""The whole benchmark, in order: open, step, energy, prefill, keep a deadline, idle, sweep the position and compare."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,19 @@ import edgemem
 from edgemem.bench import baselines, environment, measure, statistics
 from edgemem.bench.baselines import FloorReady, Ready, Skipped
 from edgemem.bench.comparison import EDGEMEM, compare, median_ms
+from edgemem.bench.devices.energy import Sampler
+from edgemem.bench.devices.events import StepTimer
+from edgemem.bench.devices.found import Devices, cuda_memory, devices_of, throttled
+from edgemem.bench.devices.memory import proportional_bytes
 from edgemem.bench.measure import Loop, Progress, silent
 from edgemem.bench.result import (
     BenchResult,
     Comparison,
+    Conditions,
     Deadline,
+    DeviceState,
+    Energy,
+    GpuTime,
     IdleGap,
     Memory,
     Opening,
@@ -49,6 +57,8 @@ class Plan:
         prefill_rounds: How often it is fed.
         paced_seconds: Length of the paced loop.
         idle_steps: Steps after an idle gap.
+        energy_seconds: Length of the run whose joules are measured, where there is a power sensor.
+        gpu_steps: Steps timed by events, on a GPU.
     """
 
     steps: int = 2_000
@@ -61,6 +71,8 @@ class Plan:
     prefill_rounds: int = 7
     paced_seconds: float = 10.0
     idle_steps: int = 40
+    energy_seconds: float = 12.0
+    gpu_steps: int = 500
 
     @classmethod
     def quick(cls) -> Plan:
@@ -68,7 +80,16 @@ class Plan:
         return cls(
             steps=200, warmup=10, positions=(0, 1_000, 100_000, 1_000_000), growing_positions=(16, 256, 1_024),
             rounds=6, turn=5, prefill=512, prefill_rounds=3, paced_seconds=2.0, idle_steps=20,
+            energy_seconds=3.0, gpu_steps=100,
         )  # fmt: skip
+
+    def within(self, contract: Contract) -> Plan:
+        """This plan, kept within the length of stream that a model takes."""
+        limit = contract.max_position
+        if limit is None:
+            return self
+        inside = {p for p in self.positions if p < limit} | {limit // 2, limit - limit // 8}
+        return replace(self, positions=tuple(sorted(inside)), prefill=min(self.prefill, limit))
 
 
 @dataclass(frozen=True)
@@ -111,17 +132,23 @@ def run(path: str | Path, options: Options, plan: Plan, progress: Progress = sil
     """
     began = time.perf_counter()
     load_before = environment.load_average()
-    resident_before = environment.resident_bytes()
+    resident_before, available_before = environment.resident_bytes(), environment.available_bytes()
     progress("opening", 0, 1)
     opened = time.perf_counter_ns()
     session = edgemem.open(path, runtime=options.runtime, threads=options.threads, device=options.device)
     open_ms = (time.perf_counter_ns() - opened) / 1e6
+    plan = plan.within(session.contract)
     with session, contextlib.ExitStack() as stack:
         opening, loop = _first_step(session, open_ms)
         progress("opening", 1, 1)
         resident_opened = environment.resident_bytes()
+        devices = devices_of(session, loop.stream)
+        before = devices.state()
         steps = _steps(loop, plan, progress)
-        memory = _memory(session, resident_before, resident_opened)
+        loaded = devices.state()
+        memory = _memory(session, devices, resident_before, resident_opened, available_before)
+        gpu_time, gpu_time_skipped = _gpu_time(session, loop, plan, progress)
+        energy, energy_skipped = _energy(loop, devices, plan, progress)
         prefill, prefill_skipped = _prefill(session, plan, progress)
         deadline = _deadline(loop, options.rate_hz, plan, progress)
         idle = _idle(loop, options.idle_gap_ms, plan, progress)
@@ -138,6 +165,11 @@ def run(path: str | Path, options: Options, plan: Plan, progress: Progress = sil
             deadline=deadline,
             idle=idle,
             comparison=comparison,
+            conditions=_conditions(devices, before, loaded),
+            energy=energy,
+            energy_skipped=energy_skipped,
+            gpu_time=gpu_time,
+            gpu_time_skipped=gpu_time_skipped,
             quick=options.quick,
             duration_s=time.perf_counter() - began,
         )
@@ -174,8 +206,42 @@ def _steps(loop: Loop, plan: Plan, progress: Progress) -> Steps:
     return Steps(plan.warmup, statistics.distribution(samples), plan.steps / seconds)
 
 
-def _memory(session: Session, before: int, opened: int) -> Memory:
+def _conditions(devices: Devices, before: DeviceState, loaded: DeviceState) -> Conditions:
+    after = devices.state()
+    return Conditions(before, loaded, after, throttled(before, loaded, after), devices.problems)
+
+
+def _energy(loop: Loop, devices: Devices, plan: Plan, progress: Progress) -> tuple[Energy | None, str | None]:
+    if not devices.sensors:
+        return None, devices.no_power
+    progress("energy", 0, 1)
+    with Sampler(devices.sensors) as sampler:
+        steps = measure.run_for(loop, plan.energy_seconds)
+    loop.check()
+    progress("energy", 1, 1)
+    return Energy(steps, sampler.seconds, sampler.rails(steps)), None
+
+
+def _gpu_time(session: Session, loop: Loop, plan: Plan, progress: Progress) -> tuple[GpuTime | None, str | None]:
+    if session.device != "cuda":
+        return None, None
+    memory = cuda_memory(loop.stream)
+    if memory is None:
+        return None, f"runtime {session.runtime!r} has a stream of its own"
+    progress("GPU time", 0, 1)
+    with StepTimer(memory) as timer:
+        for _ in range(plan.gpu_steps):
+            timer.time(loop.step)
+            loop.choose()
+    loop.check()
+    progress("GPU time", 1, 1)
+    measured = timer.result()
+    return measured, None if measured else f"runtime {session.runtime!r} issued nothing that could be seen"
+
+
+def _memory(session: Session, devices: Devices, before: int, opened: int, available_before: int | None) -> Memory:
     bundle = session.bundle
+    available = environment.available_bytes()
     return Memory(
         weights_bytes=bundle.weights_bytes,
         graphs_bytes=sum(bundle.manifest.files[graph.file][1] for graph in bundle.manifest.graphs),
@@ -184,12 +250,22 @@ def _memory(session: Session, before: int, opened: int) -> Memory:
         resident_opened_bytes=opened,
         resident_measured_bytes=environment.resident_bytes(),
         peak_bytes=environment.peak_bytes(),
+        proportional_bytes=proportional_bytes(),
+        gpu_bytes=devices.gpu.process_bytes() if devices.gpu is not None else None,
+        is_integrated=devices.is_integrated,
+        available_fall_bytes=(
+            available_before - available if available_before is not None and available is not None else None
+        ),
     )
 
 
 def seed_steps(contract: Contract) -> int:
-    """Steps after which every ring has wrapped, so that an injected state is one that a long stream has."""
-    return 16 + max((state.window or 0 for state in contract), default=0)
+    """Steps after which every ring has wrapped, so that an injected state is one that a long stream has.
+
+    A model that takes so many time steps and no more has rings that never wrap: they are all but filled.
+    """
+    steps = 16 + max((state.window or 0 for state in contract), default=0)
+    return steps if contract.max_position is None else min(steps, contract.max_position - 1)
 
 
 def _prefill(session: Session, plan: Plan, progress: Progress) -> tuple[Prefill | None, str | None]:
@@ -270,7 +346,10 @@ def _rounds(
         progress("preparing the baselines", 0, 1)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgemem-bench-")))
         prepared = baselines.prepare(session, options.threads, folder, stack)
-        floor = baselines.prepare_floor(session.bundle, options.threads, stack)
+        if session.device == "cuda":
+            floor = baselines.prepare_device_floor(session)
+        else:
+            floor = baselines.prepare_floor(session.bundle, options.threads, stack)
         progress("preparing the baselines", 1, 1)
     loop = Loop(session.stream(), contract)
     contenders = measure.sweep_contenders(EDGEMEM, loop, contract, positions, seed_steps(contract))
@@ -281,5 +360,5 @@ def _rounds(
     sweep = measure.sweep_of(EDGEMEM, samples, contract, positions)
     if floor is None:
         return sweep, None
-    own = next(p for p in positions if p >= COMPARED_FROM)
+    own = next((p for p in positions if p >= COMPARED_FROM), positions[-1])
     return sweep, compare(prepared, floor, samples, f"{EDGEMEM}@{own}", plan.positions)

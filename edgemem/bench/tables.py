@@ -9,15 +9,21 @@ from pathlib import PurePath
 from edgemem.bench.result import (
     BenchResult,
     Comparison,
+    Conditions,
     Deadline,
+    DeviceState,
     Distribution,
+    Energy,
     Environment,
     Floor,
+    GpuTime,
     IdleGap,
     Interval,
     Memory,
     Opening,
     Prefill,
+    RailEnergy,
+    Reading,
     Steps,
     Subject,
     Sweep,
@@ -27,6 +33,7 @@ from edgemem.console import readable_bytes
 
 NOT_MEASURED = "–"
 _MICROSECONDS_BELOW_MS = 0.1
+_PROBLEMS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -162,8 +169,12 @@ def tables(result: BenchResult) -> list[Table]:
         made.append(_deadline(result.deadline))
     if result.idle is not None:
         made.append(_idle(result.idle))
-    made += [_memory(result.memory), _opening(result.opening), _environment(result.environment, result.subject)]
-    return made
+    if result.gpu_time is not None or result.gpu_time_skipped is not None:
+        made.append(_gpu_time(result.gpu_time, result.gpu_time_skipped))
+    made += [_energy(result.energy, result.energy_skipped), _memory(result.memory), _opening(result.opening)]
+    if _has_anything(result.conditions):
+        made.append(_conditions(result.conditions))
+    return [*made, _environment(result.environment, result.subject)]
 
 
 def _percentile_rows(latency: Distribution) -> list[tuple[str, ...]]:
@@ -325,7 +336,147 @@ def _idle(idle: IdleGap) -> Table:
     )
 
 
+def joules(value: float | None) -> str:
+    """Energy in a unit that suits it; a dash where there is no such figure."""
+    if value is None:
+        return NOT_MEASURED
+    for unit, size in (("J", 1.0), ("mJ", 1e-3)):
+        if abs(value) >= size:
+            return f"{number(value / size)} {unit}"
+    return f"{number(value * 1e6)} µJ"
+
+
+def _energy(energy: Energy | None, skipped: str | None) -> Table:
+    if energy is None:
+        return Table("energy", "Energy", (), [], notes=[f"Not measured: {skipped}."])
+    notes = [
+        f"{count(energy.steps)} steps in {number(energy.seconds)} s; the choice of the next input is in it, and what "
+        "the device draws when idle. The error is that of resolution, averaging and sampling, without the sensor's "
+        "calibration. Rails are not added up: some feed others.",
+        *(f"{rail.name}: no joules: {rail.skipped}." for rail in energy.rails if rail.skipped is not None),
+    ]
+    return Table(
+        "energy",
+        "Energy",
+        ("sensor", "a step", "error", "mean power", "readings", "of"),
+        [_rail(rail) for rail in energy.rails],
+        ("a step", "error", "mean power"),
+        notes,
+    )
+
+
+def _rail(rail: RailEnergy) -> tuple[str, ...]:
+    return (
+        rail.name,
+        joules(rail.joules_per_step),
+        NOT_MEASURED if rail.error_joules is None else f"± {joules(rail.error_joules)}",
+        NOT_MEASURED if rail.mean_w is None else f"{number(rail.mean_w)} W",
+        f"{count(rail.samples)}" + ("" if rail.rate_hz is None else f" at {number(rail.rate_hz)} Hz"),
+        rail.covers,
+    )
+
+
+def _gpu_time(gpu: GpuTime | None, skipped: str | None) -> Table:
+    title = "A step on the GPU and on the host"
+    if gpu is None:
+        return Table("gpu_time", title, (), [], notes=[f"Not measured: {skipped}."])
+    rows: list[tuple[str, ...]] = [
+        ("GPU, first work to last", ms(gpu.gpu_ms), "by events; gaps in between are in it"),
+        ("of that, copies in", ms(gpu.copies_in_ms), ""),
+        ("of that, copies out", ms(gpu.copies_out_ms), ""),
+    ]
+    if gpu.graph_ms is not None:
+        rows.append(("of that, captured graphs", ms(gpu.graph_ms), "copies inside of them included"))
+    rows += [
+        ("enqueueing", ms(gpu.enqueue_ms), "on the host, until it begins to wait"),
+        ("waiting", ms(gpu.wait_ms), "on the host"),
+        ("host", ms(gpu.host_ms), "all but the waiting"),
+    ]
+    return Table(
+        "gpu_time",
+        title,
+        ("what", "median", ""),
+        rows,
+        ("median",),
+        [f"{count(gpu.steps)} steps of their own: recording events costs time that the latencies above do not have."],
+    )
+
+
+def _has_anything(conditions: Conditions) -> bool:
+    """Whether the device told more than nothing."""
+    return conditions.loaded != DeviceState()
+
+
+def _conditions(conditions: Conditions) -> Table:
+    states = (conditions.before, conditions.loaded, conditions.after)
+
+    def row(name: str, figures: list[str]) -> tuple[str, ...]:
+        return (name, *(figure or NOT_MEASURED for figure in figures))
+
+    rows = []
+    for name in _names([state.clocks_mhz for state in states]):
+        rows.append(row(f"clock, {name}", [_figure(state.clocks_mhz, name, "MHz") for state in states]))
+    for name in _names([state.temperatures_c for state in states]):
+        rows.append(row(f"temperature, {name}", [_figure(state.temperatures_c, name, "°C") for state in states]))
+    if any(state.power_mode for state in states):
+        rows.append(row("power mode", [state.power_mode or "" for state in states]))
+    notes = []
+    if conditions.loaded.governors:
+        notes.append(f"Governors: {', '.join(conditions.loaded.governors)}.")
+    if conditions.throttled:
+        notes.append(f"Throttled: {'; '.join(conditions.throttled)}.")
+    elif _tells_throttling(states):
+        notes.append("Not throttled, by what this device tells.")
+    if conditions.problems:
+        more = len(conditions.problems) - _PROBLEMS_SHOWN
+        shown = "; ".join(conditions.problems[:_PROBLEMS_SHOWN])
+        notes.append(f"Not readable: {shown}{f'; and {count(more)} more' if more > 0 else ''}.")
+    return Table(
+        "conditions",
+        "Clocks, temperatures, power mode",
+        ("what", "before the steps", "after the steps", "at the end"),
+        rows,
+        (),
+        notes,
+    )
+
+
+def _tells_throttling(states: tuple[DeviceState, ...]) -> bool:
+    return any(state.throttling or state.throttle_events for state in states)
+
+
+def _shown_as(name: str) -> str:
+    """A reading's name in the table: the clocks of all cores share a line."""
+    return "CPU" if name.startswith("cpu policy") else name
+
+
+def _names(readings: list[list[Reading]]) -> list[str]:
+    return list(dict.fromkeys(_shown_as(reading.name) for some in readings for reading in some))
+
+
+def _figure(readings: list[Reading], name: str, unit: str) -> str:
+    values = [reading.value for reading in readings if _shown_as(reading.name) == name]
+    if not values:
+        return ""
+    lowest, highest = number(min(values)), number(max(values))
+    return f"{lowest} {unit}" if lowest == highest else f"{lowest} to {highest} {unit}"
+
+
 def _memory(memory: Memory) -> Table:
+    more: list[tuple[str, ...]] = []
+    if memory.proportional_bytes is not None:
+        more.append(("of that, its own share", readable_bytes(memory.proportional_bytes), "pages shared count in part"))
+    if memory.gpu_bytes is not None:
+        more.append(("on the GPU", readable_bytes(memory.gpu_bytes), "of this process, by its driver"))
+    if memory.is_integrated and memory.available_fall_bytes is not None:
+        fall = readable_bytes(max(0, memory.available_fall_bytes))
+        more.append(("taken from the system", fall, "fall of what is available since before opening"))
+    notes = ["Of the whole process, before anything else was loaded to compare with."]
+    if memory.is_integrated:
+        notes.append(
+            "The GPU has no memory of its own. What its driver holds without mapping it into the process shows in what "
+            "was taken from the system alone, with whatever else the system did meanwhile."
+        )
     return Table(
         "memory",
         "Memory, apart",
@@ -337,10 +488,11 @@ def _memory(memory: Memory) -> Table:
             ("resident before opening", readable_bytes(memory.resident_before_open_bytes), "Python and this program"),
             ("resident once opened", readable_bytes(memory.resident_opened_bytes), "after the first step"),
             ("resident after the steps", readable_bytes(memory.resident_measured_bytes), ""),
+            *more,
             ("peak resident", readable_bytes(memory.peak_bytes), "the most up to then, loading included"),
         ],
         ("bytes",),
-        ["Of the whole process, before anything else was loaded to compare with."],
+        notes,
     )
 
 

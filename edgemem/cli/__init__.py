@@ -1,4 +1,4 @@
-"""The command line: ``edgemem export | check | run | bench | inspect | doctor``.
+"""The command line: ``edgemem export | check | build | run | bench | inspect | doctor``.
 
 Each sub-command lies in a file of its own, which is imported when the command is called. What ends a command early is
 handled here and nowhere else:
@@ -28,6 +28,7 @@ from edgemem.errors import EdgememError
 _COMMANDS = {
     "export": ("edgemem.cli.export_command:export", "Export a model to a bundle, and verify it."),
     "check": ("edgemem.cli.check_command:check", "Verify a bundle again, against its source if wanted."),
+    "build": ("edgemem.cli.build_command:build", "Build TensorRT engines, or pack what to build them from."),
     "run": ("edgemem.cli.run_command:run", "Stream text or features through a bundle."),
     "bench": ("edgemem.cli.bench_command:bench", "Measure a bundle on this machine."),
     "inspect": ("edgemem.cli.inspect_command:inspect", "Show what a bundle is, its states and its memory."),

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgemem.cli.export_tools import checking, needs_export_packages, print_report
+from edgemem.cli.text_scores import print_scores, score_file, scores_json
 from edgemem.console import console, print_json
 
 
@@ -16,9 +17,28 @@ from edgemem.console import console, print_json
     "--against", metavar="SOURCE", help="What it was exported from (default: the decoder in the bundle itself)."
 )
 @click.option("--steps", type=click.IntRange(min=2), help="Steps to stream (default: twice past the longest window).")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Transformers: run the Python files in the model's folder. Only for folders whose author you trust.",
+)
+@click.option(
+    "--text",
+    "text_file",
+    type=click.Path(path_type=Path),
+    help="Also measure how well BUNDLE predicts this text, in bits per byte; with --against, the source beside it.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random data.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def check(bundle: Path, against: str | None, steps: int | None, seed: int, as_json: bool) -> None:
+def check(
+    bundle: Path,
+    against: str | None,
+    steps: int | None,
+    trust_remote_code: bool,
+    text_file: Path | None,
+    seed: int,
+    as_json: bool,
+) -> None:
     """Verify BUNDLE: its files, its graph, and its numbers against the torch model.
 
     A bundle of a module of your own needs --against package.module:factory: no code is taken from a bundle.
@@ -35,11 +55,21 @@ def check(bundle: Path, against: str | None, steps: int | None, seed: int, as_js
     from edgemem.export import check as run_check
     from edgemem.export import load_source, source_of
 
-    source = load_source(against) if against else source_of(opened)
+    source = (
+        load_source(against, trust_remote_code=trust_remote_code, **opened.manifest.load_options)
+        if against
+        else source_of(opened)
+    )
     with checking(console(stderr=True)) as (announce, progress):
         announce("checking the bundle against the model")
-        report = run_check(bundle, source, steps=steps, seed=seed, progress=progress)
+        report = run_check(bundle, source, steps=steps, is_original=against is not None, seed=seed, progress=progress)
+        scores = None
+        if text_file is not None:
+            scores = score_file(opened, source if against is not None else None, text_file, progress)
     if as_json:
-        print_json({"bundle": str(bundle), **report.to_json()})
+        shown = {} if scores is None else {"text": scores_json(scores)}
+        print_json({"bundle": str(bundle), **report.to_json(), **shown})
     else:
         print_report(console(), report.to_json())
+        if scores is not None:
+            print_scores(console(), scores)

@@ -17,6 +17,7 @@ import click
 from edgemem.bench import environment
 from edgemem.cli.probes import PROBES, Finding, Probe
 from edgemem.console import console, print_json, print_table, readable_bytes
+from edgemem.runtimes.trt.flavour import probe_cuda
 
 _TIMEOUT_S = 180.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -131,9 +132,18 @@ def machine_facts() -> dict[str, Any]:
         "usable_cores": machine.usable_cores,
         "memory_bytes": machine.memory_bytes,
         "gpus": gpus(),
+        "cuda": _cuda(),
         "python": machine.python,
         "packages": machine.packages,
     }
+
+
+def _cuda() -> str:
+    """What the CUDA runtime says of the first device, or why it has none."""
+    found = probe_cuda()
+    if found.problem:
+        return f"none: {found.problem}"
+    return f"{found.driver}, {found.device}, compute capability {found.compute_capability}"
 
 
 def gpus() -> list[str]:
@@ -158,6 +168,7 @@ def _print(facts: dict[str, Any], rows: Sequence[Row], healthy: bool) -> None:
         "CPU": f"{facts['cpu'] or 'unknown'}, {facts['usable_cores']} of {facts['cores']} cores",
         "memory": memory,
         "GPU": "; ".join(facts["gpus"]) or "none found",
+        "CUDA": facts["cuda"],
         "Python": facts["python"],
         "packages": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
     }

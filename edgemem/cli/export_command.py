@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from rich.markup import escape
 
 from edgemem.cli.export_tools import checking, needs_export_packages, print_report
+from edgemem.cli.memory_options import check_memory_options, memory_options
+from edgemem.cli.precision import describe_precision
 from edgemem.console import console, print_json, readable_bytes
+
+_MOST_NOTES = 5
 
 
 @click.command()
@@ -18,25 +23,69 @@ from edgemem.console import console, print_json, readable_bytes
 @click.option(
     "--steps", type=click.IntRange(min=2), help="Steps of the check (default: twice past the longest window)."
 )
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="Of weights, matrix products and windows (default: the configuration's, else fp32).",
+)
+@click.option(
+    "--weights", type=click.Choice(["int8", "int4"]), help="Store the large matrices as whole numbers with scales."
+)
+@click.option(
+    "--block-size",
+    type=click.Choice(["16", "32", "64", "128"]),
+    help="Rows of a matrix that share a scale, with --weights (default: 32).",
+)
+@memory_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def export(source: str, out: Path, sealed: bool, max_chunk: int | None, steps: int | None, as_json: bool) -> None:
+def export(
+    source: str,
+    out: Path,
+    sealed: bool,
+    max_chunk: int | None,
+    steps: int | None,
+    dtype: str | None,
+    weights: str | None,
+    block_size: str | None,
+    memory: str | None,
+    max_length: int | None,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
     """Export SOURCE to a bundle, and verify it.
 
-    SOURCE is a checkpoint's folder (config.json, model.safetensors), a config.json alone (random weights: to measure a
-    device before anything is trained), or package.module:factory, a function that returns a torch module which follows
-    the streaming protocol (docs/own-model.md).
+    SOURCE is a checkpoint's folder (config.json, model.safetensors), the folder of a transformers model
+    (docs/models.md), a config.json alone (random weights: to measure a device before anything is trained), or
+    package.module:factory, a function that returns a torch module which follows the streaming protocol
+    (docs/own-model.md).
     """
+    if block_size is not None and weights is None:
+        raise click.UsageError("--block-size goes with --weights: it says how many weights share a scale.")
     needs_export_packages()
+    check_memory_options(memory, max_length)
     from edgemem.export import export_bundle, load_source
+    from edgemem.export.lint import notes
+    from edgemem.export.precision import DEFAULT_BLOCK_SIZE
 
     errors = console(stderr=True)
-    loaded = load_source(source)
+    loaded = load_source(source, memory=memory, max_length=max_length, trust_remote_code=trust_remote_code)
     if loaded.has_random_weights:
         errors.print("[yellow]Random weights:[/] a configuration holds none. Good for measuring, not for using.")
     with checking(errors) as (announce, progress):
         bundle = export_bundle(
-            loaded, out, sealed=sealed, max_chunk=max_chunk, steps=steps, announce=announce, progress=progress
+            loaded,
+            out,
+            sealed=sealed,
+            max_chunk=max_chunk,
+            dtype=dtype,
+            weights=weights,
+            block_size=int(block_size) if block_size else DEFAULT_BLOCK_SIZE,
+            steps=steps,
+            announce=announce,
+            progress=progress,
         )
+    for note in notes(bundle)[:_MOST_NOTES]:
+        errors.print(f"[yellow]TensorRT:[/] {escape(note)}")
     if as_json:
         print_json({"bundle": str(out), "fingerprint": bundle.fingerprint, **bundle.manifest.to_json()})
         return
@@ -47,4 +96,6 @@ def export(source: str, out: Path, sealed: bool, max_chunk: int | None, steps: i
         f"[bold]{out}[/]: {readable_bytes(files)}; state {readable_bytes(contract.state_bytes)} a stream in "
         f"{len(contract.states)} tensors; up to {contract.max_chunk} steps a call."
     )
+    if described := describe_precision(bundle.manifest.precision):
+        out_console.print(f"{escape(described)}.")
     print_report(out_console, bundle.manifest.verification)

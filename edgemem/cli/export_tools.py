@@ -72,3 +72,10 @@ def print_report(on: Console, report: dict[str, Any]) -> None:
         rows,
         right=["largest difference"],
     )
+    if report["change"] is not None:
+        on.print(
+            f"Outputs change by {report['change']:.2%} of their standard deviation against the float32 model "
+            f"(at most {report['change_tolerance']:.0%})."
+        )
+    if report["emulated"]:
+        on.print("bfloat16 was computed as float32, rounded after every operator: this machine has no kernels for it.")

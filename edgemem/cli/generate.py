@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ from edgemem.cli.interrupt import Interrupt
 from edgemem.runtimes import Stream
 from edgemem.sampling import Sampler
 from edgemem.text import StopText, Tokenizer
+
+_CONTEXT = 32  # tokens: more than a detokenizer looks back
 
 
 @dataclass
@@ -29,13 +32,17 @@ class Generation:
         write: Takes the text as it comes.
         interrupt: Ends the generation between two steps.
         piece: Most tokens of the prompt in one call.
+        context: Tokens before the prompt, of which the last few are enough; after the run, those it ended with.
         pending: The token drawn last, which the stream has not read yet: a resumed stream must read it first.
+        ends: Tokens that end the text and have none themselves.
+        continues: Whether the text goes on with the prompt's, so that a blank between the two belongs to it.
         prompt_tokens: Tokens fed before the first was drawn.
         tokens: Tokens drawn.
         steps: Calls of ``stream.step``: one fewer than tokens, the first comes from the prompt.
         prefill_seconds: Time of the prompt.
         decode_seconds: Time of everything after it: steps, draws and writing.
-        ended_by: ``"max_tokens"``, ``"stop"``; ``None`` while it runs or when it was cut short.
+        ended_by: ``"max_tokens"``, ``"stop"`` or ``"eos"``; ``None`` while it runs or when it was cut short.
+        stopped_at: The stop string that ended it.
     """
 
     stream: Stream
@@ -45,13 +52,17 @@ class Generation:
     write: Callable[[str], None]
     interrupt: Interrupt
     piece: int
+    context: Sequence[int] = ()
     pending: int | None = None
+    ends: Set[int] = frozenset()
+    continues: bool = True
     prompt_tokens: int = 0
     tokens: int = 0
     steps: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     ended_by: str | None = field(default=None, init=False)
+    stopped_at: str | None = field(default=None, init=False)
 
     def run(self, prompt: NDArray[np.int64], max_tokens: int, drawn: Callable[[int], None]) -> None:
         """Feed ``prompt`` ``[N]``, then draw ``max_tokens`` tokens (0: without end); ``drawn`` gets each of them.
@@ -59,7 +70,9 @@ class Generation:
         Raises:
             KeyboardInterrupt: A signal came. The text drawn so far is written.
         """
-        detokenizer = self.tokenizer.detokenizer() if self.tokenizer else None
+        last = deque([*self.context, *prompt[-_CONTEXT:].tolist()], maxlen=_CONTEXT)
+        self.context = last
+        detokenizer = self.tokenizer.detokenizer(tuple(last) if self.continues else ()) if self.tokenizer else None
         stop = StopText(self.stops)
         began = None
         try:
@@ -68,12 +81,16 @@ class Generation:
                 began = began or time.perf_counter()
                 self.tokens += 1
                 self.pending = token
+                last.append(token)
                 drawn(token)
+                if token in self.ends:
+                    self.ended_by = "eos"
+                    return
                 text = detokenizer.push(token) if detokenizer else f"{token} "
                 if text := stop.push(text):
                     self.write(text)
                 if stop.found is not None:
-                    self.ended_by = "stop"
+                    self.ended_by, self.stopped_at = "stop", stop.found
                     return
             self.ended_by = "max_tokens"
         finally:
@@ -83,14 +100,24 @@ class Generation:
                 self.write(rest)
 
     def _tokens(self, prompt: NDArray[np.int64]) -> Iterator[int]:
-        logits = self._prefill(prompt)
+        token = self.sampler(self._prefill(prompt))
         while True:
-            yield self.sampler(logits)
+            yield token
             self.interrupt.check()
             assert self.pending is not None
-            logits = self.stream.step(self.pending)[0]
-            self.pending = None
-            self.steps += 1
+            token = self._step(self.pending)
+
+    def _step(self, token: int) -> int:
+        """Feed one token and draw the next."""
+        ids: NDArray[np.int64] | None = None
+        if self.sampler.temperature == 0:
+            (logits,), (ids,) = self.stream.step_top(token)  # a device need not send the others
+        else:
+            logits = self.stream.step(token)[0]
+        self.pending = None
+        self.steps += 1
+        drawn = self.sampler(logits)
+        return drawn if ids is None else int(ids[drawn])
 
     def _prefill(self, prompt: NDArray[np.int64]) -> NDArray[Any]:
         # One call of feed could take all of it; in pieces, Ctrl-C need not wait for the end of a book.

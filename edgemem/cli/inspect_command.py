@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from edgemem.bundle import Bundle, open_bundle
+from edgemem.bundle import CHAT_TEMPLATE, Bundle, open_bundle
+from edgemem.cli.precision import describe_precision
 from edgemem.console import console, print_json, print_table, readable_bytes, readable_count
 from edgemem.contract import ITEM_BYTES, Contract
 
@@ -48,8 +49,15 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "fingerprint": bundle.fingerprint,
         "created": manifest.created,
         "source": manifest.source,
+        "load_options": " ".join(
+            f"--{name.replace('_', '-')} {value}" for name, value in manifest.load_options.items()
+        ),
+        "precision": manifest.precision,
         "input_meaning": manifest.input_meaning,
         "tokenizer": manifest.tokenizer,
+        "chat_template": CHAT_TEMPLATE if CHAT_TEMPLATE in manifest.files else None,
+        "special_tokens": manifest.special_tokens,
+        "generation": manifest.generation.to_json(),
         "input": _tensor(contract.input.name, contract.input.dtype, "time", contract.input.shape)
         | {"vocab_size": contract.input.vocab_size},
         "output": _tensor(
@@ -61,6 +69,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "position": contract.position,
         "output_indices": contract.output_indices,
         "max_chunk": contract.max_chunk,
+        "max_position": contract.max_position,
         "has_fixed_size": contract.has_fixed_size,
         "graphs": [
             {"file": graph.file, "time": [graph.min_time, graph.max_time], "bytes": manifest.files[graph.file][1]}
@@ -136,18 +145,22 @@ def _print(facts: Mapping[str, Any]) -> None:
     out = console()
     source = facts["source"]
     weights = "random weights" if source.get("random_weights") else ""
-    said = ", ".join(part for part in (str(source.get("kind", "")), str(source.get("name", "")), weights) if part)
+    parts = [str(source.get("kind", "")), str(source.get("name", "")), weights, facts["load_options"]]
+    said = ", ".join(part for part in parts if part)
     totals = facts["totals"]
     rows = {
         "bundle": facts["path"],
         "source": said or "unknown",
         "created": facts["created"],
+        "precision": describe_precision(facts["precision"]) or "float32",
         "input": f"{_shown(facts['input'])}{_vocabulary(facts['input'])}",
         "which is": facts["input_meaning"],
         "tokenizer": facts["tokenizer"] or "none",
+        "chat template": facts["chat_template"],
         "output": _shown(facts["output"]),
         "steps per call": f"1 to {max(graph['time'][1] for graph in facts['graphs'])}",
         "position": "an input of the graph" if facts["position"] == "input" else "not an input of the graph",
+        "stream ends": f"after {facts['max_position']} steps" if facts["max_position"] else "never",
         "state": f"{readable_bytes(totals['state_bytes'])} a stream"
         + (", fixed" if facts["has_fixed_size"] else " at position 0, and grows"),
         "weights": readable_bytes(totals["weights_bytes"]) if totals["weights_bytes"] else "in the graph",
@@ -175,7 +188,11 @@ def _print(facts: Mapping[str, Any]) -> None:
         [(name, f"{file['bytes']:,}", times.get(name, ""), file["sha256"]) for name, file in facts["files"].items()],
         right=("bytes",),
     )
-    for title, entries in (("Verification at export", facts["verification"]), ("Written with", facts["versions"])):
+    for title, entries in (
+        ("Defaults for drawing text", facts["generation"]),
+        ("Verification at export", facts["verification"]),
+        ("Written with", facts["versions"]),
+    ):
         if entries:
             print_table(out, title, ("what", "is"), [(name, _value(value)) for name, value in entries.items()])
 
@@ -216,4 +233,6 @@ def _span(least: int, most: int) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_value(entry)}" for name, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -34,6 +34,10 @@ class Interrupt:
         if self.signal is not None:
             raise KeyboardInterrupt
 
+    def clear(self) -> None:
+        """Forget the signal, where what it was to end has ended."""
+        self.signal, self.forced = None, False
+
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """A block that a signal may end at once, such as waiting for a line of input."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgemem.errors import EdgememError, MissingDependencyError, RuntimeUnavailableError
+from edgemem.runtimes.trt.flavour import probe_cuda
 
 _X = np.array([1.0, -2.5, 1e6], dtype=np.float32)
 
@@ -117,8 +118,7 @@ def _tensorrt(module: str, *, compiles_without_gpu: bool) -> Callable[[], str]:
         except ImportError:
             raise MissingDependencyError("cuda-python, which moves the data, is not installed.") from None
         # Before anything of TensorRT: TensorRT 11 does not fail but crash where there is no device.
-        status, count = cuda.cudaGetDeviceCount()
-        no_device = "" if status == cuda.cudaError_t.cudaSuccess and count else _cuda_message(cuda, status)
+        no_device = probe_cuda().problem
         if no_device and not compiles_without_gpu:
             raise RuntimeUnavailableError(f"no CUDA device: {no_device}.")
         tensorrt: Any = importlib.import_module(module)
@@ -134,8 +134,6 @@ def _tensorrt(module: str, *, compiles_without_gpu: bool) -> Callable[[], str]:
 
 
 def _cuda_message(cuda: Any, status: Any) -> str:
-    if status == cuda.cudaError_t.cudaSuccess:
-        return "the driver reports none"
     return str(cuda.cudaGetErrorString(status)[1].decode())
 
 
@@ -205,11 +203,23 @@ PROBES = (
         _GPU_BUILD,
         _onnxruntime("CUDAExecutionProvider"),
     ),
-    Probe("onnxruntime TensorRT", "onnxruntime", "", _GPU_BUILD, _onnxruntime("TensorrtExecutionProvider")),
+    Probe(
+        "onnxruntime TensorRT",
+        "onnxruntime",
+        "--runtime onnxruntime-tensorrt",
+        _GPU_BUILD,
+        _onnxruntime("TensorrtExecutionProvider"),
+    ),
     Probe("torch CPU", "torch", "--runtime torch --device cpu", _TORCH, _torch("cpu")),
     Probe("torch CUDA", "torch", "--runtime torch --device cuda", _TORCH_CUDA, _torch("cuda")),
-    Probe("tensorrt", "tensorrt", "", _TENSORRT, _tensorrt("tensorrt", compiles_without_gpu=False)),
-    Probe("tensorrt_rtx", "tensorrt_rtx", "", _RTX, _tensorrt("tensorrt_rtx", compiles_without_gpu=True)),
+    Probe("tensorrt", "tensorrt", "--runtime tensorrt", _TENSORRT, _tensorrt("tensorrt", compiles_without_gpu=False)),
+    Probe(
+        "tensorrt_rtx",
+        "tensorrt_rtx",
+        "--runtime tensorrt-rtx",
+        _RTX,
+        _tensorrt("tensorrt_rtx", compiles_without_gpu=True),
+    ),
 )
 
 

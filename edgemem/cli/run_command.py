@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,25 @@ from click.core import ParameterSource
 from numpy.typing import NDArray
 
 import edgemem
+from edgemem.chat import Conversation, open_chat_template
+from edgemem.cli.chat import Chat, Prompt, piped_lines
+from edgemem.cli.drawing import MAX_TOKENS, TEMPERATURE, Drawing, Wishes, drawing
 from edgemem.cli.ending import Ending
 from edgemem.cli.generate import Generation
 from edgemem.cli.interrupt import Interrupt
+from edgemem.cli.note import Note
 from edgemem.cli.predict import Prediction
 from edgemem.cli.rows import open_rows
 from edgemem.console import print_json
 from edgemem.errors import EdgememError, InputError
 from edgemem.runtimes import DEVICES, RUNTIMES, Session, Stream
-from edgemem.sampling import Sampler
 from edgemem.text import Tokenizer, open_tokenizer
 
 STDIN = Path("-")
+_FOR_TOKENS = (
+    *("prompt", "prompt_ids", "chat", "system", "max_tokens", "stop", "ignore_eos"),
+    *("temperature", "top_k", "top_p", "min_p", "seed"),
+)
 _FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 
 
@@ -45,17 +53,30 @@ class _Options:
 @click.argument("source", metavar="[INPUT]", required=False, type=_FILE)
 @click.option("--prompt", metavar="TEXT", help="Text to continue.")
 @click.option("--prompt-ids", metavar="1,2,3", help="Token ids to continue.")
-@click.option("--max-tokens", type=click.IntRange(min=0), default=256, show_default=True, help="0: without end.")
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.8, show_default=True, help="0: greedy.")
-@click.option("--top-k", type=click.IntRange(min=0), default=0, help="Draw from the K most probable tokens. 0: all.")
+@click.option("--chat", is_flag=True, help="Hold a conversation: one message a line, from INPUT or stdin.")
+@click.option("--system", metavar="TEXT", help="With --chat: what the model is told first.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=0), help=f"0: without end. Default: the model's own, else {MAX_TOKENS}."
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    help=f"0: greedy. Default: the model's own, else {TEMPERATURE}; so with the next three.",
+)
+@click.option("--top-k", type=click.IntRange(min=0), help="Draw from the K most probable tokens. 0: all.")
 @click.option(
     "--top-p",
     type=click.FloatRange(min=0, max=1, min_open=True),
-    default=1.0,
     help="Draw from the most probable tokens that together reach P. 1: all.",
+)
+@click.option(
+    "--min-p",
+    type=click.FloatRange(min=0, max=1),
+    help="Draw from the tokens at least P times as probable as the first. 0: all.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Makes the text repeatable.")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before this text. May be given several times.")
+@click.option("--ignore-eos", is_flag=True, help="Go on where the model would end.")
 @click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
@@ -80,12 +101,16 @@ def run(
     source: Path | None,
     prompt: str | None,
     prompt_ids: str | None,
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
+    chat: bool,
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
     seed: int | None,
     stop: tuple[str, ...],
+    ignore_eos: bool,
     runtime: str,
     threads: int | None,
     device: str,
@@ -101,27 +126,30 @@ def run(
     is stdin, and what is read where nothing else is given; its rows are answered one by one, as they come.
 
     With --resume alone a model of tokens goes on with the text it was writing.
+
+    With --chat each line is a message, which the model's chat template wraps; /help lists the commands.
     """
     if snapshot is not None:
         _check_writable(snapshot)
     options = _Options(source, snapshot, resume, as_json)
     with edgemem.open(bundle, runtime, threads=threads, device=device, guard=guard) as session:
         if session.contract.input.is_tokens:
-            sampler = _sampler(temperature, top_k, top_p, seed)
-            _run_tokens(session, options, prompt, prompt_ids, max_tokens, sampler, stop)
+            wishes = Wishes(temperature, top_k, top_p, min_p, seed, max_tokens, stop, ignore_eos)
+            draw = drawing(wishes, session.bundle.manifest.generation)
+            if chat:
+                if prompt_ids is not None:
+                    raise click.UsageError("--chat takes messages: use --prompt or INPUT.")
+                _run_chat(session, options, prompt, system, draw)
+            else:
+                if system is not None:
+                    raise click.UsageError("--system is for --chat.")
+                _run_tokens(session, options, prompt, prompt_ids, draw)
         else:
-            for parameter in ("prompt", "prompt_ids", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop"):
+            for parameter in _FOR_TOKENS:
                 if context.get_parameter_source(parameter) is not ParameterSource.DEFAULT:
                     name = parameter.replace("_", "-")
                     raise click.UsageError(f"--{name} is for models of tokens; {bundle} takes features.")
             _run_features(session, options)
-
-
-def _sampler(temperature: float, top_k: int, top_p: float, seed: int | None) -> Sampler:
-    try:
-        return Sampler(temperature, top_k, top_p, seed)
-    except InputError as error:
-        raise click.UsageError(str(error)) from None
 
 
 def _check_writable(path: Path) -> None:
@@ -132,22 +160,14 @@ def _check_writable(path: Path) -> None:
         raise EdgememError(f"cannot write the snapshot {path}: {folder} {problem}.")
 
 
-def _resume(stream: Stream, path: Path | None) -> int | None:
-    """Restore the stream, where that is wanted; gives the token that it has yet to read, if there is one."""
-    if path is None:
-        return None
-    note = stream.restore(path)
-    if not note:
-        return None
-    try:
-        return int(json.loads(note)["pending"])
-    except (ValueError, KeyError, TypeError):
-        return None  # a note of somebody else's
+def _resume(stream: Stream, path: Path | None) -> Note:
+    """Restore the stream, where that is wanted."""
+    return Note() if path is None else Note.read(stream.restore(path))
 
 
-def _save(stream: Stream, path: Path | None, pending: int | None) -> None:
+def _save(stream: Stream, path: Path | None, note: Note) -> None:
     if path is not None:
-        stream.save(path, note="" if pending is None else json.dumps({"pending": pending}))
+        stream.save(path, note.write())
 
 
 def _prompt_tokens(
@@ -155,11 +175,12 @@ def _prompt_tokens(
     prompt: str | None,
     prompt_ids: str | None,
     tokenizer: Tokenizer | None,
-    pending: int | None,
+    pending: tuple[int, ...],
+    bos: int | None,
     *,
     starts: bool,
 ) -> NDArray[np.int64]:
-    """The tokens ``[N]`` to feed first: the one that a resumed stream has yet to read, and the prompt."""
+    """The tokens ``[N]`` to feed first: those that a resumed stream has yet to read, and the prompt."""
     if prompt is None and prompt_ids is None and (options.source or options.resume is None):
         text = _read_text(options.source or STDIN)
         prompt, prompt_ids = (text, None) if tokenizer else (None, text)
@@ -169,8 +190,9 @@ def _prompt_tokens(
         tokens = tokenizer.encode(prompt, start=starts)
     else:
         tokens = np.empty(0, dtype=np.int64)
-    if pending is not None:
-        tokens = np.concatenate((np.array([pending], dtype=np.int64), tokens))
+    tokens = np.concatenate((np.array(pending, dtype=np.int64), tokens))
+    if tokens.size == 0 and starts and bos is not None:
+        tokens = np.array([bos], dtype=np.int64)
     if tokens.size == 0:
         raise click.UsageError(
             "the prompt is empty, and the model needs a token to go on from."
@@ -220,39 +242,41 @@ def _run_tokens(
     options: _Options,
     prompt: str | None,
     prompt_ids: str | None,
-    max_tokens: int,
-    sampler: Sampler,
-    stop: tuple[str, ...],
+    draw: Drawing,
 ) -> None:
     tokenizer = open_tokenizer(session.bundle)
     if sum(given is not None for given in (options.source, prompt, prompt_ids)) > 1:
         raise click.UsageError("give one of --prompt, --prompt-ids and INPUT.")
-    if tokenizer is None and (prompt is not None or stop):
+    if tokenizer is None and (prompt is not None or draw.stops):
         what = "--prompt-ids" if prompt is not None else "--max-tokens"
         raise click.UsageError(f"{session.bundle.path} has no tokenizer, its tokens are not text: use {what}.")
-    if not all(stop):
-        raise click.UsageError("--stop is empty.")
     stream = session.stream()
-    pending = _resume(stream, options.resume)
-    tokens = _prompt_tokens(options, prompt, prompt_ids, tokenizer, pending, starts=stream.position == 0)
+    note = _resume(stream, options.resume)
+    bos = session.bundle.manifest.generation.bos_token_id
+    tokens = _prompt_tokens(options, prompt, prompt_ids, tokenizer, note.pending, bos, starts=stream.position == 0)
 
     ids: list[int] = []
     text: list[str] = []
     with Interrupt() as interrupt:
         generation = Generation(
             stream,
-            sampler,
+            draw.sampler,
             tokenizer,
-            stop,
+            draw.stops,
             text.append if options.as_json else lambda piece: click.echo(piece, nl=False),
             interrupt,
             session.contract.max_chunk,
-            pending,
+            note.context,
+            ends=draw.ends,
         )
         with Ending(interrupt, input_counts=False) as end:
             # Ids are kept for JSON alone: a stream without end must not fill the memory.
-            generation.run(tokens, max_tokens, ids.append if options.as_json else lambda token: None)
-        _save(stream, options.snapshot, generation.pending)
+            generation.run(tokens, draw.max_tokens, ids.append if options.as_json else lambda token: None)
+        # What of the prompt was fed when the run was cut short counts; the rest is to be fed yet.
+        unread = tokens[generation.prompt_tokens :].tolist()
+        unread += [] if generation.pending is None else [generation.pending]
+        read = tuple(generation.context)[: -len(unread) or None]
+        _save(stream, options.snapshot, Note(tuple(unread), read))
 
         def report() -> None:
             prefill_rate = _rate(generation.prompt_tokens, generation.prefill_seconds)
@@ -282,6 +306,55 @@ def _run_tokens(
         end.close(report)
 
 
+def _run_chat(session: Session, options: _Options, prompt: str | None, system: str | None, draw: Drawing) -> None:
+    tokenizer, template = open_tokenizer(session.bundle), open_chat_template(session.bundle)
+    if tokenizer is None or template is None:
+        missing = "tokenizer" if tokenizer is None else "chat template"
+        raise click.UsageError(f"{session.bundle.path} has no {missing}, which --chat needs.")
+    if options.source is not None and prompt is not None:
+        raise click.UsageError("give one of --prompt and INPUT.")
+    stream = session.stream()
+    note = _resume(stream, options.resume)
+    conversation = Conversation(template, tokenizer, system, unread=note.pending)
+    if note.conversation is not None:
+        if system is not None:
+            raise click.UsageError(f"--system begins a conversation, and {options.resume} is amid one.")
+        conversation.restore(note.conversation, note.pending)
+
+    def save(path: Path) -> None:
+        _save(stream, path, Note(conversation.unread, conversation=conversation.to_json()))
+
+    with Interrupt() as interrupt, contextlib.ExitStack() as files:
+        lines: Iterable[str]
+        is_terminal = prompt is None and options.source in (None, STDIN) and sys.stdin.isatty()
+        if prompt is not None:
+            lines = [prompt]
+        elif is_terminal:
+            click.echo("Ctrl-D or /quit ends, /help lists the commands.", err=True)
+            lines = Prompt(interrupt)
+        elif options.source in (None, STDIN):
+            lines = piped_lines(sys.stdin.buffer, interrupt)
+        else:
+            assert options.source is not None
+            lines = piped_lines(files.enter_context(options.source.open("rb")), interrupt)
+        talk = Chat(session, stream, conversation, draw, interrupt, save, is_terminal, options.as_json)
+        with Ending(interrupt, input_counts=False) as end:
+            talk.run(lines)
+        if options.snapshot is not None:
+            save(options.snapshot)
+
+        def report() -> None:
+            if not options.as_json:
+                click.echo(
+                    f"{talk.replies} replies; read {talk.prompt_tokens} tokens, "
+                    f"{_spoken(_rate(talk.prompt_tokens, talk.prefill_seconds))} tokens/s; generated {talk.tokens} "
+                    f"tokens, {_spoken(_rate(talk.steps, talk.decode_seconds))} tokens/s; position {stream.position}",
+                    err=True,
+                )
+
+        end.close(report)
+
+
 def _run_features(session: Session, options: _Options) -> None:
     stream = session.stream()
     _resume(stream, options.resume)
@@ -299,7 +372,7 @@ def _run_features(session: Session, options: _Options) -> None:
         prediction = Prediction(stream, interrupt)
         with Ending(interrupt, input_counts=True) as end:
             prediction.run(source, write)
-        _save(stream, options.snapshot, None)
+        _save(stream, options.snapshot, Note())
 
         def report() -> None:
             rate = _rate(prediction.rows, prediction.seconds)

@@ -124,12 +124,12 @@ class Attention(nn.Module):
         if dims.groups > 1:  # [B, Hq, T, D] -> [B, H, G·T, D]
             rows = (x.shape[0], kv_heads, dims.groups * clock.time, size)
             q, q_rotated = q.reshape(rows), q_rotated.reshape(rows)
-        return Chunk(clock, x, q, q_rotated, k_rotated, v, pairs.float(), dims)
+        return Chunk(clock, x.float(), q, q_rotated, k_rotated, v, pairs.float(), dims)
 
     def _attend(self, chunk: Chunk, slots: list[Slots]) -> Tensor:
         """One softmax over all slots: ``[B, H, R, D]``."""
-        scores = torch.cat([part.scores for part in slots], dim=-1).float()  # [B, H, R, S]
-        mask = _mask(chunk, slots)
+        scores = torch.cat([part.scores.float() for part in slots], dim=-1)  # [B, H, R, S]
+        mask = slot_mask(chunk, slots)
         weights = (scores + mask).softmax(dim=-1)
         if self.may_see_nothing:  # such a query reads zero, not the mean of what is masked
             weights = weights * (mask == 0)
@@ -144,7 +144,7 @@ class Attention(nn.Module):
             return reads[0]
         shares = self.mix.softmax(dim=0)[..., None].expand(-1, -1, -1, 1 if self.dims.groups == 1 else time)
         shares = shares.reshape(len(reads), 1, self.dims.kv_heads, -1, 1)
-        return torch.stack([read * share for read, share in zip(reads, shares, strict=True)]).sum(dim=0)
+        return torch.stack([read * share.to(read.dtype) for read, share in zip(reads, shares, strict=True)]).sum(dim=0)
 
 
 def _rotary_tables(clock: Clock, dims: Dims) -> tuple[Tensor, Tensor]:
@@ -160,7 +160,7 @@ def _rotary_tables(clock: Clock, dims: Dims) -> tuple[Tensor, Tensor]:
     return clock.once(("rotary_tables", dims.heads, dims.kv_heads, dims.head_dim, dims.theta), make)
 
 
-def _mask(chunk: Chunk, slots: list[Slots]) -> Tensor:
+def slot_mask(chunk: Chunk, slots: list[Slots]) -> Tensor:
     """0 where a query may see a slot, :data:`MASKED` where not, ``[B, 1, R, S]``; made once for equal lists."""
     clock = chunk.clock
 

@@ -72,7 +72,7 @@ class Summary(SlotMemory):
         keys, values = torch.split(summary.to(chunk.q.dtype), self.dims.kv_heads, dim=1)  # [B, H, T, D] each
         # A product with a constant column sums and scales in one operation of an exported step.
         column = torch.full((self.dims.head_dim, 1), self.dims.scale, dtype=keys.dtype, device=keys.device)
-        scores = (chunk.q * chunk.rows(keys)) @ column  # [B, H, R, 1]
+        scores = ((chunk.q * chunk.rows(keys)) @ column).float()  # [B, H, R, 1]
         if self.bias is not None:
             groups = self.dims.groups
             bias = self.bias[:, :, None].expand(-1, -1, 1 if groups == 1 else chunk.clock.time)
@@ -95,7 +95,8 @@ class RingAverage(Summary):
 
     def states(self) -> tuple[StateSpec, ...]:
         """A ring of pairs."""
-        return (StateSpec("pairs", (2 * self.dims.kv_heads, self.window, self.dims.head_dim), update="append"),)
+        shape = (2 * self.dims.kv_heads, self.window, self.dims.head_dim)
+        return (StateSpec("pairs", shape, self.dims.dtype, "append"),)
 
     @abstractmethod
     def weights(self, age: Tensor, live: Tensor) -> Tensor:
@@ -123,7 +124,8 @@ class RingAverage(Summary):
 
     def mass(self, chunk: Chunk, betas: list[Tensor]) -> Tensor:
         """``Σ β`` over the pairs that are there, broadcastable to ``[B, 2H, T, 1]``."""
-        first, *others = (beta.sum(dim=-1, keepdim=True) for beta in betas)
+        # A product with ones, not a sum: TensorRT-RTX 1.7 does not compile a sum over weights of several heads.
+        first, *others = (beta @ beta.new_ones(beta.shape[-1], 1) for beta in betas)
         return sum(others, first)
 
     def count(self, chunk: Chunk) -> Tensor:
@@ -242,6 +244,11 @@ class DecayingAverage(Summary):
         return total / _both(mass), {"sum": total[:, :, -1:], "mass": mass[:, :, -1:]}
 
 
+def wide_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """``layer(x)`` in float32, in whatever dtype the layer is kept: a gate's rounding adds up over all steps."""
+    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+
+
 def _both(per_head: Tensor) -> Tensor:
     """The same for keys and for values: ``[B, H, ...]`` to ``[B, 2H, ...]``."""
     return torch.cat([per_head, per_head], dim=1)
@@ -313,6 +320,6 @@ class GatedAverage(DecayingAverage):
 
     def decay(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """``log g_i`` and ``1 - g_i``."""
-        logit = self.gate(chunk.x).float().transpose(1, 2).unsqueeze(-1)  # [B, H, T, 1]
+        logit = wide_linear(self.gate, chunk.x).transpose(1, 2).unsqueeze(-1)  # [B, H, T, 1]
         # 1 - g is computed as sigmoid(-logit), which does not cancel; the floor keeps the mass above 0.
         return F.logsigmoid(logit), torch.sigmoid(-logit).clamp(min=1e-12)

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from edgemem.contract import StateSpec
+from edgemem.contract import FloatDType, StateSpec
 from edgemem.errors import ConfigError
 from edgemem.memories.clock import Clock, rotate
 
@@ -38,6 +38,7 @@ class Dims:
         window: Length of the layer's attention window, 0 where it has none. Memories that hold what has left the
             window (sinks, compressed) start where it ends.
         theta: Base of the rotary frequencies.
+        dtype: Of queries, keys and values, and of the states that hold them as they came.
     """
 
     model: int
@@ -46,6 +47,7 @@ class Dims:
     head_dim: int
     window: int = 0
     theta: float = 10000.0
+    dtype: FloatDType = "float32"
 
     @property
     def groups(self) -> int:
@@ -64,7 +66,7 @@ class Chunk:
 
     Attributes:
         clock: Positions, masks and phases.
-        x: The layer's normalised input ``[B, T, C]``; learned gates look at it.
+        x: The layer's normalised input, float32 ``[B, T, C]``; learned gates look at it.
         q: Queries, neither scaled nor rotated ``[B, H, R, D]``.
         q_rotated: The same, rotated to their positions and scaled by ``D^-1/2``.
         k_rotated: Keys, rotated ``[B, H, T, D]``.
@@ -103,7 +105,7 @@ class Slots(NamedTuple):
     """What a memory offers to the layer's one softmax.
 
     Attributes:
-        scores: ``[B, H, R, S]``.
+        scores: ``[B, H, R, S]``, in any floating-point dtype.
         live: Which slots a query may see, bool ``[B or 1, 1, T, S]``; ``None`` where it may see all.
         read: Turns the softmax' share ``[B, H, R, S]`` into the values' weighted sum ``[B, H, R, D]``.
     """

@@ -11,7 +11,7 @@ Symbols::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 import torch
@@ -100,17 +100,12 @@ class Clock:
     def rotary(self, positions: Tensor, key: Hashable, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine of the rotary angles at ``positions`` [B, T] or [T]: float32 ``[..., 1, T, D]``.
 
-        RoFormer (Su et al. 2021, eq. 34), frequencies ``theta^(-2f/D)``. The angle is an exact integer phase:
-        ``(position · step_f) mod 2^31`` of a turn, so that position 10^12 is as exact as position 1. Both factors
-        are below 2^31, hence the product stays inside int64.
+        RoFormer (Su et al. 2021, eq. 34), frequencies ``theta^(-2f/D)``.
         """
 
         def make() -> tuple[Tensor, Tensor]:
             turns = [theta ** (-2 * f / head_dim) / (2 * math.pi) for f in range(head_dim // 2)]
-            steps = torch.tensor([round(turn * PHASE_STEPS) for turn in turns], device=positions.device)
-            wrapped = torch.remainder(positions, PHASE_STEPS)[..., None]
-            phase = torch.remainder(wrapped * steps + PHASE_STEPS // 2, PHASE_STEPS) - PHASE_STEPS // 2
-            angle = phase.float() * (2 * math.pi / PHASE_STEPS)  # [..., T, D/2], in -pi .. pi
+            angle = phase_angles(positions, turns)  # [..., T, D/2]
             cos, sin = angle.cos(), angle.sin()
             head_axis = positions.dim() - 1
             return (
@@ -119,6 +114,22 @@ class Clock:
             )
 
         return self.once(("rotary", key, head_dim, theta), make)
+
+
+def phase_angles(positions: Tensor, turns: Sequence[float]) -> Tensor:
+    """``2π · positions · turns``, whatever the position: int64 ``[...]`` to float32 ``[..., F]`` in ``-π .. π``.
+
+    The angle is an exact integer phase, ``(position · step_f) mod 2^31`` of a turn, so that position 10^12 is as exact
+    as position 1. Both factors are below 2^31, hence the product stays inside int64.
+
+    Args:
+        positions: Positions, or distances (which may be negative).
+        turns: Turns that each of the ``F`` frequencies makes from one position to the next, between -1 and 1.
+    """
+    steps = torch.tensor([round(turn * PHASE_STEPS) for turn in turns], device=positions.device)
+    wrapped = torch.remainder(positions, PHASE_STEPS)[..., None]
+    phase = torch.remainder(wrapped * steps + PHASE_STEPS // 2, PHASE_STEPS) - PHASE_STEPS // 2
+    return phase.float() * (2 * math.pi / PHASE_STEPS)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgemem.contract import StateSpec
-from edgemem.memories.averages import Bias, Summary, decay_matrix
+from edgemem.memories.averages import Bias, Summary, decay_matrix, wide_linear
 from edgemem.memories.base import Chunk, Dims, MatrixMemory, States, register_memory
 
 
@@ -93,7 +93,7 @@ class GatedDelta(MatrixMemory):
     def forward(self, chunk: Chunk, past: States | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The read and the new matrix."""
         clock = chunk.clock
-        logits = self.gates(chunk.x).float().transpose(1, 2).unsqueeze(-1)  # [B, 2H, T, 1]
+        logits = wide_linear(self.gates, chunk.x).transpose(1, 2).unsqueeze(-1)  # [B, 2H, T, 1]
         a_logit, b_logit = logits.chunk(2, dim=1)
         beta = torch.sigmoid(b_logit)
         within, carried = decay_matrix(clock.causal_ones(), F.logsigmoid(a_logit))  # [B, H, T, T], [B, H, T, 1]

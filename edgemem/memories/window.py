@@ -38,7 +38,7 @@ class Window(SlotMemory):
     def states(self) -> tuple[StateSpec, ...]:
         """Rings of rotated keys and of values."""
         shape = (self.dims.kv_heads, self.window, self.dims.head_dim)
-        return (StateSpec("k", shape, update="append"), StateSpec("v", shape, update="append"))
+        return (StateSpec("k", shape, self.dims.dtype, "append"), StateSpec("v", shape, self.dims.dtype, "append"))
 
     def forward(self, chunk: Chunk, past: States | None) -> tuple[list[Slots], dict[str, Tensor]]:
         """Slots of the ring and of the chunk; the chunk's pairs are the new entries."""
@@ -77,7 +77,7 @@ class Sinks(SlotMemory):
     def states(self) -> tuple[StateSpec, ...]:
         """The first keys (rotated to their slots, which are their positions) and values."""
         shape = (self.dims.kv_heads, self.slots, self.dims.head_dim)
-        return (StateSpec("k", shape), StateSpec("v", shape))
+        return (StateSpec("k", shape, self.dims.dtype), StateSpec("v", shape, self.dims.dtype))
 
     def forward(self, chunk: Chunk, past: States | None) -> tuple[list[Slots], dict[str, Tensor]]:
         """The sinks as slots; those that lie in this chunk are taken in first."""
@@ -119,7 +119,7 @@ class FullCache(SlotMemory):
     def states(self) -> tuple[StateSpec, ...]:
         """All rotated keys and all values; the second axis grows."""
         shape = (self.dims.kv_heads, None, self.dims.head_dim)
-        return (StateSpec("k", shape), StateSpec("v", shape))
+        return (StateSpec("k", shape, self.dims.dtype), StateSpec("v", shape, self.dims.dtype))
 
     def forward(self, chunk: Chunk, past: States | None) -> tuple[list[Slots], dict[str, Tensor]]:
         """Slots of the past and of the chunk; the new state is both, end to end."""

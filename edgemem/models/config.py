@@ -6,8 +6,9 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from edgemem.contract import FloatDType
 from edgemem.errors import ConfigError
 
 FORMAT = "edgemem.decoder"
@@ -38,6 +39,8 @@ class DecoderConfig:
         max_chunk: Most time steps of one call on a device; a ring or a memory may lower it.
         tokenizer: ``"bytes"``, or ``None`` (the checkpoint's ``tokenizer.json``, where there is one).
         input_meaning: One line for people: what a token or a feature row is.
+        dtype: Of the weight matrices, of what they compute and of the window's keys and values: ``"float32"``,
+            ``"float16"`` or ``"bfloat16"``. Norms, softmax, summaries, counters and phases are float32 in any.
     """
 
     d_model: int
@@ -56,6 +59,7 @@ class DecoderConfig:
     max_chunk: int = 256
     tokenizer: str | None = None
     input_meaning: str = ""
+    dtype: FloatDType = "float32"
 
     def __post_init__(self) -> None:
         for name in ("d_model", "layers", "heads", "max_chunk"):
@@ -85,6 +89,8 @@ class DecoderConfig:
             raise ConfigError(f"tie_embeddings must be true or false, got {self.tie_embeddings!r}.")
         if not isinstance(self.input_meaning, str):
             raise ConfigError(f"input_meaning must be text, got {self.input_meaning!r}.")
+        if self.dtype not in get_args(FloatDType):
+            raise ConfigError(f"dtype {self.dtype!r} is not one of {', '.join(get_args(FloatDType))}.")
         self.layer_memories()
 
     @staticmethod

@@ -9,15 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgemem.contract import POSITION, Contract, InputSpec, OutputSpec, StateSpec
+from edgemem.contract import POSITION, Contract, FloatDType, InputSpec, OutputSpec, StateSpec
 from edgemem.memories import Attention, Clock, Dims
 from edgemem.models.config import DecoderConfig
+from edgemem.protocol import TORCH_DTYPES
 
 _INIT_STD = 0.02
+_MATRICES = ("embedding", "qkv", "out", "gate_up", "down", "head")
+"""The parameters that take on the configuration's dtype. Few numbers are in the others, and much hangs on them."""
 
 
 class RMSNorm(nn.Module):
-    """``x / rms(x) · w``, in float32 (Zhang and Sennrich 2019, eq. 4)."""
+    """``x / rms(x) · w``, in float32 in any precision (Zhang and Sennrich 2019, eq. 4)."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -29,7 +32,7 @@ class RMSNorm(nn.Module):
         wide = x.float()
         # A quotient by a root, not a product with rsqrt: the form that engines recognise as one kernel.
         scaled = wide / torch.sqrt(wide.pow(2).mean(dim=-1, keepdim=True) + self.eps)
-        return scaled.to(x.dtype) * self.weight
+        return (scaled * self.weight).to(x.dtype)
 
 
 class GatedMLP(nn.Module):
@@ -51,7 +54,14 @@ class Layer(nn.Module):
 
     def __init__(self, config: DecoderConfig, memories: list[dict[str, object]]) -> None:
         super().__init__()
-        dims = Dims(config.d_model, config.heads, config.kv_head_count, config.head_size, theta=config.rope_theta)
+        dims = Dims(
+            config.d_model,
+            config.heads,
+            config.kv_head_count,
+            config.head_size,
+            theta=config.rope_theta,
+            dtype=config.dtype,
+        )
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.attention = Attention(dims, memories)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
@@ -89,6 +99,9 @@ class Decoder(nn.Module):
         tied = config.vocab_size is not None and config.tie_embeddings
         self.head = None if tied else nn.Parameter(torch.empty(config.d_model, width))
         self.reset_parameters()
+        for name, parameter in self.named_parameters():
+            if name.rsplit(".", 1)[-1] in _MATRICES and ".memories." not in name:
+                parameter.data = parameter.data.to(TORCH_DTYPES[config.dtype])
 
     def reset_parameters(self) -> None:
         """Draw the weight matrices: normal, and smaller where they add to the residual stream (GPT-2's rule)."""
@@ -149,7 +162,10 @@ class Decoder(nn.Module):
         batch, time = x.shape[0], x.shape[1]
         start = torch.zeros(batch, dtype=torch.int64, device=x.device) if state is None else state[POSITION]
         clock = Clock(start, time)
-        h = F.embedding(x, self.embedding) if self.config.vocab_size is not None else self.feature_in(x)
+        if self.config.vocab_size is not None:
+            h = F.embedding(x, self.embedding)
+        else:
+            h = self.feature_in(x).to(TORCH_DTYPES[self.config.dtype])
         new: dict[str, Tensor] = {}
         for name, layer in self._layers():
             past = None
@@ -160,4 +176,22 @@ class Decoder(nn.Module):
         if output_indices is not None:
             h = h.index_select(1, output_indices)
         h = self.norm(h)
-        return h @ (self.embedding.t() if self.head is None else self.head), new
+        return (h @ (self.embedding.t() if self.head is None else self.head)).float(), new
+
+    def converted(self, dtype: FloatDType, *, untie: bool = False) -> Decoder:
+        """This decoder, or a copy with its weights in another dtype.
+
+        Args:
+            dtype: As in the configuration.
+            untie: Give the output layer a matrix of its own.
+        """
+        config = replace(self.config, dtype=dtype, tie_embeddings=self.config.tie_embeddings and not untie)
+        if config == self.config:
+            return self
+        with torch.random.fork_rng(devices=[]):
+            copy = Decoder(config)
+        weights = dict(self.state_dict())
+        if copy.head is not None and self.head is None:
+            weights["head"] = self.embedding.t()
+        copy.load_state_dict(weights)
+        return copy.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +19,14 @@ from edgemem.bench.result import (
     Baseline,
     BenchResult,
     Comparison,
+    Conditions,
     Deadline,
+    DeviceState,
+    Energy,
     Environment,
     Floor,
     FloorMethod,
+    GpuTime,
     IdleGap,
     Interval,
     Memory,
@@ -29,6 +34,8 @@ from edgemem.bench.result import (
     PositionBytes,
     PositionPoint,
     Prefill,
+    RailEnergy,
+    Reading,
     Steps,
     Subject,
     Sweep,
@@ -64,9 +71,10 @@ def write_tiny(
     model: dict[str, Any] | None = None,
     bias: float = 0.0,
     folded: np.ndarray[Any, Any] | None = None,
+    max_position: int | None = None,
 ) -> Bundle:
     """logits = (embedding + decayed sum + sum of the ring) · head; the ring gets the embedding."""
-    contract = contract_of(kind)
+    contract = replace(contract_of(kind), max_position=max_position)
     ring = contract.states[1]
     rng = np.random.default_rng(0)
     weights = {
@@ -163,6 +171,41 @@ def decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return write_tiny(tmp_path / "decoder", model={"tie_embeddings": False})
 
 
+def example_state(warmth: float) -> DeviceState:
+    """A device's state with figures that were written, not read."""
+    return DeviceState(
+        clocks_mhz=[
+            Reading("cpu policy0", 1510.4),
+            Reading("cpu policy4", 731.0),
+            Reading("17000000.gpu", 612.0 + warmth),
+        ],
+        governors=["17000000.gpu: nvhost_podgov", "cpu: schedutil"],
+        temperatures_c=[Reading("tj-thermal", 43.2 + warmth)],
+        power_mode="MAXN_SUPER (2)",
+        throttle_events=[Reading("average current too high", 3.0 * warmth)],
+    )
+
+
+def example_energy() -> Energy:
+    """Energy of three sensors, one of them too slow, with figures that were written, not measured."""
+    times = [0.06 * i for i in range(200)]
+    return Energy(
+        steps=2_137,
+        seconds=12.0,
+        rails=[
+            RailEnergy(
+                "VDD_IN", "the whole module", True, 0.0523, 0.0012, 9.31, 241, 239, 19.8,
+                times_s=times, watts=[9.31 + 0.2 * np.sin(t) for t in times],
+            ),
+            RailEnergy(
+                "VDD_CPU_GPU_CV", "one rail", False, 0.0151, 0.0004, 2.69, 241, 239, 19.8,
+                times_s=times, watts=[2.69 + 0.1 * np.cos(t) for t in times],
+            ),
+            RailEnergy("VIN2", "one rail", False, None, None, None, 12, 6, 2.3, "6 independent readings are too few"),
+        ],
+    )  # fmt: skip
+
+
 def example_result(*, baselines: bool = True, extras: bool = True) -> BenchResult:
     """A complete result with numbers that were written, not measured."""
     rng = np.random.default_rng(3)
@@ -239,10 +282,22 @@ def example_result(*, baselines: bool = True, extras: bool = True) -> BenchResul
         sweep=sweep,
         prefill=Prefill(4_096, 256, 2_640.0, 1_551.0, interval(8.24)),
         prefill_skipped=None,
-        memory=Memory(101_900_000, 613_000, state, 41_000_000, 262_000_000, 263_500_000, 371_000_000),
+        memory=Memory(
+            101_900_000, 613_000, state, 41_000_000, 262_000_000, 263_500_000, 371_000_000,
+            *((231_000_000, 151_000_000, True, 523_000_000) if extras else ()),
+        ),
         deadline=Deadline(100.0, 1_000, 7, 3.12, latency) if extras else None,
         idle=IdleGap(250.0, latency) if extras else None,
         comparison=comparison if baselines else None,
+        conditions=Conditions(
+            *(example_state(warmth) if extras else DeviceState() for warmth in (1.0, 3.0, 4.0)),
+            throttled=["average current too high: 9 times"] if extras else [],
+            problems=["/sys/class/thermal/thermal_zone2/temp: Input/output error"] if extras else [],
+        ),
+        energy=example_energy() if extras else None,
+        energy_skipped=None if extras else "no power sensor found",
+        gpu_time=GpuTime(517, 3.92, 0.0123, 0.0231, 3.84, 0.217, 3.71, 0.342) if extras else None,
+        gpu_time_skipped=None,
         quick=False,
         duration_s=61.0,
-    )
+    )  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_tiny
 
 import edgemem
 import edgemem.export
@@ -17,6 +18,7 @@ from edgemem.bench.baselines import FloorReady, NumpyLoop, Ready, Skipped
 from edgemem.bench.measure import Loop
 from edgemem.bundle import Bundle, open_bundle
 from edgemem.errors import EdgememError, MissingDependencyError
+from tests.runtimes.stand_in_cuda import StandIn
 
 PLAN = replace(suite.Plan.quick(), steps=20, warmup=2, rounds=6, turn=2, prefill=16, positions=(0, 1_000, 1_000_000))
 
@@ -207,3 +209,42 @@ def test_a_leak_shows_as_growth_of_resident_memory(tokens: Bundle, monkeypatch: 
     before, grown = suite.resident_growth(tokens.path, 2_000, threads=1)
     assert before > 0
     assert grown > 20 << 20
+
+
+def test_on_a_gpu_the_floor_is_the_weights_bytes_at_the_speed_of_a_copy(
+    decoder: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", StandIn(limit=1 << 29))
+    with edgemem.open(decoder.path, runtime="onnxruntime", device="cpu") as session:
+        floor = baselines.prepare_device_floor(session)
+    assert isinstance(floor, FloorReady)
+    (contender,) = floor.contenders
+    moved = floor.moved_bytes[contender.name]
+    assert moved % (2 << 26) == 0, "a block of 64 MiB, read and written"
+    own = np.full((6, 5), 1_000, dtype=np.int64)
+    samples = {contender.name: np.full((6, 5), moved, dtype=np.int64), "edgemem": own}
+    # One nanosecond a byte: the weights take as many nanoseconds as they have bytes.
+    result = comparison.compare([], floor, samples, "edgemem", ()).floor
+    assert result is not None
+    assert result.p50_ms * 1e6 == pytest.approx(floor.reads.nbytes)
+    assert result.gigabytes_per_second == pytest.approx(1.0)
+    assert result.step_over_floor.value == pytest.approx(1_000 / floor.reads.nbytes)
+
+
+def test_without_cuda_there_is_no_such_floor_and_the_reason_is_told(
+    decoder: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with edgemem.open(decoder.path, runtime="onnxruntime", device="cpu") as session:
+        floor = baselines.prepare_device_floor(session)
+    assert isinstance(floor, Skipped)
+    assert "cuda.bindings.runtime cannot be imported" in floor.reason
+
+
+def test_a_model_of_limited_length_is_measured_within_it(tmp_path: Path) -> None:
+    bundle = write_tiny(tmp_path / "limited", max_position=40)
+    result = suite.run(bundle.path, suite.Options(threads=1, baselines=False), replace(PLAN, steps=100, prefill=64))
+    assert [point.position for point in result.sweep.points] == [0, 20, 35]
+    assert result.prefill is not None
+    assert result.prefill.length == 40
+    assert result.steps.latency.count == 100

@@ -80,8 +80,9 @@ def test_every_figure_is_measured_on_a_bundle(figures: ModuleType, bundle: Bundl
     with edgemem.open(bundle.path, threads=1) as session:
         measured += [figures.constancy(session, effort, silent), figures.prefill(session, effort, silent)]
         exact = figures.parity(bundle, session, effort, silent)
+    measured += figures.quantised(bundle, effort, tmp_path, silent)
     measured.append(figures.memory_growth(bundle, effort, silent))
     assert exact.reached
     assert exact.value > 0
     assert all(figure.value > 0 for figure in measured[:-1])
-    assert len(figures.rows([*measured, exact])) == 7
+    assert len(figures.rows([*measured, exact])) == 10

@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,14 @@ summer (float[batch, time, 2] features, float[batch, 2] "past.0.sum.total")
 """
 
 
-def _write(folder: Path, text: str, contract: Contract, tensors: dict[str, Any], **manifest: Any) -> Path:
+def _write(
+    folder: Path,
+    text: str,
+    contract: Contract,
+    tensors: dict[str, Any],
+    files: Mapping[str, str] | None = None,
+    **manifest: Any,
+) -> Path:
     model = onnx.parser.parse_model(text)
     for tensor in list(model.graph.initializer):
         if tensor.name in tensors:
@@ -91,6 +99,8 @@ def _write(folder: Path, text: str, contract: Contract, tensors: dict[str, Any],
     onnx.checker.check_model(model, full_check=True)
     with write_bundle(folder) as writer:
         onnx.save(model, writer.folder / "model.onnx")
+        for name, content in (files or {}).items():
+            (writer.folder / name).write_text(content, encoding="utf-8")
         writer.finish(Manifest(contract, (GraphFile("model.onnx", 1, contract.max_chunk),), **manifest))
     return folder
 
@@ -101,6 +111,20 @@ def write_reciter(folder: Path, tokenizer: str | None = "bytes") -> Path:
     tensors = {"text": data, "length": np.array([len(data)])}
     facts = {"source": {"kind": "factory", "name": "reciter"}, "input_meaning": "UTF-8 bytes", "tokenizer": tokenizer}
     return _write(folder, _RECITER_GRAPH, RECITER, tensors, **facts)
+
+
+def write_token_reciter(
+    folder: Path, ids: Sequence[int], vocab_size: int, files: Mapping[str, str], **manifest: Any
+) -> Path:
+    """A model of ``vocab_size`` tokens that says ``ids`` over and over: at position p it says id p + 1."""
+    contract = replace(
+        RECITER,
+        input=InputSpec("tokens", (), "int64", vocab_size=vocab_size),
+        output=OutputSpec("logits", (vocab_size,)),
+    )
+    graph = _RECITER_GRAPH.replace("256", str(vocab_size))
+    tensors = {"text": np.array(ids, dtype=np.int64), "length": np.array([len(ids)])}
+    return _write(folder, graph, contract, tensors, files, tokenizer="tokenizer.json", **manifest)
 
 
 def write_summer(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """``edgemem inspect``."""
 
 import json
+import re
 
 import onnx
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from edgemem.bundle import GraphFile, Manifest, open_bundle, write_bundle
 from edgemem.cli.inspect_command import CONTEXTS, describe, memory_by_context, memory_kind
 from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
+from edgemem.generation import GenerationDefaults
 
-from .conftest import RECITER, SUMMER
+from .conftest import RECITER, SUMMER, write_token_reciter
 
 MODEL = {"layers": 2, "heads": 8, "kv_heads": 4, "head_dim": 16, "d_model": 999}
 
@@ -34,6 +36,21 @@ def test_everything_in_the_contract_and_the_manifest_is_shown(reciter, invoke):
     shown += [sha for sha, _ in bundle.manifest.files.values()]
     for text in shown:
         assert text in result.stdout, text
+
+
+def test_the_chat_template_and_the_defaults_for_drawing_text_are_shown(tmp_path, invoke):
+    files = {"tokenizer.json": "{}", "chat_template.jinja": "{{ bos_token }}"}
+    defaults = GenerationDefaults((2, 7), temperature=0.6, ignored=("num_beams",))
+    bundle = write_token_reciter(
+        tmp_path / "bundle", [1], 9, files, special_tokens={"bos_token": "<s>"}, generation=defaults
+    )
+    shown = invoke("inspect", bundle).stdout
+    for line in ("chat template +chat_template.jinja", "eos_token_ids +2, 7", "temperature +0.6", "ignored +num_beams"):
+        assert re.search(line, shown), line
+    facts = json.loads(invoke("inspect", bundle, "--json").stdout)
+    assert facts["chat_template"] == "chat_template.jinja"
+    assert facts["special_tokens"] == {"bos_token": "<s>"}
+    assert facts["generation"] == {"eos_token_ids": [2, 7], "temperature": 0.6, "ignored": ["num_beams"]}
 
 
 def test_json_agrees_with_the_bundle(summer, invoke):

@@ -40,7 +40,7 @@ def test_the_pages_show_every_command():
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_every_command_line_parses(page, line, tmp_path, monkeypatch):
-    arguments = shlex.split(line)[1:]
+    arguments = shlex.split(line, comments=True)[1:]
     group = click.Context(main, info_name="edgemem")
     command = main.get_command(group, arguments[0])
     assert command is not None, f"{page}: there is no edgemem {arguments[0]}"

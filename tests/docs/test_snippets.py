@@ -9,8 +9,7 @@ import torch
 
 import edgemem
 from edgemem.contract import Contract
-from edgemem.errors import ProtocolError
-from edgemem.export import export_bundle, load_source
+from edgemem.export import export_bundle
 from edgemem.export.source import Source, from_config
 from edgemem.memories import MEMORIES
 from edgemem.models import Decoder, DecoderConfig
@@ -102,30 +101,6 @@ def test_the_blocks_on_streams_run(demo, monkeypatch, capsys):
     assert capsys.readouterr().out.split("\n") == ["[4 0 4]", "[4 4 4]", ""]
 
 
-def test_the_gru_is_exported_and_is_the_one_of_the_examples(tmp_path, monkeypatch):
-    code = python_block("own-model.md", containing="class SensorGRU")
-    (tmp_path / "gru_of_the_docs.py").write_text(code)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    source = load_source("gru_of_the_docs:create")
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    assert source.contract == load_source("own_model:create").contract
-    assert export_bundle(source, tmp_path / "bundle").contract == source.contract
-
-
-def test_the_ages_of_a_ring_are_those_of_its_entries():
-    names = run("import torch\n" + python_block("own-model.md", containing="def ring_age"))
-    window = 5
-    for position in range(13):
-        ring = np.full(window, -1)
-        for i in range(position):
-            ring[i % window] = i
-        where = torch.tensor([position])
-        written = names["is_written"](where, window)[0].numpy()
-        assert (written == (ring >= 0)).all()
-        assert (names["ring_age"](where, window)[0].numpy()[written] == position - 1 - ring[written]).all()
-
-
 def test_a_memory_of_ones_own_is_exported_beside_a_window(tmp_path):
     try:
         run(python_block("memories.md", containing="class Peak"))
@@ -160,32 +135,3 @@ def test_the_contract_shown_is_what_edgemem_writes():
     contract = Contract.from_json(json.loads(text))
     assert json.loads(json.dumps(contract.to_json())) == json.loads(text)
     assert {state.update for state in contract} == {"replace", "append"}
-
-
-def test_the_messages_for_common_mistakes_are_the_ones_shown(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    from own_model import SensorGRU
-
-    class KeepsAttribute(SensorGRU):
-        hidden = None
-
-        def forward(self, x, state):
-            read, self.hidden = self.gru(x, self.hidden)
-            return self.head(read), {"gru.hidden": self.hidden.transpose(0, 1)}
-
-    class LayersFirst(SensorGRU):
-        def forward(self, x, state):
-            read, hidden = self.gru(x, state["gru.hidden"].transpose(0, 1).contiguous())
-            return self.head(read), {"gru.hidden": hidden}
-
-    class ForgetsState(SensorGRU):
-        def forward(self, x, state):
-            return super().forward(x, state)[0], {}
-
-    from edgemem.protocol import check_protocol
-
-    shown = "\n".join(blocks(ROOT / "docs/own-model.md", "text"))
-    for mistake in (KeepsAttribute, LayersFirst, ForgetsState):
-        with pytest.raises(ProtocolError) as error:
-            check_protocol(mistake())
-        assert str(error.value) in shown

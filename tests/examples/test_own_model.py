@@ -1,45 +1,76 @@
-"""A module of one's own is exported and streamed like any other."""
+"""Modules of one's own are exported and streamed like any other."""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
+import own_model
 import pytest
 import torch
 from click.testing import CliRunner
-from own_model import create
 
 import edgemem
 from edgemem.cli import main
+from edgemem.protocol import initial_tensors
+
+FACTORIES = ["lstm", "gru", "convolutions", "state_space"]
 
 
-@pytest.fixture
-def bundle(in_examples: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "own"
-    result = CliRunner().invoke(main, ["export", "own_model:create", "--out", str(folder)], catch_exceptions=False)
+@pytest.fixture(scope="module", params=FACTORIES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("own") / request.param
+    arguments = ["export", f"own_model:{request.param}", "--out", str(folder), "--steps", "80"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return folder
+    return request.param, folder
 
 
-def test_the_exported_gru_streams_what_torch_computes(bundle: Path) -> None:
+def test_an_exported_module_streams_what_torch_computes(exported: tuple[str, Path]) -> None:
+    name, bundle = exported
+    rows = np.random.default_rng(0).standard_normal((90, 6)).astype(np.float32)
     with edgemem.open(bundle) as session:
         stream = session.stream()
-        rows = np.random.default_rng(0).standard_normal((40, *session.contract.input.shape)).astype(np.float32)
-        fed = stream.feed(rows[:17], outputs="all")
+        fed = stream.feed(rows[:50], outputs="all")
         assert fed is not None
-        stepped = np.stack([stream.step(row)[0].copy() for row in rows[17:]])
+        stepped = np.stack([stream.step(row)[0].copy() for row in rows[50:]])
     torch.manual_seed(0)  # as an export does before it calls the factory
-    model = create().eval()
-    start = {"gru.hidden": torch.zeros(1, model.gru.num_layers, model.gru.hidden_size)}
+    adapter = getattr(own_model, name)().eval()
     with torch.inference_mode():
-        whole = model(torch.from_numpy(rows)[None], start)[0][0].numpy()
+        whole = adapter(torch.from_numpy(rows)[None], initial_tensors(adapter.contract(), 1))[0][0].numpy()
     np.testing.assert_allclose(np.concatenate([fed[0], stepped]), whole, atol=1e-5)
 
 
-def test_the_exported_gru_runs_on_a_csv_file(bundle: Path, tmp_path: Path) -> None:
+def test_an_exported_module_runs_on_a_csv_file(exported: tuple[str, Path], tmp_path: Path) -> None:
     rows = tmp_path / "samples.csv"
-    np.savetxt(rows, np.zeros((5, 6)), delimiter=",")
-    result = CliRunner().invoke(main, ["run", str(bundle), str(rows)], catch_exceptions=False)
+    np.savetxt(rows, np.ones((5, 6)), delimiter=",")
+    result = CliRunner().invoke(main, ["run", str(exported[1]), str(rows)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert len(result.stdout.splitlines()) == 5
+    predictions = np.array([line.split(",") for line in result.stdout.splitlines()], dtype=np.float64)
+    assert predictions.shape == (5, 3)
+    assert len(np.unique(predictions, axis=0)) == 5
+
+
+def test_the_state_space_model_is_the_recurrence_that_it_says() -> None:
+    module = own_model.SensorStateSpace()
+    x = torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(0))
+    h = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
+    outputs, last = module(x, h)
+    wanted, decay = [], torch.exp(-module.log_rate.exp())
+    for step in module.into(x).unbind(dim=1):
+        h = decay * h + step
+        wanted.append(module.head(torch.tanh(h)))
+    torch.testing.assert_close(outputs, torch.stack(wanted, dim=1))
+    torch.testing.assert_close(last, h)
+
+
+@pytest.mark.parametrize(
+    ("kind", "factory"),
+    [("SensorLSTM", "lstm"), ("SensorGRU", "gru"), ("SensorConvolutions", "convolutions")],
+)
+def test_what_edgemem_asks_of_an_ordinary_module_is_a_dozen_lines_at_most(kind: str, factory: str) -> None:
+    asked = [getattr(own_model, factory)]
+    asked += [m for name, m in vars(getattr(own_model, kind)).items() if name in ("forward", "initial_state")]
+    code = [line for part in asked for line in inspect.getsource(part).splitlines() if line.strip()]
+    assert len([line for line in code if not line.strip().startswith('"""')]) <= 12

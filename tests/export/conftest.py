@@ -45,3 +45,22 @@ def hybrid_bundle(hybrid, tmp_path_factory):
 @pytest.fixture(scope="session")
 def sealed_bundle(hybrid, tmp_path_factory):
     return export_bundle(hybrid, tmp_path_factory.mktemp("bundles") / "sealed", sealed=True)
+
+
+@pytest.fixture(scope="session")
+def memory_bundle(tmp_path_factory):
+    """A checked bundle of one layer with a list of memories; each is exported once."""
+    made = {}
+
+    def bundle(name, memory, *, heads=4, sealed=False):
+        key = (name, heads, sealed)
+        if key not in made:
+            kv_heads = 2 if heads == 4 else heads
+            config = DecoderConfig(
+                d_model=16, layers=1, heads=heads, kv_heads=kv_heads, features=3, outputs=2, memory=memory
+            )
+            out = tmp_path_factory.mktemp("memories") / name
+            made[key] = export_bundle(lively(from_config(config, name)), out, sealed=sealed)
+        return made[key]
+
+    return bundle

@@ -30,6 +30,7 @@ LISTS = {
     "gated_delta": [{"type": "gated_delta"}],
     "full": [{"type": "full"}],
 }
+SEALED = ("sinks", "moving_average", "compressed")
 
 
 def test_no_memory_is_left_out():
@@ -37,17 +38,14 @@ def test_no_memory_is_left_out():
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_the_exported_graph_computes_what_torch_computes(name, tmp_path):
-    config = DecoderConfig(d_model=16, layers=1, heads=4, kv_heads=2, features=3, outputs=2, memory=LISTS[name])
-    bundle = export_bundle(lively(from_config(config, name)), tmp_path / name, sealed=False)
-    report = bundle.manifest.verification
+def test_the_exported_graph_computes_what_torch_computes(name, memory_bundle):
+    report = memory_bundle(name, LISTS[name]).manifest.verification
     assert max(report["step_error"], *report["chunk_errors"].values()) < 2e-5
 
 
-@pytest.mark.parametrize("name", ["sinks", "moving_average", "compressed"])
-def test_the_sealed_graph_computes_what_torch_computes(name, tmp_path):
-    config = DecoderConfig(d_model=16, layers=1, heads=2, features=3, outputs=2, memory=LISTS[name])
-    report = export_bundle(lively(from_config(config, name)), tmp_path / name, sealed=True).manifest.verification
+@pytest.mark.parametrize("name", SEALED)
+def test_the_sealed_graph_computes_what_torch_computes(name, memory_bundle):
+    report = memory_bundle(name, LISTS[name], heads=2, sealed=True).manifest.verification
     assert max(report["step_error"], *report["chunk_errors"].values()) < 2e-5
 
 

@@ -25,8 +25,9 @@ def test_a_checkpoint_folder_gives_its_trained_weights(tmp_path):
 
 def test_a_checkpoint_brings_its_tokenizer(tmp_path):
     save_checkpoint(Decoder(CONFIG), tmp_path / "checkpoint")
-    (tmp_path / "checkpoint" / "tokenizer.json").write_text("{}")
-    assert load_source(str(tmp_path / "checkpoint")).tokenizer_file == tmp_path / "checkpoint" / "tokenizer.json"
+    tokenizer = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}
+    (tmp_path / "checkpoint" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert json.loads(load_source(str(tmp_path / "checkpoint")).text.tokenizer) == tokenizer
 
 
 def test_a_configuration_alone_gives_random_weights_the_same_each_time(tmp_path):

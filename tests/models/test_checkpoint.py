@@ -14,6 +14,7 @@ import torch
 
 from edgemem.errors import ConfigError, EdgememError
 from edgemem.models import Decoder, DecoderConfig, load_checkpoint, save_checkpoint
+from edgemem.models.checkpoint import TEXT_FILES
 
 
 def make(**changes: Any) -> Decoder:
@@ -48,12 +49,13 @@ def test_a_checkpoint_holds_json_and_safetensors_and_nothing_executable(saved: P
     assert json.loads((saved / "config.json").read_text())["format"] == "edgemem.decoder"
 
 
-def test_saving_again_replaces_the_old_weights_and_keeps_the_tokenizer(saved: Path) -> None:
-    (saved / "tokenizer.json").write_text("{}")
+def test_saving_again_replaces_the_old_weights_and_keeps_what_says_how_to_read_text(saved: Path) -> None:
+    for name in TEXT_FILES:
+        (saved / name).write_text(name)
     other = make(d_model=16)
     save_checkpoint(other, saved)
     assert torch.equal(load_checkpoint(saved).embedding, other.embedding)
-    assert (saved / "tokenizer.json").read_text() == "{}"
+    assert all((saved / name).read_text() == name for name in TEXT_FILES)
     assert [path.name for path in saved.parent.iterdir()] == ["checkpoint"], "nothing is left beside it"
 
 

@@ -130,6 +130,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tokenizer": "words"}, "words"),
     ({"tokenizer": "bytes", "vocab_size": 255}, "256"),
     ({"tokenizer": "bytes", "vocab_size": None, "features": 3, "outputs": 2}, "256"),
+    *bad("dtype", "fp16", "int8", None, 16),
     *bad("memory", [], {}, "window", None, [[]], [[WINDOW]], [[WINDOW]] * 3, [WINDOW, [WINDOW]], [["window"]] * 2),
 ]
 

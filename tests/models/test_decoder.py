@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from edgemem.contract import numpy_dtype
 from edgemem.models import Decoder, DecoderConfig
 from edgemem.models.decoder import GatedMLP, RMSNorm
+from edgemem.runtimes.torch_reference import TorchSession
 from tests.memories.support import FIXED, advance, chunkings, initial, memory_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::edgemem.memories.LoneSummaryWarning")
@@ -181,3 +183,50 @@ def test_training_lowers_the_loss_and_reaches_every_parameter(memory: Any) -> No
     for name, parameter in model.named_parameters():
         assert torch.isfinite(parameter).all(), name
         assert not torch.equal(parameter, before[name]), name
+
+
+EVERY = [
+    [{"type": "sinks", "slots": 2}, WINDOW, {"type": "cumulative"}, {"type": "moving_average", "window": 4}],
+    [WINDOW, {"type": "gated_delta"}, {"type": "gated_average"}, {"type": "compressed", "slots": 2, "rate": 2}],
+]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.02), ("bfloat16", 0.15)])
+@pytest.mark.parametrize("features", [False, True])
+def test_a_decoder_in_half_precision_steps_to_what_float32_gives(dtype: Any, tolerance: float, features: bool) -> None:
+    kind: dict[str, Any] = {"vocab_size": None, "features": 3, "outputs": 2} if features else {}
+    wide = make(memory=EVERY, **kind)
+    half = wide.converted(dtype)
+    assert wide.converted("float32") is wide
+    x = torch.arange(24).reshape(2, 12) % 11
+    if features:
+        x = torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = wide(x)[0].numpy()
+    stream = TorchSession(half.contract(), half).stream(2)
+    for t in range(12):
+        got = stream.step(x[:, t].numpy())
+        assert got.dtype == np.float32
+        assert np.abs(got - wanted[:, t]).max() < tolerance * (1 + np.abs(wanted).max())
+    for spec in half.contract():
+        assert stream.state()[spec.name].dtype == numpy_dtype(spec.dtype), spec.name
+
+
+def test_half_precision_is_for_matrices_rings_and_sinks_alone() -> None:
+    half = make(memory=EVERY).converted("float16", untie=True)
+    narrow = {name for name, parameter in half.named_parameters() if parameter.dtype == torch.float16}
+    matrices = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
+    assert narrow == {"embedding", "head", *(f"layers.{layer}.{name}" for layer in (0, 1) for name in matrices)}
+    states = {spec.name for spec in half.contract() if spec.dtype == "float16"}
+    assert states == {
+        "0.sinks.k", "0.sinks.v", "0.window.k", "0.window.v", "0.moving_average.pairs", "1.window.k", "1.window.v"
+    }  # fmt: skip
+    assert half.config.tie_embeddings is False
+
+
+def test_an_untied_decoder_computes_the_same() -> None:
+    model = make()
+    untied = model.converted("float32", untie=True)
+    x = torch.arange(6)[None]
+    assert untied.head is not None
+    torch.testing.assert_close(untied(x)[0], model(x)[0])

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,3 +41,19 @@ def session(tokens_bundle: Bundle) -> Iterator[Session]:
 def guarded(features_bundle: Bundle) -> Iterator[Session]:
     with edgemem.open(features_bundle.path, threads=1, device="cpu", guard=True) as session:
         yield session
+
+
+@pytest.fixture(scope="session")
+def exported(folder: Path) -> Callable[[str], Bundle]:
+    """The bundle of a case of :mod:`tests.runtimes.decoders`, exported where it is first asked for."""
+    pytest.importorskip("torch")
+    from tests.runtimes import decoders
+
+    made: dict[str, Bundle] = {}
+
+    def get(name: str) -> Bundle:
+        if name not in made:
+            made[name] = decoders.exported(decoders.CASES[name], folder / "decoders")
+        return made[name]
+
+    return get

@@ -123,24 +123,29 @@ def test_rings_of_one_shape_are_appended_by_one_copy(stand_in: StandIn, batch: i
     states = [StateSpec(f"{i}.window.{t}", (8, 16, 64), update="append") for i in range(4) for t in "kv"]
     arena = Arena(CudaMemory(), contract_of(states, 8), batch, 8)
     arena.reset()
-    before = dict(stand_in.calls)
-    arena.commit(1, 3)
-    assert {k: v - before.get(k, 0) for k, v in stand_in.calls.items() if v != before.get(k, 0)} == {
-        "cudaMemcpy2DAsync": 1
-    }
-    arena.commit(1, None if batch > 1 else 3)
-    assert stand_in.calls["cudaMemcpy3DAsync" if batch > 1 else "cudaMemcpy2DAsync"] == (batch if batch > 1 else 2)
+    with stand_in.counted() as calls:
+        arena.commit(1, 3)
+    assert calls == {"cudaMemcpy2DAsync": 1}
+    with stand_in.counted() as calls:
+        arena.commit(1, None if batch > 1 else 3)
+    assert calls == ({"cudaMemcpy3DAsync": batch} if batch > 1 else {"cudaMemcpy2DAsync": 1})
 
 
-def test_a_fork_is_one_copy(stand_in: StandIn) -> None:
-    contract = tiny.TOKENS
-    first, second = (Arena(CudaMemory(), contract, 2, 4) for _ in range(2))
+def test_a_fork_a_reading_and_a_writing_of_the_whole_state_are_one_copy_each(stand_in: StandIn) -> None:
+    contract, memory = tiny.TOKENS, CudaMemory()
+    first, second = (Arena(memory, contract, 2, 4) for _ in range(2))
     first.reset()
     put_entries(first, contract, 1, np.random.default_rng(0))
     first.commit(1, 0)
-    before = stand_in.calls["cudaMemcpyAsync"]
-    second.copy_state(first)
-    assert stand_in.calls["cudaMemcpyAsync"] == before + 1
+    with stand_in.counted() as calls:
+        second.copy_state(first)
+    assert calls == {"cudaMemcpyAsync DeviceToDevice": 1}
+    with stand_in.counted() as calls:
+        values = second.read_state()
+    assert calls == {"cudaMemcpyAsync DeviceToHost": 1, "cudaStreamSynchronize": 1}
+    with stand_in.counted() as calls:
+        second.write_state(values)
+    assert calls == {"cudaMemcpyAsync HostToDevice": 1, "cudaStreamSynchronize": 1}
     for state in contract:
         np.testing.assert_array_equal(
             second.read(second.past(state, second.side)), first.read(first.past(state, first.side))
@@ -151,6 +156,7 @@ def test_a_stream_in_device_memory_steps_feeds_forks_and_resets_like_one_in_host
     tokens_bundle: Bundle, stand_in: StandIn
 ) -> None:
     """The engine runs on the CPU over the stand-in's memory: staging, uploads and downloads are those of a device."""
+    stand_in.at_once = True  # this engine knows of no stream
     rng = np.random.default_rng(0)
     with (
         OrtSession(tokens_bundle, threads=1, device="cpu") as host,
@@ -174,13 +180,37 @@ def test_a_stream_in_device_memory_steps_feeds_forks_and_resets_like_one_in_host
     del device
     gc.collect()
     assert not stand_in.live
+    assert not stand_in.pinned
+
+
+def test_an_output_outlives_its_stream(tokens_bundle: Bundle, stand_in: StandIn) -> None:
+    """It is a view of page-locked memory, which must not be freed under it."""
+    stand_in.at_once = True
+    with OrtSession(tokens_bundle, threads=1, device="cpu") as session:
+        session.memory = CudaMemory()
+        output = session.stream().step(3)
+        kept = output.copy()
+        del session
+    gc.collect()
+    assert len(stand_in.pinned) == 1
+    np.testing.assert_array_equal(output, kept)
+    del output
+    gc.collect()
+    assert not stand_in.pinned
 
 
 @pytest.mark.parametrize(
     ("module", "message"),
     [
         (StandIn(devices=0), "CUDA device 0 cannot be used: 0 devices"),
-        (StandIn(status=CudaError.cudaErrorInsufficientDriver), r"cudaErrorInsufficientDriver \(35\)"),
+        (
+            StandIn(status=CudaError.cudaErrorInsufficientDriver, driver=0),
+            r"(?s)cudaErrorInsufficientDriver \(35\).*No NVIDIA driver is loaded",
+        ),
+        (
+            StandIn(status=CudaError.cudaErrorInsufficientDriver, driver=12020, runtime=13000),
+            r"(?s)cudaErrorInsufficientDriver \(35\).*driver is too old: it serves CUDA 12.*cuda-python<13",
+        ),
         (None, "cuda.bindings.runtime cannot be imported"),
     ],
 )
@@ -194,7 +224,11 @@ def test_a_machine_without_cuda_is_told_so(
 
 def test_a_full_device_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", StandIn(limit=1000))
-    with pytest.raises(EdgememError, match=r"cudaMalloc failed: cudaErrorMemoryAllocation \(2\)"):
+    with pytest.raises(
+        EdgememError,
+        match=r"cudaMalloc failed: cudaErrorMemoryAllocation \(2\): 1,001 bytes were asked for; "
+        r"of 1,000 bytes 1,000 are free",
+    ):
         CudaMemory().allocate(1001)
 
 
@@ -217,9 +251,14 @@ def test_the_stand_in_has_what_cuda_bindings_has(stand_in: StandIn, monkeypatch:
     names = [name for name in dir(StandIn) if name.startswith("cuda")] + ["make_cudaPitchedPtr", "make_cudaPos"]
     for name in [*names, "make_cudaExtent"]:
         assert hasattr(api, name), name
-    assert {m.name: int(m) for m in stand_in_cuda.MemcpyKind}.items() <= {
-        m.name: int(m) for m in api.cudaMemcpyKind
-    }.items()
+    for name in ("cudaStreamDefault", "cudaStreamNonBlocking", "cudaHostAllocDefault"):
+        assert getattr(api, name) == getattr(StandIn, name), name
+    for ours, theirs in (
+        (stand_in_cuda.MemcpyKind, api.cudaMemcpyKind),
+        (stand_in_cuda.CaptureMode, api.cudaStreamCaptureMode),
+        (CudaError, api.cudaError_t),
+    ):
+        assert {m.name: int(m) for m in ours}.items() <= {m.name: int(m) for m in theirs}.items()
     parameters = api.cudaMemcpy3DParms()
     for name in ("srcPtr", "dstPtr", "srcPos", "dstPos", "extent", "kind"):
         assert hasattr(parameters, name)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -110,33 +109,9 @@ def test_cuda_where_torch_has_none_is_refused() -> None:
         TorchSession(tiny.TOKENS, Tokens(), device="cuda")
 
 
-@pytest.fixture(scope="module", params=["open", "sealed"])
-def decoder_bundle(request: pytest.FixtureRequest, folder: Path) -> Bundle:
-    import json
-
-    import onnx_ir as ir
-    from safetensors.torch import save_file
-
-    from edgemem.bundle import WEIGHTS, GraphFile, Manifest, open_bundle, write_bundle
-    from edgemem.contract import METADATA_KEY
-    from edgemem.export.graph import Sealed, export_graph
-    from edgemem.models.config import DecoderConfig
-    from edgemem.models.decoder import Decoder
-
-    memory = [{"type": "window", "window": 5}, {"type": "cumulative"}]
-    config = DecoderConfig(d_model=16, layers=1, heads=2, memory=memory, vocab_size=17)
-    torch.manual_seed(0)
-    decoder = Decoder(config).eval()
-    module = Sealed(decoder) if request.param == "sealed" else decoder
-    contract = module.contract()
-    model = export_graph(module, contract)
-    model.metadata_props[METADATA_KEY] = json.dumps(contract.to_json())
-    with write_bundle(folder / f"decoder {request.param}") as writer:
-        ir.save(model, writer.folder / "model.onnx")
-        save_file(decoder.state_dict(), writer.folder / WEIGHTS)
-        graphs = (GraphFile("model.onnx", 1, contract.max_chunk),)
-        writer.finish(Manifest(contract=contract, graphs=graphs, model=config.to_json()))
-    return open_bundle(folder / f"decoder {request.param}")
+@pytest.fixture(scope="module", params=["tokens", "sealed"])
+def decoder_bundle(request: pytest.FixtureRequest, exported: Callable[[str], Bundle]) -> Bundle:
+    return exported(request.param)
 
 
 def test_a_decoder_goes_from_torch_to_onnxruntime_and_back(decoder_bundle: Bundle) -> None:

@@ -1,0 +1,81 @@
+"""Energy counters of x86 processors (RAPL) through ``/sys/class/powercap``; most systems let only root read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgemem.bench.devices.reader import Quantity
+from edgemem.bench.devices.tree import Tree
+from edgemem.bench.result import DeviceState
+
+_COVERS = {"psys": "the whole platform", "core": "the cores", "uncore": "the processor's graphics", "dram": "memory"}
+
+
+class EnergyZone:
+    """A counter of µJ that begins again at 0; the readings go on.
+
+    Args:
+        tree: Where its files are.
+        folder: The zone's.
+        name: The zone's.
+    """
+
+    quantity: Quantity = "joules"
+    window_s: float | None = None
+    resolution = 1e-6
+
+    def __init__(self, tree: Tree, folder: Path, name: str) -> None:
+        self._tree = tree
+        self._file = folder / "energy_uj"
+        self._range = tree.integer(folder / "max_energy_range_uj") or 0
+        self._last = 0
+        self._base = 0
+        self.name = name
+        self.covers = "one processor" if name.startswith("package") else _COVERS.get(name.partition(" ")[0], "a part")
+        self.is_total = name == "psys"
+
+    def read(self) -> float | None:
+        """Joules since the counter was at 0 for the first time that this object saw."""
+        count = self._tree.integer(self._file)
+        if count is None:
+            return None
+        if count < self._last:
+            if not self._range:
+                return None
+            self._base += self._range
+        self._last = count
+        return (self._base + count) / 1e6
+
+
+class RaplReader:
+    """The processor's zones.
+
+    Args:
+        tree: The machine's files.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """See :class:`~edgemem.bench.devices.reader.Reader`."""
+        return self._tree.problems
+
+    def sensors(self) -> Sequence[EnergyZone]:
+        """The zones that can be read; ``intel-rapl`` is what the kernel calls AMD's too."""
+        zones = []
+        for folder in self._tree.glob("sys/class/powercap/intel-rapl:*"):
+            name = self._tree.text(folder / "name")
+            if not name:
+                continue
+            if folder.name.count(":") > 1:  # a part: intel-rapl:0:1 belongs to intel-rapl:0
+                whole = self._tree.text(folder.parent / folder.name.rpartition(":")[0] / "name")
+                name = f"{name} of {whole or 'the processor'}"
+            zones.append(EnergyZone(self._tree, folder, name))
+        return [zone for zone in zones if zone.read() is not None]
+
+    def state(self) -> DeviceState:
+        """Counters alone: no state."""
+        return DeviceState()

@@ -1,0 +1,69 @@
+"""Files of the kernel, read below a root so that a recorded tree can stand in for a machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+_NUMBERS = re.compile(r"(\d+)")
+
+
+def natural(path: Path) -> list[str | int]:
+    """A key that sorts ``zone2`` before ``zone10``."""
+    return [int(part) if part.isdigit() else part for part in _NUMBERS.split(str(path))]
+
+
+class Tree:
+    """Reads files below ``root``. A missing file is ``None``; one that is there and gives nothing is a problem.
+
+    Args:
+        root: The machine's ``/``, or a recorded tree's.
+
+    Attributes:
+        problems: What could not be read or made no sense: path as the machine calls it → why.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.root = root
+        self.problems: dict[str, str] = {}
+
+    def glob(self, pattern: str) -> list[Path]:
+        """Paths that match a pattern relative to the root, in natural order; none where a folder cannot be read."""
+        try:
+            return sorted(self.root.glob(pattern), key=natural)
+        except OSError as error:
+            self.problems[f"/{pattern}"] = _reason(error)
+            return []
+
+    def text(self, path: Path | str) -> str | None:
+        """A file's text without surrounding space and zero bytes."""
+        where = self.root / path
+        try:
+            return where.read_bytes().decode("utf-8", errors="replace").strip("\x00\n\t ")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            self.problems[self.name(where)] = _reason(error)
+            return None
+
+    def integer(self, path: Path | str) -> int | None:
+        """A file's whole number."""
+        text = self.text(path)
+        if text is None:
+            return None
+        try:
+            return int(text)
+        except ValueError:
+            self.problems[self.name(self.root / path)] = f"holds {text[:32]!r}, not a whole number"
+            return None
+
+    def name(self, path: Path) -> str:
+        """The path as the machine calls it."""
+        return f"/{path.relative_to(self.root)}" if path.is_relative_to(self.root) else str(path)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, PermissionError):
+        return "not readable by this user"
+    return os.strerror(error.errno) if error.errno else str(error)

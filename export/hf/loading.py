@@ -1,0 +1,221 @@
+"""From a folder that ``save_pretrained`` wrote to a source that can be exported.
+
+Nothing is fetched, and nothing from the folder is executed: weights are safetensors, or pickles read with
+``weights_only``; the model's own Python code runs only where the caller says so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgemem.contract import Contract, InputSpec, OutputSpec
+from edgemem.errors import ExportError, MissingDependencyError
+from edgemem.export.hf.adapter import MAX_CHUNK, HuggingFaceModel, can_select
+from edgemem.export.hf.attention import AttentionLayers
+from edgemem.export.hf.attention_probe import position_arguments
+from edgemem.export.hf.chunk import TwoGraphs
+from edgemem.export.hf.memory import MemoryOption
+from edgemem.export.hf.probe import forget_keys, probe
+from edgemem.export.hf.quiet import quiet
+from edgemem.export.hf.registry import family_of
+from edgemem.export.source import Source
+from edgemem.export.text_files import text_files
+from edgemem.protocol import TORCH_DTYPES
+
+CONFIG = "config.json"
+KIND = "transformers"
+
+_EXPERTS = "batched_mm"
+"""How a mixture computes its experts: the one way of transformers' that a trace can follow."""
+
+_DTYPES: dict[torch.dtype, Any] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def load_model(folder: Path, *, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The causal language model of a folder, in evaluation mode.
+
+    Args:
+        folder: What ``save_pretrained`` wrote.
+        trust_remote_code: Run the Python files that the folder brings along.
+        dtype: Of the weights.
+
+    Raises:
+        ExportError: It is no causal language model that the installed transformers knows, or its files are damaged.
+        MissingDependencyError: transformers is not installed.
+    """
+    transformers = _transformers()
+    config = _config(transformers, folder, trust_remote_code)
+    family = str(config.model_type)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ExportError(f"{folder} is an encoder-decoder model ({family}): only decoders stream.")
+    if "auto_map" not in vars(config) and type(config) not in transformers.AutoModelForCausalLM._model_mapping:
+        raise ExportError(
+            f"{folder} is no causal language model: transformers {transformers.__version__} has none of type {family}.",
+            hint="Models of images, speech or sentences have no step to export.",
+        )
+    names = {path.name for path in folder.iterdir()}
+    safe = any(name.endswith(".safetensors") for name in names)
+    if not safe and not any(name.startswith("pytorch_model") for name in names):
+        raise ExportError(f"{folder} holds no weights: no *.safetensors and no pytorch_model*.bin.")
+    try:
+        with quiet():
+            model: nn.Module
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=safe,
+                weights_only=True,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise ExportError(f"{folder} cannot be loaded: {said(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ExportError(
+            f"{folder} holds no {missing[0]}" + (f", and {len(missing) - 1} more" if missing[1:] else "") + ".",
+            hint="transformers would put random weights in their place. Is it a checkpoint of the whole model?",
+        )
+    return model.eval()
+
+
+def load(
+    path: Path,
+    *,
+    memory: str | None = None,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+    dtype: str | None = None,
+) -> Source:
+    """A folder of transformers as a source.
+
+    Args:
+        path: The folder.
+        memory: What takes the place of growing key-value caches, such as ``"sinks=4,window=1024"``.
+        max_length: Keep exact full attention up to this many tokens, and refuse more.
+        trust_remote_code: Run the Python files that the folder brings along.
+        dtype: ``"fp32"`` (the default), ``"fp16"`` or ``"bf16"``: what the weights are loaded as.
+
+    Raises:
+        ExportError: The model cannot be exported; says why.
+    """
+    option = None if memory is None else MemoryOption.parse(memory)
+    model = load_model(path, trust_remote_code=trust_remote_code, dtype=DTYPES[dtype or "fp32"])
+    adapter = adapt(model, memory=option, max_length=max_length)
+    return Source(
+        adapter,
+        KIND,
+        str(path),
+        text=text_files(path),
+        trace=TwoGraphs(adapter) if adapter.is_recurrent else None,
+        reference=adapter.full_sequence,
+        options=_options(option, max_length),
+    )
+
+
+def _options(memory: MemoryOption | None, max_length: int | None) -> dict[str, str | int]:
+    if memory is not None:
+        return {"memory": str(memory)}
+    return {} if max_length is None else {"max_length": max_length}
+
+
+def adapt(model: nn.Module, *, memory: MemoryOption | None = None, max_length: int | None = None) -> HuggingFaceModel:
+    """The streaming module of a loaded causal language model.
+
+    Args:
+        model: In evaluation mode. Its attention is replaced.
+        memory: What takes the place of growing key-value caches.
+        max_length: Instead: exact attention, up to that many positions.
+
+    Raises:
+        ExportError: What the model carries has no fixed size, or it is not known how to carry it.
+    """
+    config: Any = model.config
+    family = family_of(config.model_type)
+    vocab_size = int(config.get_text_config(decoder=True).vocab_size)
+    with quiet():
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation(_EXPERTS)  # type: ignore[operator]
+        attention = AttentionLayers(model, memory, max_length)
+        carried = probe(model, vocab_size, family.new_cache, forget_keys if attention else None)
+        with torch.no_grad():
+            logits = model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=False).logits
+        selects = can_select(model)
+        looks_at_position = bool(attention) or _looks_at_position(model)
+    states = (*carried.states.values(), *attention.states())
+    if not states:
+        raise ExportError(f"{type(model).__name__} carries nothing from token to token: there is nothing to stream.")
+    contract = Contract(
+        input=InputSpec("tokens", (), "int64", vocab_size),
+        output=OutputSpec("logits", (int(logits.shape[-1]),), _DTYPES[logits.dtype]),
+        states=tuple(sorted(states, key=lambda state: _layer(state.name))),
+        max_chunk=min([MAX_CHUNK, *(state.window for state in states if state.window is not None)]),
+        position="input" if looks_at_position else "none",
+        output_indices=selects,
+        max_position=max_length,
+    )
+    return HuggingFaceModel(model, carried, attention, contract)
+
+
+def _looks_at_position(model: nn.Module) -> bool:
+    """Whether a model without attention computes something else at other positions."""
+    positions = torch.arange(3)[None]
+    if not position_arguments(model, positions):
+        return False
+    tokens = torch.zeros_like(positions)
+    with torch.no_grad():
+        here, there = (
+            model(input_ids=tokens, use_cache=False, **position_arguments(model, positions + shift)).logits
+            for shift in (0, 5)
+        )
+    return not torch.equal(here, there)
+
+
+def _layer(name: str) -> int:
+    number = name.partition(".")[0]
+    return int(number) if number.isdigit() else -1
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingDependencyError(
+            "a transformers checkpoint needs the package transformers.", hint='pip install "edgemem[export,hf]"'
+        ) from error
+    return transformers
+
+
+def _config(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
+    data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    family = data.get("model_type")
+    if family not in transformers.CONFIG_MAPPING and not ("auto_map" in data and trust_remote_code):
+        code = "auto_map" in data
+        raise ExportError(
+            f"{folder}: the installed transformers {transformers.__version__} knows no model of type {family!r}"
+            + (", and the folder brings its own code, which was not run." if code else "."),
+            hint="--trust-remote-code runs the Python files of the folder: only for folders whose author you trust."
+            if code
+            else "Install the transformers release that has it.",
+        )
+    try:
+        with quiet():
+            return transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise ExportError(f"{folder / CONFIG} cannot be read: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """The first line of an error of transformers, which often has many."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"

@@ -1,0 +1,31 @@
+"""transformers, without what it prints."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings that kernels for a GPU are missing, on which an export cannot act, and bars off a terminal."""
+    from transformers.utils import logging as transformers_logging
+
+    bars: Any = transformers_logging
+    logger = logging.getLogger("transformers")
+    level, with_bars = logger.level, bars.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        bars.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        if with_bars:
+            bars.enable_progress_bar()

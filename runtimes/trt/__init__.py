@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: engines from a bundle, checked before they are loaded."""

@@ -1,0 +1,443 @@
+"""From a bundle's graph to a compiled engine: parse, check against the contract, compile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from edgemem.bundle import Bundle, GraphFile
+from edgemem.contract import OUTPUT_INDICES, POSITION, Contract
+from edgemem.errors import EngineError
+from edgemem.runtimes.trt.flavour import BuildLog, Flavour
+from edgemem.runtimes.trt.options import BuildOptions
+from edgemem.runtimes.trt.profiles import Profile, profiles
+
+TOP_VALUES, TOP_INDICES = "top_values", "top_indices"
+
+Announce = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+
+_UNUSED = re.compile(r"unused input:?\s*(\S+)", re.IGNORECASE)
+_MEMORY = re.compile(r"out ?of ?memory|insufficient (?:gpu |device )?memory|could not be allocated", re.IGNORECASE)
+_PRECISION = re.compile(
+    r"HW-specific datatypes|FP32 GEMM is not supported|\b(?:bf16|bfloat16|fp8|fp4|int4)\b.*\bsupport", re.IGNORECASE
+)
+_BYTES = re.compile(r"(\d{4,})\s*(?:bytes|B\b)|memory \((\d{4,})", re.IGNORECASE)
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "BOOL": "bool",
+}
+
+
+@dataclass(frozen=True)
+class IoTensor:
+    """One input or output of an engine.
+
+    Attributes:
+        name: Its name.
+        is_input: Input rather than output.
+        dtype: Element type, by the contract's names.
+        shape: Its shape; -1 for an axis that the caller sizes.
+    """
+
+    name: str
+    is_input: bool
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A compiled engine.
+
+    Attributes:
+        plan: The serialized engine.
+        io: Its inputs and outputs, as listed from the network.
+        profiles: The optimisation profiles, in order.
+        warnings: What the builder warned of.
+        timing_cache: What the builder measured of kernels, to be given to the next build; empty where it has none.
+    """
+
+    plan: bytes
+    io: tuple[IoTensor, ...]
+    profiles: tuple[Profile, ...]
+    warnings: tuple[str, ...] = ()
+    timing_cache: bytes = b""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A graph as TensorRT read it; what TensorRT keeps only pointers to is kept here with it."""
+
+    builder: Any
+    network: Any
+    parser: Any
+    logger: Any
+    log: BuildLog
+
+
+def parse(bundle: Bundle, graph: GraphFile, flavour: Flavour) -> Parsed:
+    """Let TensorRT read a graph, and hold what it read to the contract. Needs no GPU with TensorRT-RTX.
+
+    Raises:
+        EngineError: It does not parse, an input is read by nothing, or it does not keep the contract.
+        RuntimeUnavailableError: TensorRT cannot make a builder here.
+    """
+    log = BuildLog()
+    logger = flavour.logger(log)
+    builder = flavour.builder(logger)
+    network = builder.create_network(flavour.network_flags())
+    parser = flavour.module.OnnxParser(network, logger)
+    # From the file, not from bytes: the weights lie beside it.
+    if not parser.parse_from_file(os.fspath(bundle.file(graph.file))):
+        raise EngineError(
+            f"{flavour.name} {flavour.version} does not read {graph.file}: {_parser_errors(parser, log)}",
+            hint="See what the target cannot take, by node: edgemem build --check-only",
+        )
+    network.name = bundle.contract.fingerprint
+    _refuse_unused_inputs(network, log, graph)
+    _check_network(network_io(network), bundle.contract, graph)
+    return Parsed(builder, network, parser, logger, log)
+
+
+def build_engine(
+    bundle: Bundle,
+    graph: GraphFile,
+    flavour: Flavour,
+    options: BuildOptions,
+    *,
+    timing_cache: bytes = b"",
+    announce: Announce = lambda message: None,
+    progress: Progress = lambda phase, done, total: None,
+) -> Built:
+    """Compile one graph of a bundle.
+
+    Args:
+        bundle: The bundle, whose hashes have been checked.
+        graph: Which of its graphs.
+        flavour: The TensorRT to compile with.
+        options: What to compile for.
+        timing_cache: What an earlier build of the same TensorRT and GPU gave.
+        announce: Called with a line for each stage.
+        progress: Called with the builder's phases as they go: name, steps done, steps in all.
+
+    Raises:
+        EngineError: The graph does not parse or compile, does not keep the contract, or memory does not suffice.
+        RuntimeUnavailableError: TensorRT cannot make a builder here.
+        KeyboardInterrupt: Ctrl-C was pressed; the builder stopped at its next step.
+    """
+    announce(f"{graph.file}: parsing")
+    parsed = parse(bundle, graph, flavour)
+    trt, log, network = flavour.module, parsed.log, parsed.network
+    if options.top_k:
+        _add_top_k(trt, network, bundle.contract, options.top_k)
+    made = profiles(bundle.contract, graph, options)
+    config = _configure(flavour, parsed.builder, network, options, made, timing_cache)
+    announce(f"{graph.file}: compiling with {flavour.name} {flavour.version}")
+    with _interruptible() as cancelled:
+        config.progress_monitor = _monitor(trt, progress, cancelled)
+        try:
+            plan = parsed.builder.build_serialized_network(network, config)
+        except (RuntimeError, TypeError, MemoryError) as error:
+            log.add("error", str(error) or type(error).__name__)
+            plan = None
+        finally:
+            config.progress_monitor = None
+        if cancelled.is_set():
+            raise KeyboardInterrupt
+    if plan is None:
+        raise _why_not_built(flavour, graph, log, options)
+    return Built(bytes(plan), network_io(network), made, tuple(log.warnings), _timing(flavour, config))
+
+
+def network_io(network: Any) -> tuple[IoTensor, ...]:
+    """Inputs and outputs of a network definition, which needs no GPU, as an engine's own list does."""
+    tensors = [(True, network.get_input(i)) for i in range(network.num_inputs)]
+    tensors += [(False, network.get_output(i)) for i in range(network.num_outputs)]
+    return tuple(
+        IoTensor(tensor.name, is_input, dtype_name(tensor.dtype), tuple(int(size) for size in tensor.shape))
+        for is_input, tensor in tensors
+    )
+
+
+def engine_io(flavour: Flavour, engine: Any) -> tuple[IoTensor, ...]:
+    """Inputs and outputs of a loaded engine."""
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    return tuple(
+        IoTensor(
+            name,
+            engine.get_tensor_mode(name) == flavour.module.TensorIOMode.INPUT,
+            dtype_name(engine.get_tensor_dtype(name)),
+            tuple(int(size) for size in engine.get_tensor_shape(name)),
+        )
+        for name in names
+    )
+
+
+def dtype_name(dtype: Any) -> str:
+    """The contract's name of a TensorRT ``DataType``."""
+    name = str(getattr(dtype, "name", dtype))
+    return _DTYPES.get(name, name.lower())
+
+
+def expected_io(contract: Contract, graph: GraphFile, top_k: int = 0) -> tuple[IoTensor, ...]:
+    """Inputs and outputs that an engine of the graph must have; -1 for an axis that the caller sizes."""
+    time = 1 if graph.max_time == 1 else -1
+    outputs = -1 if contract.output_indices else time
+    found = [IoTensor(contract.input.name, True, contract.input.dtype, (-1, time, *contract.input.shape))]
+    if contract.position == "input":
+        found.append(IoTensor(POSITION, True, "int64", (-1,)))
+    if contract.output_indices:
+        found.append(IoTensor(OUTPUT_INDICES, True, "int64", (-1,)))
+    sizes = {state.name: tuple(-1 if size is None else size for size in state.shape) for state in contract}
+    found += [IoTensor(state.input_name, True, state.dtype, (-1, *sizes[state.name])) for state in contract]
+    found.append(IoTensor(contract.output.name, False, contract.output.dtype, (-1, outputs, *contract.output.shape)))
+    for state in contract:
+        shape = sizes[state.name]
+        if state.update == "append":
+            shape = (shape[0], time, shape[2])
+        found.append(IoTensor(state.output_name, False, state.dtype, (-1, *shape)))
+    if top_k:
+        found.append(IoTensor(TOP_VALUES, False, contract.output.dtype, (-1, outputs, top_k)))
+        found.append(IoTensor(TOP_INDICES, False, "int32 or int64", (-1, outputs, top_k)))
+    return tuple(found)
+
+
+def io_difference(found: tuple[IoTensor, ...], wanted: tuple[IoTensor, ...]) -> str:
+    """The first difference between two lists of inputs and outputs, in words; ``""`` where there is none.
+
+    Where a size of an output is fixed, TensorRT need not have inferred it (-1 in ``found``): what comes out has it. And
+    a graph of single steps may leave T free.
+    """
+    have = {(tensor.is_input, tensor.name): tensor for tensor in found}
+    want = {(tensor.is_input, tensor.name): tensor for tensor in wanted}
+    for is_input, kind in ((True, "inputs"), (False, "outputs")):
+        missing = sorted(name for side, name in want.keys() - have.keys() if side == is_input)
+        extra = sorted(name for side, name in have.keys() - want.keys() if side == is_input)
+        if missing or extra:
+            return f"its {kind} lack {missing or 'nothing'} and add {extra or 'nothing'}"
+    for key, wish in want.items():
+        tensor = have[key]
+        if tensor.dtype not in wish.dtype.split(" or "):
+            return f"{tensor.name!r} is {tensor.dtype}, wanted {wish.dtype}"
+        if len(tensor.shape) != len(wish.shape) or any(
+            size != wanted_size and (size != -1 or (wish.is_input and wanted_size != 1))
+            for size, wanted_size in zip(tensor.shape, wish.shape, strict=True)
+        ):
+            return f"{tensor.name!r} has shape {_shape(tensor.shape)}, wanted {_shape(wish.shape)}"
+    return ""
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join('any' if size < 0 else str(size) for size in shape)}]"
+
+
+def _check_network(io: tuple[IoTensor, ...], contract: Contract, graph: GraphFile) -> None:
+    difference = io_difference(io, expected_io(contract, graph))
+    if difference:
+        raise EngineError(
+            f"{graph.file}: what TensorRT reads does not keep the contract: {difference}.",
+            hint="The graph and the manifest do not belong together: export the bundle again.",
+        )
+
+
+def _refuse_unused_inputs(network: Any, log: BuildLog, graph: GraphFile) -> None:
+    """A state that no layer reads is a state lost on the way; the parser only warns of it."""
+    read = {
+        tensor.name
+        for layer in (network.get_layer(i) for i in range(network.num_layers))
+        for tensor in (layer.get_input(k) for k in range(layer.num_inputs))
+        if tensor is not None
+    }
+    unused = {network.get_input(i).name for i in range(network.num_inputs)} - read
+    unused |= {match.group(1) for text in log.warnings for match in _UNUSED.finditer(text)}
+    unused.discard(POSITION)  # the host's own: a model that looks at no position loses nothing
+    if unused:
+        raise EngineError(
+            f"{graph.file}: no layer of the engine reads the inputs {', '.join(sorted(unused))}.",
+            hint="The model ignores them, or TensorRT dropped what used them: mend the model, and export it again.",
+        )
+
+
+def _add_top_k(trt: Any, network: Any, contract: Contract, k: int) -> None:
+    """Let the engine pick the ``k`` largest outputs: ``top_values`` and ``top_indices`` ``[B, S, K]``."""
+    if len(contract.output.shape) != 1 or contract.output.shape[0] < k:
+        raise EngineError(
+            f"top_k={k} needs outputs [B, S, V] with V of {k} or more; {contract.output.name!r} is "
+            f"[B, S, {', '.join(map(str, contract.output.shape))}]."
+        )
+    outputs = (network.get_output(i) for i in range(network.num_outputs))
+    logits = next(tensor for tensor in outputs if tensor.name == contract.output.name)
+    layer = network.add_topk(logits, trt.TopKOperation.MAX, k, 1 << 2)
+    for index, name in enumerate((TOP_VALUES, TOP_INDICES)):
+        layer.get_output(index).name = name
+        network.mark_output(layer.get_output(index))
+
+
+def _configure(
+    flavour: Flavour, builder: Any, network: Any, options: BuildOptions, made: tuple[Profile, ...], timing_cache: bytes
+) -> Any:
+    trt = flavour.module
+    config = builder.create_builder_config()
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if options.compute_capabilities:
+        _set_compute_capabilities(flavour, config, options.compute_capabilities)
+    if not flavour.is_rtx:
+        cache = config.create_timing_cache(timing_cache)
+        # One of another GPU or version is refused, and an empty one taken in its place.
+        if not config.set_timing_cache(cache, False):
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+    for shapes in made:
+        profile = builder.create_optimization_profile()
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            if any(size < 0 for size in tensor.shape):
+                wanted = shapes[tensor.name]
+                profile.set_shape(tensor.name, wanted.smallest, wanted.usual, wanted.largest)
+        config.add_optimization_profile(profile)
+    return config
+
+
+def known_compute_capabilities(flavour: Flavour) -> dict[str, Any]:
+    """GPUs that a flavour can be told to build for, as ``"8.6"``; none for classic TensorRT, which takes its own."""
+    kinds = getattr(flavour.module, "ComputeCapability", None)
+    if kinds is None:
+        return {}
+    return {f"{int(kind) // 10}.{int(kind) % 10}": kind for kind in kinds.__members__.values() if int(kind) > 1}
+
+
+def _set_compute_capabilities(flavour: Flavour, config: Any, wanted: tuple[str, ...]) -> None:
+    known = known_compute_capabilities(flavour)
+    if not known:
+        raise EngineError(
+            f"{flavour.name} builds for the GPU it runs on: it takes no list of compute capabilities.",
+            hint="Leave the option out, or build with --target rtx.",
+        )
+    for name in wanted:
+        if name not in known:
+            raise EngineError(
+                f"{flavour.name} {flavour.version} does not build for compute capability {name}: "
+                f"it knows {', '.join(known)}."
+            )
+    config.num_compute_capabilities = len(wanted)
+    for index, name in enumerate(wanted):
+        config.set_compute_capability(known[name], index)
+
+
+def _timing(flavour: Flavour, config: Any) -> bytes:
+    if flavour.is_rtx:  # its kernels are chosen on the GPU that runs the engine
+        return b""
+    cache = config.get_timing_cache()
+    return bytes(cache.serialize()) if cache is not None else b""
+
+
+def _parser_errors(parser: Any, log: BuildLog) -> str:
+    found = []
+    for index in range(min(parser.num_errors, 3)):
+        error = parser.get_error(index)
+        node = _call(error, "node_name") or f"node {error.node()}"
+        operator = _call(error, "node_operator")
+        found.append(f"{f'{operator} ' if operator else ''}{node}: {' '.join(str(error.desc()).split())}")
+    return "; ".join(found) or log.summary()
+
+
+def _call(error: Any, name: str) -> str:
+    method = getattr(error, name, None)
+    return str(method()) if method is not None else ""
+
+
+def _why_not_built(flavour: Flavour, graph: GraphFile, log: BuildLog, options: BuildOptions) -> EngineError:
+    """The error that fits what the builder wrote."""
+    text = " ".join(log.errors + log.warnings)
+    if _MEMORY.search(text):
+        sizes = [int(number) for match in _BYTES.finditer(text) for number in match.groups() if number]
+        asked = f"asked for {max(sizes):,} bytes" if sizes else "asked for more than there is"
+        there = f"{flavour.cuda.free_bytes:,} of {flavour.cuda.total_bytes:,} bytes were free before it began"
+        limit = f"{options.workspace_bytes >> 20:,} MiB" if options.workspace_bytes else "none"
+        return EngineError(
+            f"{graph.file}: the device's memory does not suffice to build the engine: the builder {asked}; {there}; "
+            f"workspace limit: {limit}. ({log.summary()})",
+            hint="Close other programs, set a smaller --workspace or --max-batch, or export with a smaller "
+            "--max-chunk; on a Jetson, add swap.",
+        )
+    if _PRECISION.search(text):
+        return EngineError(
+            f"{graph.file}: the target does not support a precision of the graph: {log.summary()}",
+            hint="Export with --dtype fp16, or build for other GPUs.",
+        )
+    return EngineError(
+        f"{flavour.name} {flavour.version} does not compile {graph.file}: {log.summary()}",
+        hint="See what the target cannot take, by node: edgemem build --check-only",
+    )
+
+
+def _monitor(trt: Any, progress: Progress, cancelled: threading.Event) -> Any:
+    """An ``IProgressMonitor`` that hands on the outermost phases, and stops the build when ``cancelled`` is set."""
+    lock = threading.Lock()
+    outermost: dict[str, tuple[int, int]] = {}
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with lock:
+                if not parent_phase or parent_phase not in outermost:
+                    outermost[phase_name] = (0, num_steps)
+                    progress(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with lock:
+                if phase_name in outermost:
+                    _, total = outermost[phase_name]
+                    progress(phase_name, step, total)
+            return not cancelled.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            with lock:
+                if phase_name in outermost:
+                    _, total = outermost.pop(phase_name)
+                    progress(phase_name, total, total)
+
+    return Monitor()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets: an exception out of a callback would pass through TensorRT's own frames."""
+    cancelled = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        cancelled.set()
+
+    on_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    if not on_main or before is signal.SIG_IGN:
+        yield cancelled
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield cancelled
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def read_timing_cache(path: Path) -> bytes:
+    """What an earlier build left at ``path``; empty where there is nothing."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

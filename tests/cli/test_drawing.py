@@ -1,0 +1,90 @@
+"""Options go before the bundle's defaults, and those before edgemem's own."""
+
+import json
+
+import click
+import pytest
+
+from edgemem.cli.drawing import MAX_TOKENS, TEMPERATURE, Wishes, drawing
+from edgemem.generation import GenerationDefaults
+from tests.tiny_tokenizers import byte_level, metaspace, with_bos
+
+from .conftest import write_token_reciter
+
+ALL = GenerationDefaults((1, 2), 0, True, 0.6, 20, 0.9, 0.1, 99)
+GREEDY = ("--temperature", "0")
+
+
+def settings_of(wishes: Wishes, defaults: GenerationDefaults) -> tuple[float, int | None, float, float, int]:
+    chosen = drawing(wishes, defaults)
+    sampler = chosen.sampler
+    return sampler.temperature, sampler.top_k, sampler.top_p, sampler.min_p, chosen.max_tokens
+
+
+def test_where_nobody_says_anything_edgemem_does():
+    assert settings_of(Wishes(), GenerationDefaults()) == (TEMPERATURE, 0, 1.0, 0.0, MAX_TOKENS)
+
+
+def test_what_the_authors_say_is_done():
+    assert settings_of(Wishes(), ALL) == (0.6, 20, 0.9, 0.1, 99)
+    assert drawing(Wishes(), ALL).ends == {1, 2}
+
+
+def test_what_the_user_says_goes_before_it_zeros_too():
+    assert settings_of(Wishes(0.0, 0, 1.0, 0.0, 3, 0), ALL) == (0.0, 0, 1.0, 0.0, 0)
+    assert drawing(Wishes(ignore_eos=True), ALL).ends == frozenset()
+
+
+def test_authors_who_do_not_sample_are_greedy_unless_the_user_asks_for_draws():
+    greedy = GenerationDefaults(do_sample=False, temperature=0.7, top_p=0.9)
+    assert settings_of(Wishes(), greedy)[0] == 0
+    assert settings_of(Wishes(seed=1), greedy)[0] == 0
+    assert settings_of(Wishes(top_k=5), greedy) == (0.7, 5, 0.9, 0.0, MAX_TOKENS)
+    assert settings_of(Wishes(temperature=1.5), greedy)[0] == 1.5
+
+
+@pytest.mark.parametrize("wishes", [Wishes(temperature=float("nan")), Wishes(stops=("a", "")), Wishes(top_p=0.0)])
+def test_a_wish_out_of_range_is_wrong_usage(wishes):
+    with pytest.raises(click.UsageError):
+        drawing(wishes, ALL)
+
+
+def test_a_run_ends_at_the_token_that_ends_a_text_and_shows_nothing_of_it(tmp_path, invoke):
+    made = byte_level()
+    ids = made.encode("<s>the tea</s>the tea").ids
+    bundle = write_token_reciter(
+        tmp_path / "bundle",
+        ids,
+        made.get_vocab_size(),
+        {"tokenizer.json": made.to_str()},
+        generation=GenerationDefaults((1,), 0, do_sample=False, max_new_tokens=4),
+    )
+    said = json.loads(invoke("run", bundle, "--prompt-ids", "0", "--json").stdout)
+    assert (said["text"], said["ended_by"], said["ids"]) == ("the tea", "eos", ids[1:4])
+    cut = json.loads(invoke("run", bundle, "--prompt-ids", "0", "--ignore-eos", "--json").stdout)
+    assert (cut["ended_by"], cut["ids"]) == ("max_tokens", ids[1:5])
+
+
+def test_an_empty_prompt_begins_with_the_token_that_begins_a_text(tmp_path, invoke):
+    made = byte_level()
+    files = {"tokenizer.json": made.to_str()}
+    bundle = write_token_reciter(
+        tmp_path / "bundle", [5], made.get_vocab_size(), files, generation=GenerationDefaults(bos_token_id=0)
+    )
+    said = json.loads(invoke("run", bundle, "--prompt", "", "--max-tokens", "1", *GREEDY, "--json").stdout)
+    assert said["prompt_tokens"] == 1
+
+
+@pytest.mark.parametrize("make", [byte_level, metaspace])
+def test_text_goes_on_from_the_prompt_and_from_a_snapshot_without_losing_a_blank(tmp_path, invoke, make):
+    made = with_bos(make())
+    ids = made.encode("the tea the naïve tea 東京 tea").ids
+    bundle = write_token_reciter(tmp_path / "bundle", ids, made.get_vocab_size(), {"tokenizer.json": made.to_str()})
+    state = tmp_path / "state"
+    text = "the"
+    text += invoke("run", bundle, "--prompt", "the", "--max-tokens", "1", *GREEDY, "--snapshot", state).stdout[:-1]
+    for _ in range(len(ids) - len(made.encode("the").ids) - 1):
+        arguments = ("--resume", state, "--max-tokens", "1", *GREEDY, "--snapshot", state)
+        text += invoke("run", bundle, *arguments).stdout[:-1]
+    # A character that a run ended amid is shown as broken, and whole by the run that gets the rest of it.
+    assert text.replace("\ufffd", "") == "the tea the naïve tea 東京 tea"

@@ -1,0 +1,78 @@
+"""From a folder to a bundle that is held to the model's own full sequence: one family for each way to make a chunk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+import edgemem  # noqa: E402
+from edgemem.errors import VerificationError  # noqa: E402
+from edgemem.export import export_bundle, load_source  # noqa: E402
+from edgemem.export.hf.families import VOCAB, tiny_model  # noqa: E402
+
+STEPS = 70
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    def save(family):
+        folder = tmp_path_factory.mktemp("checkpoints") / family
+        tiny_model(family).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("family", "strategy", "options"),
+    [
+        ("mamba", "scan", {}),
+        ("mamba2", "block", {}),
+        ("lfm2", "native", {"memory": "sinks=2,window=16"}),
+        ("recurrent_gemma", "lifted", {}),
+    ],
+)
+def test_a_checkpoint_becomes_a_bundle_of_two_graphs(family, strategy, options, checkpoint, tmp_path):
+    source = load_source(str(checkpoint(family)), **options)
+    bundle = export_bundle(source, tmp_path / "bundle", steps=STEPS)
+    report = bundle.manifest.verification
+    assert source.trace.strategy == strategy
+    assert [graph.file for graph in bundle.manifest.graphs] == ["step.onnx", "chunk.onnx"]
+    assert report["step_error"] <= 1e-4
+    assert max(report["chunk_errors"].values()) <= 1e-4
+    # Weights are stored once, whatever each trace calls them.
+    stored = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in source.module.state_dict().values()}.values())
+    assert bundle.weights_bytes < 1.2 * stored + 20_000
+
+
+def test_a_bundle_of_single_steps_has_one_graph_and_streams_what_the_model_computes(checkpoint, tmp_path):
+    source = load_source(str(checkpoint("xlstm")))
+    bundle = export_bundle(source, tmp_path / "bundle", max_chunk=1, steps=8)
+    assert [(graph.file, graph.max_time) for graph in bundle.manifest.graphs] == [("step.onnx", 1)]
+    data = np.random.default_rng(0).integers(0, VOCAB, (2, 20))
+    with torch.inference_mode():
+        expected = source.reference(torch.from_numpy(data)).numpy()
+    with edgemem.open(bundle.path) as session:
+        np.testing.assert_allclose(session.stream(2).feed(data, outputs="all"), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_whose_steps_differ_from_its_full_sequence_is_not_written(checkpoint, tmp_path):
+    source = load_source(str(checkpoint("rwkv")))
+    honest = source.reference
+    object.__setattr__(source, "reference", lambda x: honest(x).roll(1, dims=-1))
+    with pytest.raises(VerificationError, match="full-sequence"):
+        export_bundle(source, tmp_path / "bundle", max_chunk=1, steps=8)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("options", [{"weights": "int8"}, {"dtype": "fp16", "weights": "int8"}])
+def test_a_chunk_that_is_one_loop_takes_small_weights_too(options, checkpoint, tmp_path):
+    source = load_source(str(checkpoint("xlstm")))
+    plain = export_bundle(source, tmp_path / "plain", verify=False)
+    small = export_bundle(source, tmp_path / "small", steps=STEPS, **options)
+    assert source.trace.strategy == "lifted"
+    assert not [why for why in small.manifest.precision["left"].values() if "loop" in why]
+    assert small.weights_bytes < 0.7 * plain.weights_bytes  # and no matrix is stored twice
