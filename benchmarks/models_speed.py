@@ -17,6 +17,7 @@ import tempfile
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
@@ -60,10 +61,17 @@ class Model:
 
 
 MODELS = {
-    "mamba": Model("MambaConfig", {"hidden_size": 768, "num_hidden_layers": 20}),
+    "mamba": Model("MambaConfig", {"hidden_size": 768, "num_hidden_layers": 20, "initializer_range": 0.02}),
     "mamba2": Model(
         "Mamba2Config",
-        {"hidden_size": 768, "num_hidden_layers": 20, "num_heads": 24, "head_dim": 64, "n_groups": 1},
+        {
+            "hidden_size": 768,
+            "num_hidden_layers": 20,
+            "num_heads": 24,
+            "head_dim": 64,
+            "n_groups": 1,
+            "initializer_range": 0.02,
+        },
         small={"num_heads": 8, "head_dim": 16},
     ),
     "rwkv": Model("RwkvConfig", {"hidden_size": 768, "num_hidden_layers": 10, "context_length": 2048}),
@@ -171,8 +179,8 @@ class _EnoughError(Exception):
 def make_checkpoint(model: Model, folder: Path) -> int:
     """Save a random model as ``save_pretrained`` does; its number of parameters."""
     import torch
-    import transformers
 
+    transformers = import_module("transformers")  # untyped
     torch.manual_seed(0)
     config = getattr(transformers, model.config)(vocab_size=VOCABULARY, **model.options)
     made = transformers.AutoModelForCausalLM.from_config(config)
@@ -183,9 +191,10 @@ def make_checkpoint(model: Model, folder: Path) -> int:
 def measure_model(name: str, rounds: int, steps: int, folder: Path, progress: Progress) -> Row:
     """Export a model in both precisions and measure it beside ``generate``."""
     import torch
-    import transformers
 
     from edgemem.export import export_bundle, hf
+
+    transformers = import_module("transformers")
 
     model = MODELS[name]
     parameters = make_checkpoint(model, folder / "checkpoint")

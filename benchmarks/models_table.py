@@ -19,6 +19,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -67,7 +68,8 @@ def measure(family: str) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, bundle = Path(folder, "checkpoint"), Path(folder, "bundle")
         with quiet():
-            tiny_model(family).save_pretrained(checkpoint)
+            model: Any = tiny_model(family)
+            model.save_pretrained(checkpoint)
         source, options = _load(checkpoint)
         written = export_bundle(source, bundle, steps=STEPS)
         contract, report = written.contract, written.manifest.verification
@@ -76,7 +78,7 @@ def measure(family: str) -> Row:
             family,
             " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items()),
             ", ".join(kinds),
-            getattr(source.trace, "strategy", ""),
+            str(getattr(source.trace, "strategy", "")),
             report["step_error"],
             max(report["chunk_errors"].values(), default=0.0),
         )

@@ -277,8 +277,11 @@ def _load(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    # A pattern would be kept for every chunk length: 50 MB more for a model of 100 MB, and no faster.
-    options.enable_mem_pattern = False
+    # A pattern is kept for every chunk length: 50 MB more for a model of 100 MB. A graph of one step has one.
+    options.enable_mem_pattern = graph.max_time == 1
+    if graph.min_time > 1 and bundle.manifest.precision.get("weights") is None:
+        # The step's engine holds the weights already, packed for its kernels: this one reads them from the file.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     options.log_severity_level = 4  # errors come as exceptions; the log would repeat them
     # Lets blockwise 4-bit and 8-bit weights use the int8 kernels; float graphs do not look at it.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")

@@ -1,0 +1,171 @@
+"""In which precisions transformers' families export, and which NVIDIA's compiler takes: a table of docs/models.md.
+
+``python benchmarks/models_precision.py --rows FILE`` takes every family of the page's first table, traces a small
+random checkpoint of it once, and writes that in each precision: held to the float32 model where such a model can be,
+then compiled by TensorRT-RTX, every graph of it. ``--rows`` keeps what was found, so that a run goes on where one
+stopped.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from models_table import BOUNDS, PAGE, put
+
+import edgemem
+from edgemem.bundle import Bundle
+from edgemem.console import console
+from edgemem.errors import EdgememError, ExportError
+from edgemem.export import Source, export_bundle, load_source
+from edgemem.export.hf.families import tiny_model
+from edgemem.export.hf.quiet import quiet
+from edgemem.export.source import Trace
+from edgemem.runtimes.trt.builder import build_engine
+from edgemem.runtimes.trt.flavour import Flavour, load_flavour
+from edgemem.runtimes.trt.options import BuildOptions
+
+STEPS = 24
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "fp16": {"dtype": "fp16"},
+    "int8 weights": {"weights": "int8", "block_size": 16},
+    "int4 weights": {"weights": "int4", "block_size": 16},
+}
+"""Name of each precision → the options of the export."""
+UNCHECKED = "int4 weights"
+"""Rounding to 4 bits changes a small random model by more than a check lets pass: it is exported and run unchecked."""
+
+
+def measure(family: str, flavour: Flavour) -> dict[str, str]:
+    """Export a family in every precision, and compile it: for each, what went wrong, or nothing."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder, "checkpoint")
+        with quiet():
+            model: Any = tiny_model(family)
+            model.save_pretrained(checkpoint)
+        source = _traced_once(_load(checkpoint))
+        for precision, options in PRECISIONS.items():
+            checked = precision != UNCHECKED and bool(options)
+            try:
+                bundle = export_bundle(source, Path(folder, "bundle"), steps=STEPS, verify=checked, **options)
+                _run(bundle)
+            except EdgememError as error:
+                found[precision] = f"not exported: {_first_line(error)}"
+                continue
+            found[precision] = _compile(bundle, flavour)
+    return found
+
+
+def _load(checkpoint: Path) -> Source:
+    for options in BOUNDS[:-1]:
+        try:
+            return load_source(str(checkpoint), **options)  # type: ignore[arg-type]
+        except ExportError:
+            continue
+    return load_source(str(checkpoint), **BOUNDS[-1])  # type: ignore[arg-type]
+
+
+def _traced_once(source: Source) -> Source:
+    """The source with its graphs kept: tracing takes longer than all that follows."""
+    if source.trace is None:
+        return source
+    trace: Trace = source.trace
+    kept: list[Any] = []
+
+    def again(*given: Any) -> Any:
+        if not kept:
+            kept.extend(trace(*given))
+        return [(graph, model.clone()) for graph, model in kept]
+
+    again_trace: Callable[..., Any] = again
+    return replace(source, trace=again_trace)
+
+
+def _run(bundle: Bundle) -> None:
+    """Stream a few tokens in ONNX Runtime.
+
+    Raises:
+        EdgememError: It does not load, or puts out NaN.
+    """
+    with edgemem.open(bundle.path, "onnxruntime", threads=1, device="cpu", guard=True) as session:
+        stream = session.stream()
+        stream.feed(np.arange(9) % 7)
+        stream.step(1)
+
+
+def _compile(bundle: Bundle, flavour: Flavour) -> str:
+    """Compile every graph of a bundle; what went wrong first, or nothing."""
+    for graph in bundle.manifest.graphs:
+        try:
+            build_engine(bundle, graph, flavour, BuildOptions())
+        except EdgememError as error:
+            return f"{graph.file}: {_first_line(error)}"
+    return ""
+
+
+def _first_line(error: EdgememError) -> str:
+    return error.message.splitlines()[0][:160]
+
+
+def table(rows: dict[str, dict[str, str]]) -> str:
+    """The rows as Markdown: yes where it exports and compiles, a number where a note says what not."""
+    notes: dict[str, int] = {}
+
+    def cell(said: str) -> str:
+        if not said:
+            return "yes"
+        said = re.sub(r"\s+", " ", said).replace("|", "\\|")
+        number = notes.setdefault(said, len(notes) + 1)
+        return f"{'no' if said.startswith('not exported') else 'exports'} ({number})"
+
+    lines = [f"| family | {' | '.join(PRECISIONS)} |", f"| --- |{' --- |' * len(PRECISIONS)}"]
+    lines += [
+        f"| {family} | {' | '.join(cell(found[precision]) for precision in PRECISIONS)} |"
+        for family, found in sorted(rows.items())
+    ]
+    lines += ["", *(f"{number}. {said}" for said, number in notes.items())]
+    return "\n".join(lines).rstrip()
+
+
+def families(page: str) -> Sequence[str]:
+    """The families of the page's first table."""
+    part = page.partition("<!-- families -->")[2].partition("<!-- end of families -->")[0]
+    return re.findall(r"^\| (\w[\w.-]*) \|(?! exported with)", part, re.MULTILINE)
+
+
+@click.command()
+@click.option("--only", multiple=True, help="Measure these families alone.")
+@click.option("--rows", "file", type=click.Path(path_type=Path), required=True, help="JSON file that keeps the rows.")
+def main(only: tuple[str, ...], file: Path) -> None:
+    """Measure families, and write the table of precisions in docs/models.md."""
+    out = console(stderr=True)
+    flavour = load_flavour("tensorrt_rtx")
+    rows: dict[str, dict[str, str]] = json.loads(file.read_text()) if file.is_file() else {}
+    for family in only or families(PAGE.read_text(encoding="utf-8")):
+        if family in rows and not only:
+            continue
+        try:
+            rows[family] = measure(family, flavour)
+        except EdgememError as error:
+            rows[family] = dict.fromkeys(PRECISIONS, f"not exported: {_first_line(error)}")
+        out.print(family, rows[family])
+        file.write_text(json.dumps(rows, indent=1))
+    page = put(PAGE.read_text(encoding="utf-8"), "precisions", table(rows))
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
