@@ -106,6 +106,11 @@ class Precision:
         return {"dtype": short, "weights": self.weights, "block_size": self.block_size}
 
 
+def half_key(name: str, *, transposed: bool, looked_up: bool) -> str:
+    """Under which name the weights file holds a matrix in 16 bits: a table of its name may lie there the other way."""
+    return f"{name}.transposed" if transposed and looked_up else name
+
+
 @dataclass
 class StoredWeights:
     """How a bundle holds a module's large weights, by their names.
@@ -140,7 +145,10 @@ class StoredWeights:
         found: dict[str, dict[str, Tensor]] = {}
         for name, matrix in self.matrices.items():
             found[name] = {f"{name}.{ending}": tensor for ending, tensor in matrix.stored().items()}
-        for name, tensor in {**self.halved, **self.lookups}.items():
+        for name, tensor in self.halved.items():
+            key = half_key(name, transposed=self.transposed[name], looked_up=name in self.lookups)
+            found.setdefault(name, {})[key] = tensor
+        for name, tensor in self.lookups.items():
             found.setdefault(name, {})[name] = tensor
         return found
 

@@ -26,7 +26,7 @@ from edgemem.contract import POSITION, Contract
 from edgemem.errors import BundleError, VerificationError
 from edgemem.export.emulate import emulate_bfloat16
 from edgemem.export.parameters import substituted
-from edgemem.export.precision import Precision, StoredWeights
+from edgemem.export.precision import Precision, StoredWeights, half_key
 from edgemem.export.source import Source
 from edgemem.models.blockwise import read_matrix
 from edgemem.models.checkpoint import load_weights
@@ -147,8 +147,11 @@ def read_stored(bundle: Bundle, precision: Precision) -> StoredWeights:
             if matrix is None:
                 raise BundleError(f"{bundle.path}: {name} in {WEIGHTS} is no matrix of {precision.weights} blocks.")
             stored.matrices[name], stored.transposed[name] = matrix, name in precision.transposed
-        stored.halved.update({name: read(name) for name in precision.halved if name in names})
-        stored.transposed.update({name: name in precision.transposed for name in stored.halved})
+        for name in precision.halved:
+            transposed = name in precision.transposed
+            half = read(half_key(name, transposed=transposed, looked_up=name in precision.lookups))
+            if half is not None:
+                stored.halved[name], stored.transposed[name] = half, transposed
         stored.lookups.update({name: read(name) for name in precision.lookups if name in names})
     return stored
 
