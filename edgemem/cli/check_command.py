@@ -41,15 +41,21 @@ def check(
 ) -> None:
     """Verify BUNDLE: its files, its graph, and its numbers against the torch model.
 
-    A bundle of a module of your own needs --against package.module:factory: no code is taken from a bundle.
+    A bundle of a module of your own needs --against package.module:factory, one of a transformers model its folder: no
+    code is taken from a bundle.
     """
     from edgemem.bundle import open_bundle
 
     opened = open_bundle(bundle)
     if against is None and opened.manifest.model is None:
+        name = opened.manifest.source.get("name")
+        if opened.manifest.source.get("kind") == "transformers":
+            what, how = "a transformers model", "FOLDER"
+        else:
+            what, how = "a module of your own", "package.module:factory"
         raise click.UsageError(
-            f"{bundle} holds a module of your own, exported from {opened.manifest.source.get('name')}: "
-            "name it with --against package.module:factory. No code is taken from a bundle."
+            f"{bundle} holds {what}, exported from {name}: name it with --against {how}. "
+            "No code is taken from a bundle."
         )
     needs_export_packages()
     from edgemem.export import check as run_check
