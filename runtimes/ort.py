@@ -22,6 +22,7 @@ from edgemem.runtimes.arena import Arena, Place
 from edgemem.runtimes.arena_stream import ArenaStream
 from edgemem.runtimes.memory import Array, Block, HostMemory, Memory
 from edgemem.runtimes.ort_graph import check_graph
+from edgemem.runtimes.ort_import import import_onnxruntime
 from edgemem.runtimes.session import Session, Stream
 
 _ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: numpy has no such dtype
@@ -66,7 +67,7 @@ class OrtSession(Session):
         exact: bool = False,
     ) -> None:
         try:
-            import onnxruntime
+            onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise RuntimeUnavailableError(
                 f"onnxruntime cannot be imported: {error}", hint='pip install "edgemem[onnxruntime]"'

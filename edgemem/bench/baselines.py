@@ -24,6 +24,7 @@ from edgemem.contract import OUTPUT_INDICES, POSITION, Contract, initial_state
 from edgemem.errors import EdgememError, MissingDependencyError
 from edgemem.runtimes import Session
 from edgemem.runtimes.cuda import CudaMemory
+from edgemem.runtimes.ort_import import import_onnxruntime
 
 GROWING_POSITIONS = (16, 256, 1_024, 4_096, 16_384, 65_536)
 GROWING_LIMIT_BYTES = 256 << 20
@@ -108,7 +109,7 @@ class NumpyLoop:
 
     def __init__(self, bundle: Bundle, threads: int | None, device: str = "cpu") -> None:
         try:
-            import onnxruntime
+            onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise MissingDependencyError("onnxruntime is not installed.", hint="pip install onnxruntime") from error
         contract = bundle.contract

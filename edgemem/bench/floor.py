@@ -34,6 +34,7 @@ from safetensors import SafetensorError, safe_open
 from edgemem.bundle import WEIGHTS, Bundle
 from edgemem.errors import BundleError, MissingDependencyError
 from edgemem.runtimes import huge_pages
+from edgemem.runtimes.ort_import import import_onnxruntime
 
 _BLAS_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 _ONNX_LIMIT_BYTES = 1_900_000_000
@@ -158,8 +159,9 @@ class OnnxRuntimePass:
             raise BundleError(f"{reads.nbytes} bytes of weights are more than one ONNX graph can hold.")
         try:
             import onnx
-            import onnxruntime
             from onnx import TensorProto, helper, numpy_helper
+
+            onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise MissingDependencyError(
                 f"{error.name} is not installed.", hint="pip install 'edgemem[export,onnxruntime]'"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgemem.errors import EdgememError, MissingDependencyError, RuntimeUnavailableError
+from edgemem.runtimes.ort_import import import_onnxruntime
 from edgemem.runtimes.trt.flavour import probe_cuda
 
 _X = np.array([1.0, -2.5, 1e6], dtype=np.float32)
@@ -80,8 +81,7 @@ def _check(y: Any) -> None:
 
 def _onnxruntime(provider: str) -> Callable[[], str]:
     def run() -> str:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         if provider not in onnxruntime.get_available_providers():
             raise MissingDependencyError(f"this build of onnxruntime has no {provider}.")
         if hasattr(onnxruntime, "preload_dlls") and provider != "CPUExecutionProvider":

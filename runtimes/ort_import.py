@@ -1,0 +1,24 @@
+"""ONNX Runtime as edgemem imports it: nothing is sent anywhere.
+
+From 1.29 on its official builds for Linux start a thread that uploads events of use. A device that streams for ever
+must not call home, and the thread's memory is not the model's. The variable counts only before the first import.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+OPT_OUT = "ORT_DISABLE_TELEMETRY"
+
+
+def import_onnxruntime() -> Any:
+    """The module ``onnxruntime``, its telemetry off unless the environment says otherwise.
+
+    Raises:
+        ImportError: It is not installed, or does not load.
+    """
+    os.environ.setdefault(OPT_OUT, "1")
+    import onnxruntime
+
+    return onnxruntime
