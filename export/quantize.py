@@ -150,6 +150,8 @@ class _Pass:
             wide.name, wide.type = f"{numbers.name}.wide", scale.type
             graph.insert_before(graph[0], right)
             right = ir.node("Identity", [wide])
+        for relu in [use.node for use in node.outputs[0].uses() if use.node.op_type == "Relu"]:
+            _relu_as_max(graph, relu)
         replace_product(node.graph, node, right, scale.dtype)
 
     @staticmethod
@@ -164,6 +166,23 @@ class _Pass:
         else:
             numbers = TorchTensor(matrix.values, name=keys[0])
         return add_initializer(graph, numbers), add_initializer(graph, TorchTensor(matrix.scale, name=keys[1]))
+
+
+def _relu_as_max(graph: ir.Graph, relu: ir.Node) -> None:
+    """Put ``max(x, 0)`` in the place of a Relu: ONNX Runtime fuses no product that a Relu follows."""
+    x, output = relu.inputs[0], relu.outputs[0]
+    assert x is not None
+    assert isinstance(relu.graph, ir.Graph)
+    name = f"zero.{x.dtype}"
+    if name not in graph.initializers:
+        add_initializer(graph, ir.tensor(0.0, dtype=x.dtype, name=name))
+    made = ir.node("Max", [x, graph.initializers[name]])
+    relu.graph.insert_before(relu, made)
+    found = made.outputs[0]
+    found.name, output.name = output.name, None
+    found.shape, found.type = output.shape, output.type
+    ir.convenience.replace_all_uses_with(output, found, replace_graph_outputs=True)
+    relu.graph.remove(relu, safe=True)
 
 
 def replace_product(graph: ir.Graph, node: ir.Node, right: ir.Node | None, dtype: ir.DataType | None) -> None:

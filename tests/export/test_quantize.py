@@ -36,7 +36,7 @@ class Mixed(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         x = self.embedding(tokens)
-        x = x + self.down(torch.relu(self.up(x))) * self.gate(x).mean(-1, keepdim=True)
+        x = x + torch.relu(self.down(torch.relu(self.up(x)))) * self.gate(x).mean(-1, keepdim=True)
         last = self.up(x[:, 0])  # two axes: a Gemm
         return self.head(x + self.odd(x[..., :50])), last
 
