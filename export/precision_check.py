@@ -38,6 +38,20 @@ from edgemem.runtimes.ort import OrtSession
 _HALF = {ir.DataType.FLOAT16: 2**11, ir.DataType.BFLOAT16: 2**8}
 _WHOLE = (ir.DataType.INT64, ir.DataType.INT32)
 _COMPARISONS = ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual")
+_VALUES: dict[str, tuple[int, ...]] = {
+    "ConstantOfShape": (),
+    "Expand": (0,),
+    "Gather": (0,),
+    "GatherElements": (0,),
+    "GatherND": (0,),
+    "Reshape": (0,),
+    "ScatterElements": (0, 2),
+    "ScatterND": (0, 2),
+    "Shape": (),
+    "Slice": (0,),
+    "Where": (1, 2),
+}
+"""Of operators that only look at some inputs: those whose values come out."""
 _ROUNDING = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 _DTYPE_CHANGE = {"float32": 0.0, "float16": 0.01, "bfloat16": 0.05}
 _WEIGHTS_CHANGE = {None: 0.0, "int8": 0.03, "int4": 0.3}
@@ -85,9 +99,20 @@ def check_counters(model: ir.Model, file: str) -> None:
     Raises:
         VerificationError: Such a value is cast to half precision.
     """
-    counts = {value for value in model.graph.inputs if value.name in (POSITION, f"past.{POSITION}")}
-    for node in model.graph:  # in topological order
-        if counts.isdisjoint(value for value in node.inputs if value is not None):
+    _follow_counts(model.graph, {v for v in model.graph.inputs if v.name in (POSITION, f"past.{POSITION}")}, file)
+
+
+def _follow_counts(graph: ir.Graph, counts: set[ir.Value], file: str) -> None:
+    """Add to ``counts`` what a graph computes from them in whole numbers; see :func:`check_counters`."""
+    for node in graph:  # in topological order
+        if node.op_type == "Scan":
+            body = node.attributes["body"].as_graph()
+            inside = counts | {inner for inner, outer in zip(body.inputs, node.inputs, strict=True) if outer in counts}
+            _follow_counts(body, inside, file)
+            counts.update(outer for inner, outer in zip(body.outputs, node.outputs, strict=True) if inner in inside)
+            continue
+        values = [node.inputs[i] for i in _VALUES[node.op_type]] if node.op_type in _VALUES else node.inputs
+        if counts.isdisjoint(value for value in values if value is not None):
             continue
         if node.op_type == "Cast":
             to = ir.DataType(node.attributes["to"].as_int())

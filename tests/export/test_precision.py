@@ -183,6 +183,33 @@ def test_a_comparison_of_positions_may_be_in_half_precision():
         check_counters(graph(add, helper.make_node("Cast", ["twice"], ["y"], to=TensorProto.BFLOAT16)), "g")
 
 
+def test_a_position_is_followed_into_a_loop_and_not_through_what_it_is_an_index_of():
+    import onnx
+    import onnx_ir as ir
+
+    def graph(picked):
+        return ir.from_proto(
+            onnx.parser.parse_model(
+                f"""
+                <ir_version: 10, opset_import: ["" : 20]>
+                g (int64[1] position, float[1,4] table, float[3,1] x) => (int64[1] last, float16[3,1] y) {{
+                  last, y = Scan <num_scan_inputs = 1, body = body (int64[1] at, float[1] part)
+                    => (int64[1] next, float16[1] out) {{
+                      next = Add (at, at)
+                      found = Gather <axis = 1> (table, at)
+                      flat = Squeeze (found)
+                      out = Cast <to = 10> ({picked})
+                  }}> (position, x)
+                }}
+                """
+            )
+        )
+
+    check_counters(graph("flat"), "g")
+    with pytest.raises(VerificationError, match="casts a position to float16"):
+        check_counters(graph("next"), "g")
+
+
 def test_a_module_with_nothing_to_halve_is_refused(tmp_path):
     with pytest.raises(ExportError, match="no large matrix"):
         export_bundle(load_source("tests.export.modules:Gru"), tmp_path / "bundle", dtype="fp16")
