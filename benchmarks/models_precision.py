@@ -15,22 +15,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import json
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from models_table import BOUNDS, PAGE, put
+from models_table import PAGE, put, small_source
 
 import edgemem
 from edgemem.bundle import Bundle
 from edgemem.console import console
-from edgemem.errors import EdgememError, ExportError
-from edgemem.export import Source, export_bundle, load_source
-from edgemem.export.hf.families import tiny_model
-from edgemem.export.hf.quiet import quiet
+from edgemem.errors import EdgememError
+from edgemem.export import Source, export_bundle
 from edgemem.export.source import Trace
 from edgemem.runtimes.trt.builder import build_engine
 from edgemem.runtimes.trt.flavour import Flavour, load_flavour
@@ -52,11 +50,7 @@ def measure(family: str, flavour: Flavour) -> dict[str, str]:
     """Export a family in every precision, and compile it: for each, what went wrong, or nothing."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder, "checkpoint")
-        with quiet():
-            model: Any = tiny_model(family)
-            model.save_pretrained(checkpoint)
-        source = _traced_once(_load(checkpoint))
+        source = _traced_once(small_source(family, Path(folder, "checkpoint"))[0])
         for precision, options in PRECISIONS.items():
             checked = precision != UNCHECKED and bool(options)
             try:
@@ -67,15 +61,6 @@ def measure(family: str, flavour: Flavour) -> dict[str, str]:
                 continue
             found[precision] = _compile(bundle, flavour)
     return found
-
-
-def _load(checkpoint: Path) -> Source:
-    for options in BOUNDS[:-1]:
-        try:
-            return load_source(str(checkpoint), **options)  # type: ignore[arg-type]
-        except ExportError:
-            continue
-    return load_source(str(checkpoint), **BOUNDS[-1])  # type: ignore[arg-type]
 
 
 def _traced_once(source: Source) -> Source:
@@ -90,8 +75,7 @@ def _traced_once(source: Source) -> Source:
             kept.extend(trace(*given))
         return [(graph, model.clone()) for graph, model in kept]
 
-    again_trace: Callable[..., Any] = again
-    return replace(source, trace=again_trace)
+    return replace(source, trace=again)
 
 
 def _run(bundle: Bundle) -> None:

@@ -66,12 +66,8 @@ class Row:
 def measure(family: str) -> Row:
     """Export a small checkpoint of a family, and read what its check measured."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint, bundle = Path(folder, "checkpoint"), Path(folder, "bundle")
-        with quiet():
-            model: Any = tiny_model(family)
-            model.save_pretrained(checkpoint)
-        source, options = _load(checkpoint)
-        written = export_bundle(source, bundle, steps=STEPS)
+        source, options = small_source(family, Path(folder, "checkpoint"))
+        written = export_bundle(source, Path(folder, "bundle"), steps=STEPS)
         contract, report = written.contract, written.manifest.verification
         kinds = dict.fromkeys(state.name.partition(".")[2] for state in contract)
         return Row(
@@ -84,7 +80,11 @@ def measure(family: str) -> Row:
         )
 
 
-def _load(checkpoint: Path) -> tuple[Source, dict[str, str | int]]:
+def small_source(family: str, checkpoint: Path) -> tuple[Source, dict[str, str | int]]:
+    """A small random checkpoint of a family, saved and loaded from its folder with the first options that suit it."""
+    with quiet():
+        model: Any = tiny_model(family)
+        model.save_pretrained(checkpoint)
     for options in BOUNDS[:-1]:
         try:
             return load_source(str(checkpoint), **options), options  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgemem.bench.devices.reader import Quantity
-from edgemem.bench.devices.tree import Tree
+from edgemem.bench.devices.tree import Tree, TreeReader
 from edgemem.bench.result import DeviceState
 
 _FOLDERS = ("sys/class/hwmon/hwmon*", "sys/bus/i2c/drivers/ina*/*/hwmon/hwmon*")
@@ -72,20 +72,8 @@ class Rail:
         return volts * amperes
 
 
-class InaReader:
-    """Every INA monitor that the kernel has a driver for.
-
-    Args:
-        tree: The machine's files.
-    """
-
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
-
-    @property
-    def problems(self) -> dict[str, str]:
-        """See :class:`~edgemem.bench.devices.reader.Reader`."""
-        return self._tree.problems
+class InaReader(TreeReader):
+    """Every INA monitor that the kernel has a driver for."""
 
     def sensors(self) -> Sequence[Rail]:
         """The connected rails that give a reading."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgemem.bench.devices.reader import Quantity
-from edgemem.bench.devices.tree import Tree
+from edgemem.bench.devices.tree import Tree, TreeReader
 from edgemem.bench.result import DeviceState
 
 _COVERS = {"psys": "the whole platform", "core": "the cores", "uncore": "the processor's graphics", "dram": "memory"}
@@ -48,20 +48,8 @@ class EnergyZone:
         return (self._base + count) / 1e6
 
 
-class RaplReader:
-    """The processor's zones.
-
-    Args:
-        tree: The machine's files.
-    """
-
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
-
-    @property
-    def problems(self) -> dict[str, str]:
-        """See :class:`~edgemem.bench.devices.reader.Reader`."""
-        return self._tree.problems
+class RaplReader(TreeReader):
+    """The processor's zones."""
 
     def sensors(self) -> Sequence[EnergyZone]:
         """The zones that can be read; ``intel-rapl`` is what the kernel calls AMD's too."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 
 from edgemem.bench.devices.reader import PowerSensor
-from edgemem.bench.devices.tree import Tree
+from edgemem.bench.devices.tree import TreeReader
 from edgemem.bench.result import DeviceState, Reading
 
 _CLOCKED = re.compile(r"gpu|g[a-z]\d\d[a-z]|emc|bwmgr")  # ga10b and the like are names of integrated GPUs
@@ -28,20 +28,8 @@ _MODE = re.compile(r"^<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>", re.MULTILINE
 _DEFAULT_MODE = re.compile(r"^<\s*PM_CONFIG\s+DEFAULT=(\d+)\s*>", re.MULTILINE)
 
 
-class SysfsReader:
-    """The kernel's own view of the machine.
-
-    Args:
-        tree: The machine's files.
-    """
-
-    def __init__(self, tree: Tree) -> None:
-        self._tree = tree
-
-    @property
-    def problems(self) -> dict[str, str]:
-        """See :class:`~edgemem.bench.devices.reader.Reader`."""
-        return self._tree.problems
+class SysfsReader(TreeReader):
+    """The kernel's own view of the machine."""
 
     def sensors(self) -> list[PowerSensor]:
         """State alone: no sensor of power."""

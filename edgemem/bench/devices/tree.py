@@ -63,6 +63,22 @@ class Tree:
         return f"/{path.relative_to(self.root)}" if path.is_relative_to(self.root) else str(path)
 
 
+class TreeReader:
+    """The part that all readers of files share; see :class:`~edgemem.bench.devices.reader.Reader`.
+
+    Args:
+        tree: The machine's files.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """See :class:`~edgemem.bench.devices.reader.Reader`."""
+        return self._tree.problems
+
+
 def _reason(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "not readable by this user"
