@@ -160,6 +160,31 @@ def invoke() -> Callable[..., Result]:
     return call
 
 
+def signal_until(process: subprocess.Popen[bytes], number: int, is_heard: Callable[[float], bool]) -> None:
+    """Send a signal to a program that waits for input, until ``is_heard(timeout_s)`` says that it was heard.
+
+    Python sees a signal that comes just before the system call that waits only when that call returns: whoever sits
+    there presses the keys again.
+    """
+    for _ in range(6):
+        process.send_signal(number)
+        if is_heard(5.0):
+            return
+    raise AssertionError(f"signal {number} was not heard")
+
+
+def end_by_signal(process: subprocess.Popen[bytes], number: int) -> int:
+    """The exit code of a program that waits for input and gets a signal."""
+
+    def is_heard(timeout_s: float) -> bool:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout_s)
+        return process.returncode is not None
+
+    signal_until(process, number, is_heard)
+    return int(process.returncode)
+
+
 @pytest.fixture
 def start() -> Any:
     """Start the command line in a process of its own, with pipes; it is ended with the test."""

@@ -10,6 +10,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from edgemem.generation import GenerationDefaults
 from tests import chat_templates
 from tests.tiny_tokenizers import byte_level
 
-from .conftest import write_token_reciter
+from .conftest import end_by_signal, signal_until, write_token_reciter
 
 TURNS = ("the tea?", "tea & 東京 🚋", "the naïve café", "é\nthe tea", "the", "tea " * 60)
 USER, REPLIES = TURNS[::2], TURNS[1::2]
@@ -232,14 +233,20 @@ class Terminal:
         os.close(slave)
         self.seen = ""
 
-    def wait_for(self, text: str) -> None:
-        """Read until ``text`` was shown, and go on behind it."""
-        deadline = time.monotonic() + 30
+    def shows(self, text: str, timeout_s: float) -> bool:
+        """Read until ``text`` was shown, and go on behind it; ``False`` where it was not in time."""
+        deadline = time.monotonic() + timeout_s
         while text not in self.seen:
-            assert time.monotonic() < deadline, f"no {text!r} in {self.seen!r}"
+            if time.monotonic() > deadline:
+                return False
             if select.select([self.master], [], [], 0.1)[0]:
                 self.seen += os.read(self.master, 4096).decode("utf-8", "replace").replace("\r\n", "\n")
         self.seen = self.seen.partition(text)[2]
+        return True
+
+    def wait_for(self, text: str) -> None:
+        """Read until ``text`` was shown, and go on behind it."""
+        assert self.shows(text, 30), f"no {text!r} in {self.seen!r}"
 
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
@@ -282,8 +289,8 @@ def test_ctrl_c_stops_a_reply_and_not_the_program(talker, start):
     terminal.wait_for(REPLIES[0])
     terminal.interrupt()
     terminal.wait_for("> ")
-    terminal.interrupt()  # nothing runs: it says how to end
-    terminal.wait_for("Ctrl-D or /quit ends.")
+    # Nothing runs: it says how to end.
+    signal_until(terminal.process, signal.SIGINT, partial(terminal.shows, "Ctrl-D or /quit ends."))
     terminal.wait_for("> ")
     terminal.type("/reset\n")
     terminal.wait_for("> ")
@@ -316,9 +323,7 @@ def test_ctrl_c_while_a_pipe_is_waited_for_ends_the_program(talker, start, tmp_p
     while len(out) < len(expected):
         out += process.stdout.read(len(expected) - len(out))
     assert out == expected
-    time.sleep(0.1)  # so that it waits for the next line
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 130
+    assert end_by_signal(process, signal.SIGINT) == 130
     assert (tmp_path / "state").exists()
 
 

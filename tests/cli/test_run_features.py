@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -15,6 +14,8 @@ from edgemem.cli.interrupt import Interrupt
 from edgemem.cli.rows import open_rows
 from edgemem.contract import InputSpec
 from edgemem.errors import InputError
+
+from .conftest import end_by_signal
 
 ROWS = np.arange(100, dtype=np.float32).reshape(50, 2)
 SUMS = ROWS.cumsum(axis=0)
@@ -122,9 +123,7 @@ def test_ctrl_c_while_waiting_for_a_row_saves_the_state(summer, invoke, start, t
     process.stdin.write(b"1,2\n")
     process.stdin.flush()
     assert process.stdout.readline() == b"1.0,2.0\n"
-    time.sleep(0.1)  # so that it waits for the next row
-    process.send_signal(number)
-    assert process.wait(timeout=30) == 128 + number
+    assert end_by_signal(process, number) == 128 + number
     assert process.stderr.read().startswith(b"1 rows, ")
     assert invoke("run", summer, "--resume", state, input="1,1").stdout == "2.0,3.0\n"
 
