@@ -280,21 +280,19 @@ def _load(
     options.inter_op_num_threads = 1
     # A pattern is kept for every chunk length: 50 MB more for a model of 100 MB. A graph of one step has one.
     options.enable_mem_pattern = graph.max_time == 1
+    # Pushing transposes through a step's small tensors makes more of them, each a call of its own.
+    disabled = ["TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"]
     if graph.min_time > 1 and bundle.manifest.precision.get("weights") is None:
         # The step's engine holds the weights already, packed for its kernels: this one reads them from the file.
         options.add_session_config_entry("session.disable_prepacking", "1")
+        if bundle.manifest.precision.get("dtype") != "float16":  # whose weights are widened by folding
+            disabled.append("ConstantFolding")  # it would copy a table that is the output layer too, transposed
     options.log_severity_level = 4  # errors come as exceptions; the log would repeat them
     # Lets blockwise 4-bit and 8-bit weights use the int8 kernels; float graphs do not look at it.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
     path = bundle.file(graph.file)
     try:
-        # Pushing transposes through a step's small tensors makes more of them, each a call of its own.
-        return onnxruntime.InferenceSession(
-            str(path),
-            options,
-            providers=providers,
-            disabled_optimizers=["TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"],
-        )
+        return onnxruntime.InferenceSession(str(path), options, providers=providers, disabled_optimizers=disabled)
     except Exception as error:
         text = str(error)
         if bundle.manifest.precision.get("dtype") == "bfloat16" and "NOT_IMPLEMENTED" in text:
