@@ -12,9 +12,24 @@ import torch
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 from edgemem.errors import ExportError  # noqa: E402
-from edgemem.export import load_source  # noqa: E402
+from edgemem.export import export_bundle, load_source  # noqa: E402
 from edgemem.export.hf.families import tiny_model  # noqa: E402
 from edgemem.export.hf.loading import load_model  # noqa: E402
+
+LOUDER = """
+from transformers import MambaConfig, MambaForCausalLM
+
+class LouderConfig(MambaConfig):
+    model_type = "louder"
+
+class LouderForCausalLM(MambaForCausalLM):
+    config_class = LouderConfig
+
+    def forward(self, input_ids=None, cache_params=None, use_cache=None, **kwargs):
+        outputs = super().forward(input_ids, cache_params=cache_params, use_cache=use_cache, **kwargs)
+        outputs.logits = 2 * outputs.logits
+        return outputs
+"""
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +93,20 @@ def test_code_in_the_folder_is_not_run(mamba, tmp_path):
         load_source(str(folder))
     assert "--trust-remote-code" in str(caught.value.hint)
     assert "mine" not in sys.modules
+
+
+def test_code_in_the_folder_is_run_where_the_user_says_so(mamba, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    auto_map = {"AutoConfig": "louder.LouderConfig", "AutoModelForCausalLM": "louder.LouderForCausalLM"}
+    folder = copy(mamba, tmp_path / "remote", model_type="louder", auto_map=auto_map)
+    (folder / "louder.py").write_text(LOUDER)
+    source = load_source(str(folder), trust_remote_code=True)
+    tokens = torch.arange(12)[None] % 7
+    with torch.inference_mode():
+        expected = tiny_model("mamba")(tokens).logits
+    torch.testing.assert_close(source.reference(tokens), 2 * expected)
+    export_bundle(source, tmp_path / "bundle", steps=8)
 
 
 def test_an_unknown_family_is_refused(mamba, tmp_path):
