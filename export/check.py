@@ -14,7 +14,9 @@ float32 model's (:mod:`edgemem.export.precision_check`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,23 +133,30 @@ def check(
     x = example_input(contract, 2, steps, generator)
     data = x.numpy()
     threads = torch.get_num_threads()
-    with with_stored_weights(bundle, source) as reference:
-        module = Sealed(reference.module) if sealed else reference.module
+    stored = partial(_stored_model, bundle, source, sealed)
+    with stored() as (reference, module):
         expected = _full_pass(reference, x)
         far_calls = [_FarCall(bundle, module, data, position) for position in _far_positions(contract)]
-        page_out(module)  # torch has had its say: the engine's copy of the weights takes the place of its own
-        with exact_session(bundle, threads) as session:
-            comparison = _Comparison(session, module, data, expected, tolerance)
-            check_probes(session, data)
-            report.step_error = comparison.stream([1] * steps, "stepping", progress)
-            for name, sizes in _chunkings(bundle, steps, seed):
-                report.chunk_errors[name] = comparison.stream(sizes, name, progress)
-            for call in far_calls:
-                report.far_errors[str(call.position)] = comparison.from_position(call)
+    page_out(source.module)  # torch has had its say: the engine's copy of the weights takes the place of its own
+    with exact_session(bundle, threads) as session:
+        comparison = _Comparison(session, stored, data, expected, tolerance)
+        check_probes(session, data)
+        report.step_error = comparison.stream([1] * steps, "stepping", progress)
+        for name, sizes in _chunkings(bundle, steps, seed):
+            report.chunk_errors[name] = comparison.stream(sizes, name, progress)
+        for call in far_calls:
+            report.far_errors[str(call.position)] = comparison.from_position(call)
     if is_original and not precision.is_plain:
         report.change_tolerance = change_tolerance(precision)
         report.change = _check_change(bundle, source, x, report.change_tolerance, threads)
     return report
+
+
+@contextmanager
+def _stored_model(bundle: Bundle, source: Source, sealed: bool) -> Iterator[tuple[Source, torch.nn.Module]]:
+    """The source with the bundle's weights, inside the block, and its module as the bundle holds its states."""
+    with with_stored_weights(bundle, source) as reference:
+        yield reference, Sealed(reference.module) if sealed else reference.module
 
 
 def _full_pass(source: Source, x: torch.Tensor) -> np.ndarray[Any, Any]:
@@ -326,13 +335,13 @@ class _Comparison:
     def __init__(
         self,
         session: Session,
-        module: torch.nn.Module,
+        stored: Callable[[], AbstractContextManager[tuple[Source, torch.nn.Module]]],
         data: np.ndarray[Any, Any],
         expected: np.ndarray[Any, Any],
         tolerance: float,
     ) -> None:
         self.session = session
-        self.module = module
+        self.stored = stored
         self.data = data
         self.expected = expected
         self.tolerance = tolerance
@@ -401,24 +410,25 @@ class _Comparison:
 
         batch = self.data.shape[0]
         ours = self.session.stream(batch)
-        contract = replace(self.session.contract, states=self.module.contract().states)  # type: ignore[operator]
-        theirs = TorchSession(contract, self.module).stream(batch)
-        done = 0
-        for size in sizes:
-            part = self.data[:, done : done + size]
-            ours.feed(part, outputs="none")
-            theirs.feed(part, outputs="none")
-            reference = theirs.state()
-            for name, value in ours.state().items():
-                if self.session.contract[name].dtype == "bfloat16":
-                    value = bfloat16.decode(value)
-                wanted = reference[name].astype(np.float64)
-                error = np.abs(value.astype(np.float64) - wanted) / (1 + np.abs(wanted))
-                if not (error <= self.tolerance).all():
-                    return f"{name} after step {done + size - 1} (by {error.max():.2e})"
-            done += size
-            if done > last:
-                return None
+        with self.stored() as (_, module):
+            contract = replace(self.session.contract, states=module.contract().states)  # type: ignore[operator]
+            theirs = TorchSession(contract, module).stream(batch)
+            done = 0
+            for size in sizes:
+                part = self.data[:, done : done + size]
+                ours.feed(part, outputs="none")
+                theirs.feed(part, outputs="none")
+                reference = theirs.state()
+                for name, value in ours.state().items():
+                    if self.session.contract[name].dtype == "bfloat16":
+                        value = bfloat16.decode(value)
+                    wanted = reference[name].astype(np.float64)
+                    error = np.abs(value.astype(np.float64) - wanted) / (1 + np.abs(wanted))
+                    if not (error <= self.tolerance).all():
+                        return f"{name} after step {done + size - 1} (by {error.max():.2e})"
+                done += size
+                if done > last:
+                    return None
         return None
 
 

@@ -66,6 +66,20 @@ def export_bundle(
         EdgememError: The bundle cannot be written.
     """
     precision = Precision.of(dtype, weights, block_size, default=source.config.dtype if source.config else "float32")
+    with write_bundle(out) as writer:
+        manifest = _write(source, writer.folder, precision, sealed, max_chunk, announce)
+        bundle = writer.finish(manifest)
+        if verify:
+            announce("checking the bundle against the model")
+            report = check(writer.folder, source, steps=steps, progress=progress)
+            bundle = writer.finish(replace(manifest, verification=report.to_json()))
+    return replace(bundle, path=Path(out))
+
+
+def _write(
+    source: Source, folder: Path, precision: Precision, sealed: bool, max_chunk: int | None, announce: Announce
+) -> Manifest:
+    """Trace the source and write all files but the manifest, which is returned; nothing else of it stays in memory."""
     exported = in_precision(source, precision)
     module: nn.Module = Sealed(exported.module) if sealed else exported.module
     contract: Contract = module.contract()  # type: ignore[operator]
@@ -73,46 +87,39 @@ def export_bundle(
         if not 1 <= max_chunk <= contract.max_chunk:
             raise ExportError(f"max_chunk must be from 1 to {contract.max_chunk} for this model, got {max_chunk}.")
         contract = replace(contract, max_chunk=max_chunk)
-    with write_bundle(out) as writer:
-        announce("tracing the model")
-        graphs = (source.trace or _one_graph)(module, contract)
-        models = [model for _, model in graphs]
-        if weights is not None:
-            announce(f"quantising the weights to {weights}")
-        stored = store_in_precision(models, exported, precision)
-        announce("writing weights and graph")
-        whole = exported.config is not None
-        store_weights(models, exported.module, writer.folder, whole=whole, instead=stored.files())
-        for graph, model in graphs:
-            model.metadata_props[METADATA_KEY] = json.dumps(contract.to_json(), separators=(",", ":"))
-            ir.save(model, writer.folder / graph.file)
-        source.text.write(writer.folder)
-        if ignored := source.text.generation.ignored:
-            announce(f"settings of generation_config.json that edgemem does not have: {', '.join(ignored)}")
-        tokenizer = source.config.tokenizer if source.config else None
-        manifest = Manifest(
-            contract=contract,
-            graphs=tuple(graph for graph, _ in graphs),
-            source={
-                "kind": source.kind,
-                "name": source.name,
-                "random_weights": source.has_random_weights,
-                **({"options": dict(source.options)} if source.options else {}),
-            },
-            model=exported.config.to_json() if exported.config else None,
-            precision=stored.described(precision).to_json(),
-            tokenizer=tokenizer if source.text.tokenizer is None else TOKENIZER,
-            special_tokens=source.text.special_tokens,
-            generation=source.text.generation,
-            input_meaning=source.config.input_meaning if source.config else "",
-            versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
-        )
-        bundle = writer.finish(manifest)
-        if verify:
-            announce("checking the bundle against the model")
-            report = check(writer.folder, source, steps=steps, progress=progress)
-            bundle = writer.finish(replace(manifest, verification=report.to_json()))
-    return replace(bundle, path=Path(out))
+    announce("tracing the model")
+    graphs = (source.trace or _one_graph)(module, contract)
+    models = [model for _, model in graphs]
+    if precision.weights is not None:
+        announce(f"quantising the weights to {precision.weights}")
+    stored = store_in_precision(models, exported, precision)
+    announce("writing weights and graph")
+    whole = exported.config is not None
+    store_weights(models, exported.module, folder, whole=whole, instead=stored.files())
+    for graph, model in graphs:
+        model.metadata_props[METADATA_KEY] = json.dumps(contract.to_json(), separators=(",", ":"))
+        ir.save(model, folder / graph.file)
+    source.text.write(folder)
+    if ignored := source.text.generation.ignored:
+        announce(f"settings of generation_config.json that edgemem does not have: {', '.join(ignored)}")
+    tokenizer = source.config.tokenizer if source.config else None
+    return Manifest(
+        contract=contract,
+        graphs=tuple(graph for graph, _ in graphs),
+        source={
+            "kind": source.kind,
+            "name": source.name,
+            "random_weights": source.has_random_weights,
+            **({"options": dict(source.options)} if source.options else {}),
+        },
+        model=exported.config.to_json() if exported.config else None,
+        precision=stored.described(precision).to_json(),
+        tokenizer=tokenizer if source.text.tokenizer is None else TOKENIZER,
+        special_tokens=source.text.special_tokens,
+        generation=source.text.generation,
+        input_meaning=source.config.input_meaning if source.config else "",
+        versions=package_versions("torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime"),
+    )
 
 
 def in_precision(source: Source, precision: Precision) -> Source:

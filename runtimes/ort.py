@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class OrtSession(Session):
         guard: See :class:`~edgemem.runtimes.session.Session`.
         exact: Multiply quantised weights in floating point. By default the engine rounds what they are multiplied
             with to 8 bits too, which is several times faster.
+        profile: Time every operator, into files whose names begin so; an engine's ``end_profiling()`` names its own.
 
     Attributes:
         memory: Where its streams' arenas lie.
@@ -65,6 +67,7 @@ class OrtSession(Session):
         device: str = "auto",
         guard: bool = False,
         exact: bool = False,
+        profile: Path | None = None,
     ) -> None:
         try:
             onnxruntime = import_onnxruntime()
@@ -79,7 +82,7 @@ class OrtSession(Session):
         regions = huge_pages.anonymous_regions()
         for graph in bundle.manifest.graphs:
             providers = [*self._providers(memory, graph, first), _CPU]
-            engine = _load(onnxruntime, bundle, graph, providers, threads, exact)
+            engine = _load(onnxruntime, bundle, graph, providers, threads, exact, profile)
             if engine.get_providers()[0] != first:
                 if device == "cuda" or first == _TENSORRT:
                     raise _no_cuda(f"ONNX Runtime could not start {first}")
@@ -272,9 +275,18 @@ def _elements(contract: Contract) -> dict[str, Any]:
 
 
 def _load(
-    onnxruntime: Any, bundle: Bundle, graph: GraphFile, providers: list[Any], threads: int | None, exact: bool
+    onnxruntime: Any,
+    bundle: Bundle,
+    graph: GraphFile,
+    providers: list[Any],
+    threads: int | None,
+    exact: bool,
+    profile: Path | None,
 ) -> Any:
     options = onnxruntime.SessionOptions()
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1

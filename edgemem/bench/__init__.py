@@ -7,6 +7,7 @@
 :mod:`.comparison`        ratios, paired by round
 :mod:`.floor`             the least time in which this machine reads the weights once
 :mod:`.environment`       the machine, the versions, the process's memory
+:mod:`.operators`         where a step's time goes, operator by operator
 :mod:`.devices`           power, clocks, temperatures, time on the GPU: what the device itself tells
 :mod:`.result`            the measurement as dataclasses; units are in the names
 :mod:`.suite`             the whole benchmark, in order

@@ -283,6 +283,39 @@ class GpuTime:
 
 
 @dataclass(frozen=True)
+class Operator:
+    """All operators of one kind in a step.
+
+    Attributes:
+        name: Their type, as the engine calls it after it has fused some.
+        reads_weights: Whether they multiply with, or look up in, stored weights; the others work on states and what
+            was computed before.
+        count: How many there are.
+        p50_ms: Their medians, added up.
+    """
+
+    name: str
+    reads_weights: bool
+    count: int
+    p50_ms: float
+
+
+@dataclass(frozen=True)
+class Operators:
+    """A step's time by kind of operator, the longest first, from a run of its own.
+
+    Attributes:
+        steps: Steps that were timed.
+        run_p50_ms: One run of the engine with its profiler, which makes it slower.
+        kinds: The operators.
+    """
+
+    steps: int
+    run_p50_ms: float
+    kinds: list[Operator]
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes, apart. Resident and peak are of the whole process, before any baseline was loaded.
 
@@ -476,6 +509,8 @@ class BenchResult:
     energy_skipped: str | None
     gpu_time: GpuTime | None
     gpu_time_skipped: str | None
+    operators: Operators | None
+    operators_skipped: str | None
     quick: bool
     duration_s: float
     format: str = field(default=FORMAT)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import edgemem
-from edgemem.bench import baselines, environment, measure, statistics
+from edgemem.bench import baselines, environment, measure, operators, statistics
 from edgemem.bench.baselines import FloorReady, Ready, Skipped
 from edgemem.bench.comparison import EDGEMEM, compare, median_ms
 from edgemem.bench.devices.energy import Sampler
@@ -30,6 +30,7 @@ from edgemem.bench.result import (
     IdleGap,
     Memory,
     Opening,
+    Operators,
     Prefill,
     Steps,
     Subject,
@@ -59,6 +60,7 @@ class Plan:
         idle_steps: Steps after an idle gap.
         energy_seconds: Length of the run whose joules are measured, where there is a power sensor.
         gpu_steps: Steps timed by events, on a GPU.
+        profiled_steps: Steps whose operators are timed one by one.
     """
 
     steps: int = 2_000
@@ -73,6 +75,7 @@ class Plan:
     idle_steps: int = 40
     energy_seconds: float = 12.0
     gpu_steps: int = 500
+    profiled_steps: int = 500
 
     @classmethod
     def quick(cls) -> Plan:
@@ -80,7 +83,7 @@ class Plan:
         return cls(
             steps=200, warmup=10, positions=(0, 1_000, 100_000, 1_000_000), growing_positions=(16, 256, 1_024),
             rounds=6, turn=5, prefill=512, prefill_rounds=3, paced_seconds=2.0, idle_steps=20,
-            energy_seconds=3.0, gpu_steps=100,
+            energy_seconds=3.0, gpu_steps=100, profiled_steps=100,
         )  # fmt: skip
 
     def within(self, contract: Contract) -> Plan:
@@ -103,6 +106,7 @@ class Options:
         rate_hz: Pace of the loop with deadlines; ``None``: none is run.
         idle_gap_ms: Pause before each step of the idle mode; ``None``: it is not run.
         baselines: Whether to compare.
+        operators: Whether to time every operator.
         quick: Whether ``plan`` is the quick one.
     """
 
@@ -112,6 +116,7 @@ class Options:
     rate_hz: float | None = None
     idle_gap_ms: float | None = None
     baselines: bool = True
+    operators: bool = False
     quick: bool = False
 
 
@@ -153,6 +158,7 @@ def run(path: str | Path, options: Options, plan: Plan, progress: Progress = sil
         deadline = _deadline(loop, options.rate_hz, plan, progress)
         idle = _idle(loop, options.idle_gap_ms, plan, progress)
         sweep, comparison = _rounds(session, options, plan, progress, stack)
+        operators, operators_skipped = _operators(session, options, plan, progress)
         return BenchResult(
             subject=_subject(session),
             environment=environment.describe(options.threads, load_before),
@@ -170,6 +176,8 @@ def run(path: str | Path, options: Options, plan: Plan, progress: Progress = sil
             energy_skipped=energy_skipped,
             gpu_time=gpu_time,
             gpu_time_skipped=gpu_time_skipped,
+            operators=operators,
+            operators_skipped=operators_skipped,
             quick=options.quick,
             duration_s=time.perf_counter() - began,
         )
@@ -237,6 +245,25 @@ def _gpu_time(session: Session, loop: Loop, plan: Plan, progress: Progress) -> t
     progress("GPU time", 1, 1)
     measured = timer.result()
     return measured, None if measured else f"runtime {session.runtime!r} issued nothing that could be seen"
+
+
+def _operators(
+    session: Session, options: Options, plan: Plan, progress: Progress
+) -> tuple[Operators | None, str | None]:
+    if not options.operators:
+        return None, None
+    if session.runtime != "onnxruntime":
+        return None, f"runtime {session.runtime!r} has no profile of its operators; onnxruntime has"
+    steps = min(plan.steps, plan.profiled_steps)
+    found = operators.profile(
+        session.bundle,
+        threads=options.threads,
+        device=session.device,
+        steps=steps,
+        warmup=seed_steps(session.contract) if session.contract.max_position is None else 0,
+        progress=progress,
+    )
+    return found, None
 
 
 def _memory(session: Session, devices: Devices, before: int, opened: int, available_before: int | None) -> Memory:

@@ -21,6 +21,8 @@ from edgemem.bench.result import (
     Interval,
     Memory,
     Opening,
+    Operator,
+    Operators,
     Prefill,
     RailEnergy,
     Reading,
@@ -34,6 +36,8 @@ from edgemem.console import readable_bytes
 NOT_MEASURED = "–"
 _MICROSECONDS_BELOW_MS = 0.1
 _PROBLEMS_SHOWN = 3
+_LEAST_SHARE = 0.01
+"""Of a step's time: kinds of operators below it share a line."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,8 @@ def tables(result: BenchResult) -> list[Table]:
         made.append(_idle(result.idle))
     if result.gpu_time is not None or result.gpu_time_skipped is not None:
         made.append(_gpu_time(result.gpu_time, result.gpu_time_skipped))
+    if result.operators is not None or result.operators_skipped is not None:
+        made.append(_operators(result.operators, result.operators_skipped))
     made += [_energy(result.energy, result.energy_skipped), _memory(result.memory), _opening(result.opening)]
     if _has_anything(result.conditions):
         made.append(_conditions(result.conditions))
@@ -460,6 +466,38 @@ def _figure(readings: list[Reading], name: str, unit: str) -> str:
         return ""
     lowest, highest = number(min(values)), number(max(values))
     return f"{lowest} {unit}" if lowest == highest else f"{lowest} to {highest} {unit}"
+
+
+def _operators(operators: Operators | None, skipped: str | None) -> Table:
+    title = "Where a step's time goes"
+    if operators is None:
+        return Table("operators", title, (), [], notes=[f"Not measured: {skipped}."])
+    total = sum(kind.p50_ms for kind in operators.kinds)
+    weights = sum(kind.p50_ms for kind in operators.kinds if kind.reads_weights)
+
+    def row(name: str, reads: str, kinds: list[Operator]) -> tuple[str, ...]:
+        time_ms = sum(kind.p50_ms for kind in kinds)
+        share = f"{time_ms / total:.1%}" if total else NOT_MEASURED
+        return name, reads, count(sum(kind.count for kind in kinds)), ms(time_ms), share
+
+    shown = [kind for kind in operators.kinds if kind.p50_ms >= _LEAST_SHARE * total]
+    rest = operators.kinds[len(shown) :]
+    rows = [row(kind.name, "weights" if kind.reads_weights else "", [kind]) for kind in shown]
+    if rest:
+        rows.append(row(f"{count(len(rest))} more", "", rest))
+    rows.append(row("all", "", operators.kinds))
+    return Table(
+        "operators",
+        title,
+        ("operator", "reads", "number", "p50", "share"),
+        rows,
+        ("number", "p50", "share"),
+        [
+            f"{ms(weights)} in operators that read weights, {ms(total - weights)} in the others. From "
+            f"{count(operators.steps)} steps of a run of its own under the engine's profiler, which counts whole "
+            f"microseconds and adds about one to each operator; a run took {ms(operators.run_p50_ms)} there.",
+        ],
+    )
 
 
 def _memory(memory: Memory) -> Table:

@@ -35,6 +35,7 @@ STDOUT = Path("-")
 @click.option(
     "--idle-gap", metavar="MS", type=click.FloatRange(min=0, min_open=True), help="Also time steps after idling."
 )
+@click.option("--operators", is_flag=True, help="Also time every operator of a step (onnxruntime).")
 @click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine, and of the baselines.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
@@ -49,6 +50,7 @@ def bench(
     no_baselines: bool,
     rate: float | None,
     idle_gap: float | None,
+    operators: bool,
     runtime: str,
     threads: int | None,
     device: str,
@@ -77,6 +79,7 @@ def bench(
         rate_hz=rate,
         idle_gap_ms=idle_gap,
         baselines=not no_baselines,
+        operators=operators,
         quick=quick,
     )
     with progress_bars(console(stderr=True)) as progress:

@@ -299,11 +299,13 @@ def gated_delta_rule(
         use_qk_l2norm_in_kernel: Whether queries and keys are normalised here.
     """
     dtype = query.dtype
-    if (groups := value.shape[2] // key.shape[2]) > 1:
-        query, key = (x.repeat_interleave(groups, dim=2) for x in (query, key))
     q, k, v, decay, b = (x.float().transpose(0, 1) for x in (query, key, value, g, beta))  # [T, B, H, ...]
     if use_qk_l2norm_in_kernel:
         q, k = (x * torch.rsqrt((x * x).sum(dim=-1, keepdim=True) + 1e-6) for x in (q, k))
+    if (groups := v.shape[2] // k.shape[2]) > 1:
+        # A repeat_interleave before a Scan is more than TensorRT-RTX 1.7 compiles for a batch of one.
+        heads = torch.tensor([head // groups for head in range(v.shape[2])], device=v.device)
+        q, k = (x.index_select(2, heads) for x in (q, k))
     q = q / (q.shape[-1] ** 0.5)
     decay = decay.exp()[..., None] if g.dim() == 4 else decay.exp()[..., None, None]  # [T, B, H, K or 1, 1]
     if initial_state is None:

@@ -31,6 +31,8 @@ from edgemem.bench.result import (
     Interval,
     Memory,
     Opening,
+    Operator,
+    Operators,
     PositionBytes,
     PositionPoint,
     Prefill,
@@ -206,6 +208,12 @@ def example_energy() -> Energy:
     )  # fmt: skip
 
 
+def example_operators() -> Operators:
+    """Four operators that read weights, and four kinds too small to be shown."""
+    small = [Operator(f"Small{i}", False, 1, 0.005) for i in range(4)]
+    return Operators(100, 1.1, [Operator("MatMul", True, 4, 0.98), *small])
+
+
 def example_result(*, baselines: bool = True, extras: bool = True) -> BenchResult:
     """A complete result with numbers that were written, not measured."""
     rng = np.random.default_rng(3)
@@ -298,6 +306,8 @@ def example_result(*, baselines: bool = True, extras: bool = True) -> BenchResul
         energy_skipped=None if extras else "no power sensor found",
         gpu_time=GpuTime(517, 3.92, 0.0123, 0.0231, 3.84, 0.217, 3.71, 0.342) if extras else None,
         gpu_time_skipped=None,
+        operators=example_operators() if extras else None,
+        operators_skipped=None,
         quick=False,
         duration_s=61.0,
     )  # fmt: skip

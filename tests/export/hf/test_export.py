@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,9 @@ import edgemem  # noqa: E402
 from edgemem.errors import VerificationError  # noqa: E402
 from edgemem.export import export_bundle, load_source  # noqa: E402
 from edgemem.export.hf.families import VOCAB, tiny_model  # noqa: E402
+from edgemem.runtimes.trt.builder import build_engine  # noqa: E402
+from edgemem.runtimes.trt.flavour import load_flavour  # noqa: E402
+from edgemem.runtimes.trt.options import BuildOptions  # noqa: E402
 
 STEPS = 70
 
@@ -26,26 +31,47 @@ def checkpoint(tmp_path_factory):
     return save
 
 
-@pytest.mark.parametrize(
-    ("family", "strategy", "options"),
-    [
-        ("mamba", "scan", {}),
-        ("mamba2", "block", {}),
-        ("lfm2", "native", {"memory": "sinks=2,window=16"}),
-        ("recurrent_gemma", "lifted", {}),
-    ],
-)
-def test_a_checkpoint_becomes_a_bundle_of_two_graphs(family, strategy, options, checkpoint, tmp_path):
-    source = load_source(str(checkpoint(family)), **options)
-    bundle = export_bundle(source, tmp_path / "bundle", steps=STEPS)
+FORMS = {
+    "mamba": ("scan", {}),
+    "mamba2": ("block", {}),
+    "lfm2": ("native", {"memory": "sinks=2,window=16"}),
+    "recurrent_gemma": ("lifted", {}),
+    "qwen3_next": ("scan", {"memory": "window=8"}),
+}
+"""One family for each way to make a chunk, and one whose Scan shares keys between heads."""
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory):
+    """The source and the bundle of one of :data:`FORMS`, checked."""
+
+    @functools.cache
+    def export(family):
+        source = load_source(str(checkpoint(family)), **FORMS[family][1])
+        return source, export_bundle(source, tmp_path_factory.mktemp("bundles") / family, steps=STEPS)
+
+    return export
+
+
+@pytest.mark.parametrize("family", FORMS)
+def test_a_checkpoint_becomes_a_bundle_of_two_graphs(family, exported):
+    source, bundle = exported(family)
     report = bundle.manifest.verification
-    assert source.trace.strategy == strategy
+    assert source.trace.strategy == FORMS[family][0]
     assert [graph.file for graph in bundle.manifest.graphs] == ["step.onnx", "chunk.onnx"]
     assert report["step_error"] <= 1e-4
     assert max(report["chunk_errors"].values()) <= 1e-4
     # Weights are stored once, whatever each trace calls them.
     stored = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in source.module.state_dict().values()}.values())
     assert bundle.weights_bytes < 1.2 * stored + 20_000
+
+
+@pytest.mark.parametrize("family", FORMS)
+def test_both_graphs_compile(family, exported):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx, the compiler that needs no GPU, is not installed")
+    bundle = exported(family)[1]
+    for graph in bundle.manifest.graphs:
+        assert build_engine(bundle, graph, load_flavour("tensorrt_rtx"), BuildOptions()).plan
 
 
 def test_a_bundle_of_single_steps_has_one_graph_and_streams_what_the_model_computes(checkpoint, tmp_path):
