@@ -8,6 +8,7 @@ from typing import Any
 from edgemem.errors import EdgememError, EngineError
 from edgemem.runtimes.cuda import CudaMemory
 from edgemem.runtimes.trt.flavour import Flavour
+from edgemem.runtimes.trt.kernels import KernelCache
 
 Bound = Mapping[str, tuple[int, tuple[int, ...]]]
 """Name of a tensor → its address and its shape."""
@@ -20,12 +21,13 @@ class Contexts:
         flavour: The TensorRT that the engine is of.
         engine: An ``ICudaEngine``.
         name: What to call it in messages.
+        kernels: Where its compiled kernels are kept (TensorRT-RTX).
 
     Raises:
         EngineError: The engine wants an input or output in host memory.
     """
 
-    def __init__(self, flavour: Flavour, engine: Any, name: str) -> None:
+    def __init__(self, flavour: Flavour, engine: Any, name: str, kernels: KernelCache | None = None) -> None:
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         if shapes := [each for each in names if engine.is_shape_inference_io(each)]:
             raise EngineError(
@@ -35,7 +37,7 @@ class Contexts:
         self.engine = engine
         self._flavour = flavour
         self._name = name
-        self._runtime_cache: Any = None
+        self._kernels = kernels
 
     def max_batch(self, input_name: str, profile: int) -> int:
         """Most streams that the engine takes in one call."""
@@ -59,9 +61,8 @@ class Contexts:
             config.set_execution_context_allocation_strategy(on_demand)
             strategy = trt.CudaGraphStrategy
             config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if captures else strategy.DISABLED
-            # Kernels are compiled on the device, when the first context that needs them is made.
-            self._runtime_cache = self._runtime_cache or config.create_runtime_cache()
-            config.set_runtime_cache(self._runtime_cache)
+            if self._kernels is not None:
+                self._kernels.attach(config)
             context = self.engine.create_execution_context(config)
         else:
             context = self.engine.create_execution_context(on_demand)
@@ -69,6 +70,11 @@ class Contexts:
             raise self._refused(profile, memory)
         memory.synchronize()
         return context
+
+    def close(self) -> None:
+        """Keep what was compiled for its contexts."""
+        if self._kernels is not None:
+            self._kernels.save()
 
     def _refused(self, profile: int, memory: CudaMemory) -> EdgememError:
         size_for = getattr(self.engine, "get_device_memory_size_for_profile_v2", None)  # some versions lack it

@@ -41,6 +41,7 @@ from edgemem.runtimes.trt.builder import TOP_INDICES, TOP_VALUES, dtype_name
 from edgemem.runtimes.trt.contexts import Bound, Contexts, bind
 from edgemem.runtimes.trt.engine import open_engine, shipped_folder
 from edgemem.runtimes.trt.flavour import Flavour, load_flavour
+from edgemem.runtimes.trt.kernels import KernelCache
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.profiles import profile_for
 
@@ -110,14 +111,16 @@ class TrtSession(Session):
         self.options = options or _shipped_options(bundle, flavour)
         self.cuda_graphs = cuda_graphs
         self.announce = announce
-        self.engines = {
-            graph.file: Contexts(
-                flavour, open_engine(bundle, graph, flavour, options=self.options, announce=announce), graph.file
-            )
-            for graph in bundle.manifest.graphs
-        }
+        self.engines = {graph.file: self._load(bundle, graph) for graph in bundle.manifest.graphs}
         self._chunk_lanes: dict[str, ChunkLane] = {}
         self._lock = threading.Lock()
+
+    def _load(self, bundle: Bundle, graph: GraphFile) -> Contexts:
+        engine = open_engine(bundle, graph, self.flavour, options=self.options, announce=self.announce)
+        kernels = None
+        if self.flavour.is_rtx:
+            kernels = KernelCache(bundle, graph, self.flavour, self.options, self.announce)
+        return Contexts(self.flavour, engine, graph.file, kernels)
 
     @property
     def engine_captures(self) -> bool:
@@ -165,6 +168,8 @@ class TrtSession(Session):
     def close(self) -> None:
         """See :meth:`Session.close`."""
         super().close()
+        for contexts in self.engines.values():
+            contexts.close()
         self._chunk_lanes.clear()
         self.engines.clear()
 

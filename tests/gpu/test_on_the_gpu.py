@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,20 @@ def test_what_a_session_took_comes_back(gpu: Gpu, bundle: Bundle) -> None:
     for _ in range(5):
         use()
     assert free_bytes() >= before - (2 << 20)  # the driver's own bookkeeping; a stream of each round would be more
+
+
+def test_kernels_that_one_start_compiled_serve_the_next(gpu: Gpu, bundle: Bundle) -> None:
+    if gpu.runtime != "tensorrt-rtx":
+        pytest.skip("an engine of classic TensorRT holds the kernels themselves")
+
+    def use() -> np.ndarray:
+        with gpu.open(bundle) as session:
+            return session.stream().step(3).copy()
+
+    first = use()
+    kept = list(Path(os.environ["XDG_CACHE_HOME"]).glob("edgemem/engines/*.kernels"))
+    assert kept
+    np.testing.assert_array_equal(use(), first)
 
 
 # The command line.

@@ -71,6 +71,8 @@ class StandInTensorrt(ModuleType):
         self.contexts: list[Context] = []
         self.context_limit = 1_000
         self.uncapturable = False
+        self.compilations = 0
+        self.driver = "580.1"
         if name == "tensorrt_rtx":
             self.CudaGraphStrategy = GraphStrategy
 
@@ -132,13 +134,16 @@ class Engine:
 
     def create_runtime_config(self) -> RuntimeConfig:
         assert self.module.__name__ == "tensorrt_rtx", "classic TensorRT has no runtime configuration"
-        return RuntimeConfig()
+        return RuntimeConfig(self.module)
 
     def create_execution_context(self, how: Any) -> Context | None:
         assert not self.module.cuda.forbids_allocation(), "a context allocates, which a capture forbids"
         if len(self.module.contexts) >= self.module.context_limit:
             self.logger.log(ILogger.ERROR, "out of memory")
             return None
+        if isinstance(how, RuntimeConfig) and how.cache is not None and self.name not in how.cache.compiled:
+            self.module.compilations += 1
+            how.cache.compiled.add(self.name)
         own_graph = isinstance(how, RuntimeConfig) and how.cuda_graph_strategy == GraphStrategy.WHOLE_GRAPH_CAPTURE
         context = Context(self, own_graph)
         self.module.contexts.append(context)
@@ -169,14 +174,36 @@ class Engine:
 class RuntimeConfig:
     cuda_graph_strategy = GraphStrategy.DISABLED
 
+    def __init__(self, module: StandInTensorrt) -> None:
+        self.module = module
+        self.cache: RuntimeCache | None = None
+
     def set_execution_context_allocation_strategy(self, strategy: Strategy) -> None:
         pass
 
-    def create_runtime_cache(self) -> object:
-        return object()
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self.module)
 
-    def set_runtime_cache(self, cache: object) -> None:
-        pass
+    def set_runtime_cache(self, cache: RuntimeCache) -> None:
+        self.cache = cache
+
+
+class RuntimeCache:
+    """Names of the engines whose kernels have been compiled, and of the driver they were compiled for."""
+
+    def __init__(self, module: StandInTensorrt) -> None:
+        self.module = module
+        self.compiled: set[str] = set()
+
+    def serialize(self) -> bytes:
+        return json.dumps([self.module.driver, sorted(self.compiled)]).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        driver, compiled = json.loads(blob)
+        if driver != self.module.driver:
+            return False
+        self.compiled = set(compiled)
+        return True
 
 
 class Context:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +35,11 @@ class Machine:
 
 @contextlib.contextmanager
 def machine(runtime: str = "tensorrt", **cuda_options: Any) -> Iterator[Machine]:
-    """Both stand-ins in the place of the packages. What was opened inside works on outside."""
+    """Both stand-ins in the place of the packages, and an empty cache. What was opened inside works on outside."""
     cuda = StandIn(**cuda_options)
     tensorrt = StandInTensorrt(PACKAGES[runtime], cuda)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="edgemem-cache-") as cache:
+        patch.setenv("XDG_CACHE_HOME", cache)
         patch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
         patch.setitem(sys.modules, PACKAGES[runtime], tensorrt)
         yield Machine(cuda, tensorrt)
