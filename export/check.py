@@ -13,6 +13,7 @@ float32 model's (:mod:`edgemem.export.precision_check`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -46,7 +47,10 @@ from edgemem.runtimes import Session, Stream, bfloat16
 
 FAR_POSITIONS = (2**24 - 1, 2**31 - 1, 10**12)
 
+_BATCH = 2  # streams that must not see each other
 _LEAST_STEPS = 4  # the probes look at the state after each of the last three
+_COMPARED_BYTES = 256 << 20
+"""Outputs of a whole sequence that are held in memory to compare with; those of a large vocabulary are thinned out."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,7 +60,8 @@ class CheckReport:
     """What a check measured.
 
     Attributes:
-        steps: Steps streamed and compared with the full-sequence pass.
+        steps: Steps streamed.
+        compared: Those of them whose outputs are compared with the full-sequence pass.
         tolerance: What the errors were held to.
         step_error: Largest difference on outputs, stepping.
         chunk_errors: The same for each chunking, by its description.
@@ -69,6 +74,7 @@ class CheckReport:
     """
 
     steps: int
+    compared: int
     tolerance: float
     step_error: float = 0.0
     chunk_errors: dict[str, float] = field(default_factory=dict)
@@ -128,18 +134,21 @@ def check(
     if contract.max_position is not None:
         steps = min(steps, contract.max_position)
     tolerance = rounding_tolerance(precision) if tolerance is None else tolerance
-    report = CheckReport(steps, tolerance, graph_states=len(contract.states), emulated=precision.dtype == "bfloat16")
+    compared = compared_steps(contract, _BATCH, steps)
+    report = CheckReport(
+        steps, compared.size, tolerance, graph_states=len(contract.states), emulated=precision.dtype == "bfloat16"
+    )
     generator = torch.Generator().manual_seed(seed)
-    x = example_input(contract, 2, steps, generator)
+    x = example_input(contract, _BATCH, steps, generator)
     data = x.numpy()
     threads = torch.get_num_threads()
     stored = partial(_stored_model, bundle, source, sealed)
     with stored() as (reference, module):
-        expected = _full_pass(reference, x)
+        expected = _full_pass(reference, x, compared)
         far_calls = [_FarCall(bundle, module, data, position) for position in _far_positions(contract)]
     page_out(source.module)  # torch has had its say: the engine's copy of the weights takes the place of its own
     with exact_session(bundle, threads) as session:
-        comparison = _Comparison(session, stored, data, expected, tolerance)
+        comparison = _Comparison(session, stored, data, compared, expected, tolerance)
         check_probes(session, data)
         report.step_error = comparison.stream([1] * steps, "stepping", progress)
         for name, sizes in _chunkings(bundle, steps, seed):
@@ -148,7 +157,7 @@ def check(
             report.far_errors[str(call.position)] = comparison.from_position(call)
     if is_original and not precision.is_plain:
         report.change_tolerance = change_tolerance(precision)
-        report.change = _check_change(bundle, source, x, report.change_tolerance, threads)
+        report.change = _check_change(bundle, source, x, compared, report.change_tolerance, threads)
     return report
 
 
@@ -159,27 +168,57 @@ def _stored_model(bundle: Bundle, source: Source, sealed: bool) -> Iterator[tupl
         yield reference, Sealed(reference.module) if sealed else reference.module
 
 
-def _full_pass(source: Source, x: torch.Tensor) -> np.ndarray[Any, Any]:
-    """The source's outputs for a whole sequence ``[B, T, ...]`` from position 0."""
+def compared_steps(contract: Contract, batch: int, steps: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The time steps whose outputs are compared: all, or so many as memory should hold, the first and the last too."""
+    most = _COMPARED_BYTES // (4 * batch * math.prod(contract.output.shape))
+    return np.unique(np.linspace(0, steps - 1, min(steps, max(most, 64))).astype(np.int64))
+
+
+def _full_pass(source: Source, x: torch.Tensor, compared: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The source's outputs ``[B, S, ...]`` at the compared steps of a whole sequence ``[B, T, ...]`` from position 0.
+
+    One stream after the other: what a whole sequence takes is never held twice, and no stream can see another.
+    """
+    indices = torch.from_numpy(compared)
     with torch.inference_mode():
-        if source.reference is not None:
-            return np.asarray(source.reference(x).float().numpy())
-        initial = None if source.config else initial_tensors(source.contract, x.shape[0])
-        return np.asarray(source.module(x, initial)[0].float().numpy())
+        return np.concatenate([_outputs(source, row[None], indices).float().numpy() for row in x])
 
 
-def _check_change(bundle: Bundle, source: Source, x: torch.Tensor, tolerance: float, threads: int) -> float:
+def _outputs(source: Source, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    if source.reference is not None:
+        return source.reference(x, indices)
+    initial = None if source.config else initial_tensors(source.contract, x.shape[0])
+    if source.contract.output_indices:
+        return source.module(x, initial, indices)[0]  # type: ignore[no-any-return]
+    return source.module(x, initial)[0].index_select(1, indices)  # type: ignore[no-any-return]
+
+
+def _check_change(
+    bundle: Bundle,
+    source: Source,
+    x: torch.Tensor,
+    compared: np.ndarray[Any, Any],
+    tolerance: float,
+    threads: int,
+) -> float:
     """How far the outputs are from the float32 model's, as users get them.
 
     Raises:
         VerificationError: Further than the precision should take them.
     """
     original = in_float32(source)
-    wanted = _full_pass(original, x)
+    wanted = _full_pass(original, x, compared)
     page_out(original.module)
+    got = np.empty_like(wanted)
     with running_session(bundle, threads) as session:
-        got = session.stream(x.shape[0]).feed(x.numpy(), outputs="all")
-    assert got is not None
+        stream = session.stream(x.shape[0])
+        done = 0
+        for size in _cut(x.shape[1], lambda: session.max_time):
+            here = _within(compared, done, size)
+            part = stream.feed(x.numpy()[:, done : done + size], outputs="all")
+            assert part is not None
+            got[:, here] = part[:, compared[here] - done]
+            done += size
     found = change(got, wanted)
     if not found <= tolerance:
         raise VerificationError(
@@ -295,6 +334,12 @@ def _chunkings(bundle: Bundle, steps: int, seed: int) -> Iterator[tuple[str, lis
         yield f"mixed chunks of 1 to {longest}", _cut(steps, lambda: int(generator.integers(1, longest + 1)))
 
 
+def _within(compared: np.ndarray[Any, Any], start: int, size: int) -> slice:
+    """Which of the compared steps lie in a call of ``size`` steps."""
+    first, end = np.searchsorted(compared, (start, start + size))
+    return slice(int(first), int(end))
+
+
 def _cut(steps: int, size: Callable[[], int]) -> list[int]:
     sizes: list[int] = []
     while (left := steps - sum(sizes)) > 0:
@@ -337,12 +382,14 @@ class _Comparison:
         session: Session,
         stored: Callable[[], AbstractContextManager[tuple[Source, torch.nn.Module]]],
         data: np.ndarray[Any, Any],
+        compared: np.ndarray[Any, Any],
         expected: np.ndarray[Any, Any],
         tolerance: float,
     ) -> None:
         self.session = session
         self.stored = stored
         self.data = data
+        self.compared = compared
         self.expected = expected
         self.tolerance = tolerance
 
@@ -358,15 +405,23 @@ class _Comparison:
             part = self.data[:, done : done + size]
             got = stream.step(part[:, 0])[:, None] if size == 1 else stream.feed(part, outputs="all")
             assert got is not None
-            error = self._error(got, self.expected[:, done : done + size])
-            if not (error <= self.tolerance).all():  # NaN is not within the tolerance either
-                step = done + int(np.argmax(~(error <= self.tolerance)))
-                self._fail(name, sizes, step, float(error[step - done]))
-            worst = max(worst, float(error.max()))
+            worst = max(worst, self._held(got, done, name, sizes))
             done += size
             if progress is not None:
                 progress(name, done, self.data.shape[1])
         return worst
+
+    def _held(self, got: np.ndarray[Any, Any], start: int, name: str, sizes: list[int]) -> float:
+        """The largest error of a call's outputs, at those of its steps that are compared."""
+        here = _within(self.compared, start, got.shape[1])
+        steps = self.compared[here]
+        if not steps.size:
+            return 0.0
+        error = self._error(got[:, steps - start], self.expected[:, here])
+        if not (error <= self.tolerance).all():  # NaN is not within the tolerance either
+            first = int(np.argmax(~(error <= self.tolerance)))
+            self._fail(name, sizes, int(steps[first]), float(error[first]))
+        return float(error.max())
 
     def from_position(self, call: _FarCall) -> float:
         """The same call in the engine; the largest error.

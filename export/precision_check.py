@@ -8,6 +8,7 @@ says. And how far are the outputs, as a user gets them, from those of the float3
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import tempfile
@@ -71,9 +72,15 @@ def change_tolerance(precision: Precision) -> float:
 
 
 def change(got: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
-    """Root mean square of ``got - wanted``, as a share of the standard deviation of ``wanted``."""
-    difference = got.astype(np.float64) - wanted
-    return float(np.sqrt(np.mean(difference**2)) / max(float(np.std(wanted, dtype=np.float64)), 1e-12))
+    """Root mean square of ``got - wanted`` as a share of the standard deviation of ``wanted``, both ``[B, S, ...]``."""
+    # Step by step: logits of a large vocabulary are many, and float64 copies of them twice as many.
+    mean = sum(float(w.sum(dtype=np.float64)) for w in wanted.swapaxes(0, 1)) / wanted.size
+    error = spread = 0.0
+    for g, w in zip(got.swapaxes(0, 1), wanted.swapaxes(0, 1), strict=True):
+        wide = w.astype(np.float64)
+        error += float(((g - wide) ** 2).sum())
+        spread += float(((wide - mean) ** 2).sum())
+    return math.sqrt(error / wanted.size) / max(math.sqrt(spread / wanted.size), 1e-12)
 
 
 def same_states(a: Contract, b: Contract, precision: Precision) -> bool:

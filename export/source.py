@@ -40,8 +40,9 @@ class Source:
         config: The decoder's configuration; ``None`` for a user's own module.
         text: Its tokenizer, chat template and defaults for drawing text.
         trace: Makes the graphs; ``None`` for one graph that takes any number of time steps.
-        reference: The full-sequence pass that the bundle is held to: data ``[B, T, ...]`` to outputs ``[B, T, ...]``;
-            ``None`` where ``module`` itself takes a sequence of any length from position 0.
+        reference: The full-sequence pass that the bundle is held to: data ``[B, T, ...]``, and the time steps whose
+            outputs are wanted (int64 ``[S]``, or ``None`` for all), to outputs ``[B, S, ...]``; ``None`` where
+            ``module`` itself takes a sequence of any length from position 0.
         options: What :func:`load_source` was told besides the name, and a check must be told again: ``memory``,
             ``max_length``.
     """
@@ -52,7 +53,7 @@ class Source:
     config: DecoderConfig | None = None
     text: TextFiles = TextFiles()  # noqa: RUF009 (it cannot be changed)
     trace: Trace | None = None
-    reference: Callable[[Tensor], Tensor] | None = None
+    reference: Callable[[Tensor, Tensor | None], Tensor] | None = None
     options: Mapping[str, str | int] = field(default_factory=dict)
 
     @property

@@ -72,6 +72,8 @@ def print_report(on: Console, report: dict[str, Any]) -> None:
         rows,
         right=["largest difference"],
     )
+    if report["compared"] < report["steps"]:
+        on.print(f"Outputs were compared at {report['compared']:,} steps: there are too many to hold those of all.")
     if report["change"] is not None:
         on.print(
             f"Outputs change by {report['change']:.2%} of their standard deviation against the float32 model "

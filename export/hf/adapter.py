@@ -57,14 +57,24 @@ class HuggingFaceModel(nn.Module):
         """Whether it carries anything but the keys and values of attention."""
         return bool(self._carried.states)
 
-    def full_sequence(self, x: Tensor) -> Tensor:
+    def full_sequence(self, x: Tensor, output_indices: Tensor | None = None) -> Tensor:
         """The model's own pass over whole sequences ``[B, T]``, without a cache: what exports are held to.
 
         Where attention is bounded to less than the model has, it is bounded here too, by a mask.
+
+        Args:
+            x: Tokens.
+            output_indices: The time steps whose logits are wanted, int64 ``[S]``; ``None`` for all.
         """
-        with quiet(), self.attention.reference() if self.attention else contextlib.nullcontext():
+        selects = output_indices is not None and self._contract.output_indices
+        with contextlib.ExitStack() as around:
+            around.enter_context(quiet())
+            if self.attention:
+                around.enter_context(self.attention.reference())
+            if output_indices is not None and selects:
+                around.enter_context(_only(self.model, output_indices))
             logits: Tensor = self.model(input_ids=x, use_cache=False, return_dict=True).logits
-        return logits
+        return logits if output_indices is None or selects else logits.index_select(1, output_indices)
 
     @property
     def has_recurrences(self) -> bool:

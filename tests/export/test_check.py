@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgemem.bundle import open_bundle, write_bundle
+from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.errors import ExportError, VerificationError
 from edgemem.export import check, export_bundle
-from edgemem.export.check import FAR_POSITIONS
+from edgemem.export.check import FAR_POSITIONS, compared_steps
 from edgemem.export.source import load_source
 from tests.export.conftest import HYBRID, lively
 
@@ -33,6 +37,26 @@ def test_the_report_covers_stepping_chunks_and_far_positions(hybrid_bundle):
     assert set(report["far_errors"]) == {str(position) for position in FAR_POSITIONS}
     errors = [report["step_error"], *report["chunk_errors"].values(), *report["far_errors"].values()]
     assert all(0 <= error <= report["tolerance"] for error in errors)
+
+
+@given(steps=st.integers(4, 5_000), width=st.integers(1, 200_000), batch=st.integers(1, 4))
+def test_all_outputs_are_compared_or_as_many_as_memory_holds(steps, width, batch):
+    contract = Contract(InputSpec("features", (1,)), OutputSpec("sums", (width,)), (StateSpec("s", (1,)),), max_chunk=8)
+    compared = compared_steps(contract, batch, steps)
+    assert compared[0] == 0
+    assert compared[-1] == steps - 1
+    assert (np.diff(compared) > 0).all()
+    fits = 256 * 2**20 // (4 * width * batch)
+    assert compared.size == min(steps, max(fits, 64))
+
+
+def test_outputs_that_are_too_many_are_compared_at_some_steps(hybrid, hybrid_bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[compared_steps.__module__], "_COMPARED_BYTES", 1)
+    report = check(hybrid_bundle.path, hybrid, steps=150)
+    assert (report.steps, report.compared) == (150, 64)
+    assert 0 < report.step_error <= report.tolerance
+    with pytest.raises(VerificationError, match="logits at step 0 differs"):
+        check(hybrid_bundle.path, lively(lively(load_config(hybrid_bundle))), steps=150)
 
 
 @pytest.mark.parametrize(

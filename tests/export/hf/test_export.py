@@ -66,6 +66,14 @@ def test_a_checkpoint_becomes_a_bundle_of_two_graphs(family, exported):
     assert bundle.weights_bytes < 1.2 * stored + 20_000
 
 
+def test_the_full_sequence_gives_the_outputs_that_are_asked_for(checkpoint):
+    for family, options in (("mamba", {}), ("lfm2", {"memory": "window=4"})):
+        source = load_source(str(checkpoint(family)), **options)
+        x, indices = torch.arange(9)[None] % 7, torch.tensor([0, 4, 8])
+        with torch.inference_mode():
+            torch.testing.assert_close(source.reference(x, indices), source.reference(x)[:, indices])
+
+
 @pytest.mark.parametrize("family", FORMS)
 def test_both_graphs_compile(family, exported):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx, the compiler that needs no GPU, is not installed")
@@ -88,7 +96,7 @@ def test_a_bundle_of_single_steps_has_one_graph_and_streams_what_the_model_compu
 def test_a_model_whose_steps_differ_from_its_full_sequence_is_not_written(checkpoint, tmp_path):
     source = load_source(str(checkpoint("rwkv")))
     honest = source.reference
-    object.__setattr__(source, "reference", lambda x: honest(x).roll(1, dims=-1))
+    object.__setattr__(source, "reference", lambda *given: honest(*given).roll(1, dims=-1))
     with pytest.raises(VerificationError, match="full-sequence"):
         export_bundle(source, tmp_path / "bundle", max_chunk=1, steps=8)
     assert not (tmp_path / "bundle").exists()
