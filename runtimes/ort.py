@@ -302,6 +302,9 @@ def _load(
     options.log_severity_level = 4  # errors come as exceptions; the log would repeat them
     # Lets blockwise 4-bit and 8-bit weights use the int8 kernels; float graphs do not look at it.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
+    if exact and bundle.manifest.precision.get("weights") == "int8":
+        # Of 8 bits there is no such kernel: weights would be widened for every product, not once when they are loaded.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     path = bundle.file(graph.file)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers, disabled_optimizers=disabled)
