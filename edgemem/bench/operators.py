@@ -19,6 +19,7 @@ from edgemem.runtimes.ort import OrtSession
 _KERNEL = "_kernel_time"
 _READS_WEIGHTS_BYTES = 1024
 """An operator with as large a constant reads weights; smaller ones are scales, shapes and indices."""
+_PRODUCTS = ("MatMul", "Gemm")
 
 
 def profile(
@@ -60,8 +61,7 @@ def summarise(events: list[dict[str, Any]], steps: int) -> Operators:
             runs.append(event["dur"])
         elif name.endswith(_KERNEL):
             durations[name].append(event["dur"])
-            weights = int(event["args"].get("parameter_size", 0)) >= _READS_WEIGHTS_BYTES
-            kinds[name] = (event["args"]["op_name"], weights)
+            kinds[name] = (event["args"]["op_name"], _weight_bytes(event["args"]) >= _READS_WEIGHTS_BYTES)
     total_us: dict[tuple[str, bool], float] = defaultdict(float)
     count: dict[tuple[str, bool], int] = defaultdict(int)
     for name, kind in kinds.items():
@@ -70,3 +70,17 @@ def summarise(events: list[dict[str, Any]], steps: int) -> Operators:
     rows = [Operator(*kind, count[kind], us / 1e3) for kind, us in total_us.items()]
     rows.sort(key=lambda row: (-row.p50_ms, row.name, row.reads_weights))
     return Operators(steps, float(np.median(runs[-steps:])) / 1e3, rows)
+
+
+def _weight_bytes(arguments: dict[str, Any]) -> int:
+    """The bytes of an operator's constants, by what its event says.
+
+    Weights that were packed for a kernel are not counted as the operator's any more, nor listed among its inputs: a
+    matrix product with one input has another that is a matrix.
+    """
+    counted = int(arguments.get("parameter_size", 0))
+    inputs, outputs = (arguments.get(f"{side}_type_shape", []) for side in ("input", "output"))
+    if counted or not arguments["op_name"].endswith(_PRODUCTS) or len(inputs) != 1 or len(outputs) != 1:
+        return counted
+    rows, columns = (next(iter(tensor.values()))[-1] for tensor in (*inputs, *outputs))
+    return int(rows * columns * 4)

@@ -55,6 +55,20 @@ def test_medians_are_added_up_by_kind_and_by_what_is_read():
     )
 
 
+def test_a_product_whose_weights_were_packed_away_still_reads_them():
+    def product(node: str, columns: int, inputs: int) -> dict[str, Any]:
+        event = kernel(node, "MatMul", 10)
+        event["args"] |= {
+            "input_type_shape": [{"float": [1, 1, 64]}] * inputs,
+            "output_type_shape": [{"float": [1, 1, columns]}],
+        }
+        return event
+
+    events = [product("weights", 256, 1), product("column", 1, 1), product("states", 256, 2), run(50)]
+    found = operators.summarise(events, 1)
+    assert {(kind.reads_weights, kind.count) for kind in found.kinds} == {(True, 1), (False, 2)}
+
+
 def test_a_bundle_is_profiled_as_it_runs(tokens: Bundle):
     found = operators.profile(tokens, threads=1, device="cpu", steps=5, warmup=3)
     assert found.steps == 5
