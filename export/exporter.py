@@ -13,9 +13,10 @@ from torch import nn
 from edgemem.bundle import WEIGHTS, Bundle, GraphFile, Manifest, package_versions, write_bundle
 from edgemem.contract import METADATA_KEY, Contract
 from edgemem.errors import ExportError
-from edgemem.export.check import Progress, check
+from edgemem.export.check import check
 from edgemem.export.graph import Sealed, export_graph
 from edgemem.export.half import halve_graphs
+from edgemem.export.parity import Progress
 from edgemem.export.precision import DEFAULT_BLOCK_SIZE, Precision, StoredWeights
 from edgemem.export.quantize import quantize_graphs
 from edgemem.export.source import Source, from_config

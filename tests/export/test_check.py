@@ -17,7 +17,7 @@ from edgemem.bundle import open_bundle, write_bundle
 from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.errors import ExportError, VerificationError
 from edgemem.export import check, export_bundle
-from edgemem.export.check import FAR_POSITIONS, compared_steps
+from edgemem.export.parity import FAR_POSITIONS, compared_steps
 from edgemem.export.source import load_source
 from tests.export.conftest import HYBRID, lively
 

@@ -14,7 +14,7 @@ from edgemem.bundle import open_bundle
 from edgemem.cli.precision import describe_precision
 from edgemem.errors import BundleError, ExportError, RuntimeUnavailableError, VerificationError
 from edgemem.export import check, export_bundle, sealed_twin, source_of
-from edgemem.export.check import FAR_POSITIONS
+from edgemem.export.parity import FAR_POSITIONS
 from edgemem.export.precision import Precision
 from edgemem.export.precision_check import change_tolerance, check_counters, rounding_tolerance
 from edgemem.export.source import from_config, load_source

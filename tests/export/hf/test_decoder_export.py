@@ -9,8 +9,8 @@ import torch
 import edgemem
 from edgemem.errors import InputError
 from edgemem.export import export_bundle
-from edgemem.export.check import FAR_POSITIONS
 from edgemem.export.hf.loading import load, load_model
+from edgemem.export.parity import FAR_POSITIONS
 from tests.export.hf.decoders import decoder, tokens
 
 
