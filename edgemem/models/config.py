@@ -142,7 +142,10 @@ class DecoderConfig:
             ConfigError: It is not a decoder's configuration, has an unknown field, or a value out of range.
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ConfigError(f'{where} is not an edgemem decoder: its "format" must be "{FORMAT}".')
+            raise ConfigError(
+                f'{where} is not an edgemem decoder: its "format" must be "{FORMAT}".',
+                hint='The config.json of a transformers checkpoint has a "model_type".',
+            )
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(data) - set(known) - {"format"})
         if unknown:

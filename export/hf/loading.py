@@ -20,7 +20,7 @@ from edgemem.export.hf.attention import AttentionLayers
 from edgemem.export.hf.attention_probe import position_arguments
 from edgemem.export.hf.chunk import TwoGraphs
 from edgemem.export.hf.memory import MemoryOption
-from edgemem.export.hf.probe import forget_keys, probe
+from edgemem.export.hf.probe import CACHE_ARGUMENTS, cache_argument, forget_keys, probe
 from edgemem.export.hf.quiet import quiet
 from edgemem.export.hf.registry import family_of
 from edgemem.export.source import Source
@@ -152,7 +152,12 @@ def adapt(model: nn.Module, *, memory: MemoryOption | None = None, max_length: i
         looks_at_position = bool(attention) or _looks_at_position(model)
     states = (*carried.states.values(), *attention.states())
     if not states:
-        raise ExportError(f"{type(model).__name__} carries nothing from token to token: there is nothing to stream.")
+        raise ExportError(
+            f"{type(model).__name__} carries nothing from token to token: there is nothing to stream.",
+            hint=None
+            if cache_argument(model)
+            else f"Its forward() must name what it takes its past from: {', '.join(CACHE_ARGUMENTS)}.",
+        )
     contract = Contract(
         input=InputSpec("tokens", (), "int64", vocab_size),
         output=OutputSpec("logits", (int(logits.shape[-1]),), _DTYPES[logits.dtype]),

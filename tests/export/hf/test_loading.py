@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 from edgemem.errors import ExportError  # noqa: E402
 from edgemem.export import export_bundle, load_source  # noqa: E402
 from edgemem.export.hf.families import tiny_model  # noqa: E402
-from edgemem.export.hf.loading import load_model  # noqa: E402
+from edgemem.export.hf.loading import adapt, load_model  # noqa: E402
 
 LOUDER = """
 from transformers import MambaConfig, MambaForCausalLM
@@ -107,6 +107,15 @@ def test_code_in_the_folder_is_run_where_the_user_says_so(mamba, tmp_path, monke
         expected = tiny_model("mamba")(tokens).logits
     torch.testing.assert_close(source.reference(tokens), 2 * expected)
     export_bundle(source, tmp_path / "bundle", steps=8)
+
+
+def test_a_model_whose_forward_hides_its_cache_is_told_how_to_name_it(mamba):
+    model = load_model(mamba)
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    with pytest.raises(ExportError, match="carries nothing from token to token") as caught:
+        adapt(model)
+    assert "must name what it takes its past from: past_key_values, cache_params, state" in str(caught.value.hint)
 
 
 def test_an_unknown_family_is_refused(mamba, tmp_path):
