@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 from models_speed import MODELS, SMALL, Model, make_checkpoint
 
+from edgemem.bench import environment
 from edgemem.console import console, print_table
 
 MOST = 2.5
@@ -86,21 +87,13 @@ def watch(arguments: list[str]) -> Peak:
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen([sys.executable, "-c", _EXPORT, *arguments], stdout=said, stderr=said)
         while process.poll() is None:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-            if "VmHWM" in lines:  # not of a process that is ending
-                resident = max(resident, _bytes(lines["VmHWM"]))
-                anonymous = max(anonymous, _bytes(lines["RssAnon"]))
+            resident = max(resident, environment.status_bytes("VmHWM", process.pid))
+            anonymous = max(anonymous, environment.status_bytes("RssAnon", process.pid))
             time.sleep(_EVERY_S)
         if process.returncode:
             said.seek(0)
             raise RuntimeError(said.read().decode())
     return Peak(resident, anonymous)
-
-
-def _bytes(value: str) -> int:
-    """``"   1234 kB"`` in bytes."""
-    return int(value.split()[0]) * 1024
 
 
 def measure_model(name: str, options: list[str]) -> Row:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import bisect
-import ctypes
 import mmap
 import sys
-from pathlib import Path
 
 from torch import nn
 
+from edgemem.runtimes.mappings import adviser, mappings
+
 _MADV_PAGEOUT = 21  # Linux 5.4; older kernels answer EINVAL and nothing is lost
-_MAPS = Path("/proc/self/maps")
 
 
 def page_out(module: nn.Module) -> int:
@@ -23,32 +22,18 @@ def page_out(module: nn.Module) -> int:
     Returns:
         The bytes that were given back; 0 where the system does not do it.
     """
-    if not sys.platform.startswith("linux"):
-        return 0
-    try:
-        mapped = _mapped_files()
-        madvise = ctypes.CDLL(None).madvise
-    except (OSError, AttributeError):
+    files = [(mapping.start, mapping.end) for mapping in mappings() if mapping.has_file]
+    give_back = adviser(_MADV_PAGEOUT)
+    if not files or give_back is None:
         return 0
     given_back = 0
     for tensor in module.state_dict().values():
         address = tensor.data_ptr()
-        region = bisect.bisect_right(mapped, (address, sys.maxsize)) - 1
-        if tensor.device.type != "cpu" or region < 0 or address >= mapped[region][1]:
+        region = bisect.bisect_right(files, (address, sys.maxsize)) - 1
+        if tensor.device.type != "cpu" or region < 0 or address >= files[region][1]:
             continue
         first = address + -address % mmap.PAGESIZE
         size = max(0, address + tensor.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
-        if size and madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_PAGEOUT) == 0:
+        if size and give_back(first, size):
             given_back += size
     return given_back
-
-
-def _mapped_files() -> list[tuple[int, int]]:
-    """Address ranges that files are mapped to, in order."""
-    regions = []
-    for line in _MAPS.read_text().splitlines():
-        addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
-        if inode != "0":
-            start, end = addresses.split("-")
-            regions.append((int(start, 16), int(end, 16)))
-    return regions

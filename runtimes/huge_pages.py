@@ -7,14 +7,13 @@ small pages unless the process was started with a glibc tunable, so the pages ar
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgemem.runtimes.mappings import adviser, mappings
+
 HUGE_BYTES = 2 << 20
 _MADV_COLLAPSE = 25  # Linux 6.1; older kernels answer EINVAL and nothing is lost
-_MAPS = Path("/proc/self/maps")
 _POLICY = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 Region = tuple[int, int]
@@ -22,19 +21,11 @@ Region = tuple[int, int]
 
 def anonymous_regions() -> list[Region]:
     """Address ranges of the process' private writable memory, in order; empty where the system does not tell."""
-    if not sys.platform.startswith("linux"):
-        return []
-    try:
-        lines = _MAPS.read_text().splitlines()
-    except OSError:
-        return []
-    regions = []
-    for line in lines:
-        addresses, access, _, _, inode, *name = line.split(maxsplit=5)
-        if access == "rw-p" and inode == "0" and (not name or name[0] == "[heap]"):
-            start, end = addresses.split("-")
-            regions.append((int(start, 16), int(end, 16)))
-    return regions
+    return [
+        (mapping.start, mapping.end)
+        for mapping in mappings()
+        if mapping.access == "rw-p" and not mapping.has_file and mapping.name in ("", "[heap]")
+    ]
 
 
 def join_pages_since(before: list[Region]) -> int:
@@ -46,14 +37,16 @@ def join_pages_since(before: list[Region]) -> int:
     try:
         if "[never]" in _POLICY.read_text():  # the administrator's word
             return 0
-        madvise = ctypes.CDLL(None, use_errno=True).madvise
-    except (OSError, AttributeError):
+    except OSError:
+        return 0
+    collapse = adviser(_MADV_COLLAPSE)
+    if collapse is None:
         return 0
     joined = 0
     for start, end in _without(anonymous_regions(), before):
         first = -(-start // HUGE_BYTES) * HUGE_BYTES
         for address in range(first, end - HUGE_BYTES + 1, HUGE_BYTES):
-            if madvise(ctypes.c_void_p(address), ctypes.c_size_t(HUGE_BYTES), _MADV_COLLAPSE) == 0:
+            if collapse(address, HUGE_BYTES):
                 joined += HUGE_BYTES
     return joined
 

@@ -41,10 +41,14 @@ def _pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
 _SENTENCEPIECE_DECODER = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
 
 
+def _pieces_and_bytes() -> Tokenizer:
+    pieces, merges = _pieces()
+    return Tokenizer(models.BPE(pieces, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+
+
 def metaspace() -> Tokenizer:
     """BPE over pieces with a marked leading blank, and single bytes for what it has no pieces for: Llama 2, Mistral."""
-    pieces, merges = _pieces()
-    made = Tokenizer(models.BPE(pieces, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made = _pieces_and_bytes()
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     made.decoder = decoders.Sequence([*_SENTENCEPIECE_DECODER, decoders.Strip(" ", 1, 0)])
     made.add_special_tokens(SPECIAL)
@@ -53,8 +57,7 @@ def metaspace() -> Tokenizer:
 
 def prepended() -> Tokenizer:
     """The same as older files write it: a normalizer puts a blank before the text, and behind each special token."""
-    pieces, merges = _pieces()
-    made = Tokenizer(models.BPE(pieces, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made = _pieces_and_bytes()
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     made.decoder = decoders.Sequence([*_SENTENCEPIECE_DECODER, decoders.Strip(" ", 1, 0)])
     made.add_special_tokens(SPECIAL)
@@ -63,8 +66,7 @@ def prepended() -> Tokenizer:
 
 def unmarked() -> Tokenizer:
     """BPE over pieces without a blank put before the text: Gemma."""
-    pieces, merges = _pieces()
-    made = Tokenizer(models.BPE(pieces, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made = _pieces_and_bytes()
     made.normalizer = normalizers.Replace(" ", "▁")
     made.decoder = decoders.Sequence(_SENTENCEPIECE_DECODER)
     made.add_special_tokens(SPECIAL)

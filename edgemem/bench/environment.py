@@ -96,9 +96,8 @@ def peak_bytes() -> int:
     ``VmHWM`` rather than ``ru_maxrss`` where there is one: the latter also remembers the process that started this
     program, from before its ``exec``.
     """
-    for line in (_read("/proc/self/status") or "").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
+    if own := status_bytes("VmHWM"):
+        return own
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
 
@@ -108,8 +107,18 @@ def available_bytes() -> int | None:
     return _meminfo("MemAvailable") or None
 
 
+def status_bytes(key: str, process: int | str = "self") -> int:
+    """What ``/proc/<process>/status`` says of its memory, as ``"VmHWM"``; 0 where it says nothing."""
+    return _entry(f"/proc/{process}/status", key)
+
+
 def _meminfo(key: str) -> int:
-    for line in (_read("/proc/meminfo") or "").splitlines():
+    return _entry("/proc/meminfo", key)
+
+
+def _entry(path: str, key: str) -> int:
+    """The bytes of a line ``key:   1234 kB``; 0 where there is none."""
+    for line in (_read(path) or "").splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
     return 0

@@ -147,6 +147,11 @@ def summer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_summer(tmp_path_factory.mktemp("bundles") / "summer")
 
 
+def edgemem(*arguments: object) -> Result:
+    """Call the command line in this process, for fixtures that outlive a test."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
 @pytest.fixture
 def invoke() -> Callable[..., Result]:
     """Call the command line in this process; every failure must be one that it foresees."""

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from edgemem.cli import main
 from edgemem.models import DecoderConfig
+
+from .conftest import edgemem
 
 CONFIG = DecoderConfig(
     d_model=16,
@@ -19,10 +19,6 @@ CONFIG = DecoderConfig(
     tokenizer="bytes",
     memory=[{"type": "window", "window": 4}, {"type": "cumulative"}],
 )
-
-
-def edgemem(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

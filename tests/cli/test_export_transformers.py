@@ -6,14 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from edgemem.cli import main
 from edgemem.export.hf.families import tiny_model
 
-
-def edgemem(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+from .conftest import edgemem
 
 
 @pytest.fixture(scope="module")

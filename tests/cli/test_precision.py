@@ -6,18 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from edgemem.cli import main
 from edgemem.models import DecoderConfig
+
+from .conftest import edgemem
 
 CONFIG = DecoderConfig(
     d_model=32, layers=1, heads=2, vocab_size=256, tokenizer="bytes", memory=[{"type": "window", "window": 4}]
 )
-
-
-def edgemem(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

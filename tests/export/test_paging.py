@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgemem.export import paging
 from edgemem.export.paging import page_out
+from edgemem.runtimes import mappings
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone does it")
 
@@ -69,6 +69,6 @@ def test_a_view_gives_back_whole_pages_of_its_own_only(tmp_path):
 
 
 def test_a_system_that_does_not_tell_its_mappings_changes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(paging, "_MAPS", tmp_path / "missing")
+    monkeypatch.setattr(mappings, "_MAPS", tmp_path / "missing")
     tensor = mapped(VALUES, tmp_path / "weights")
     assert page_out(module_of(tensor)) == 0

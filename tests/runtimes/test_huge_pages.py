@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemem.runtimes import huge_pages
+from edgemem.runtimes import huge_pages, mappings
 
 ends = st.lists(st.integers(0, 60), unique=True, max_size=12).map(sorted)
 
@@ -48,9 +48,9 @@ def test_the_administrators_never_is_respected(monkeypatch, tmp_path):
         assert huge_pages.join_pages_since([]) == 0
 
 
-@pytest.mark.parametrize("missing", ["_POLICY", "_MAPS"])
-def test_a_system_without_these_files_joins_nothing(monkeypatch, missing):
-    monkeypatch.setattr(huge_pages, missing, Path("/no/such/file"))
+@pytest.mark.parametrize(("module", "missing"), [(huge_pages, "_POLICY"), (mappings, "_MAPS")])
+def test_a_system_without_these_files_joins_nothing(monkeypatch, module, missing):
+    monkeypatch.setattr(module, missing, Path("/no/such/file"))
     assert huge_pages.join_pages_since([]) == 0
     if missing == "_MAPS":
         assert huge_pages.anonymous_regions() == []
