@@ -46,14 +46,9 @@ lint: $(VENV)/.dev-installed
 	ruff check .
 	ruff format --check .
 
-# edgemem.export and edgemem.runtimes lie in folders of their own: mypy gets the tree as it is installed.
 types: $(VENV)/.dev-installed
-	rm -rf build/types
-	mkdir -p build/types
-	cp -R edgemem build/types/edgemem
-	cp -R export runtimes build/types/edgemem/
-	cd build/types && mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p edgemem
-	cd build/types && mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache ../../examples ../../benchmarks
+	mypy -p edgemem
+	mypy examples benchmarks
 
 unit: $(VENV)/.dev-installed
 	$(CALMLY) OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
