@@ -20,8 +20,8 @@ from pathlib import Path
 import click
 from models_speed import MODELS, SMALL, Model, make_checkpoint
 
-from edgemem.bench import environment
 from edgemem.console import console, print_table
+from edgemem.machine.memory import status_bytes
 
 MOST = 2.5
 LARGE: dict[str, dict[str, int]] = {
@@ -87,8 +87,8 @@ def watch(arguments: list[str]) -> Peak:
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen([sys.executable, "-c", _EXPORT, *arguments], stdout=said, stderr=said)
         while process.poll() is None:
-            resident = max(resident, environment.status_bytes("VmHWM", process.pid))
-            anonymous = max(anonymous, environment.status_bytes("RssAnon", process.pid))
+            resident = max(resident, status_bytes("VmHWM", process.pid))
+            anonymous = max(anonymous, status_bytes("RssAnon", process.pid))
             time.sleep(_EVERY_S)
         if process.returncode:
             said.seek(0)

@@ -37,6 +37,7 @@ from edgemem.console import console, print_table
 from edgemem.errors import EdgememError
 from edgemem.export import export_bundle, sealed_twin, source_of
 from edgemem.export.source import from_config
+from edgemem.machine.facts import load_average
 from edgemem.models.config import DecoderConfig
 from edgemem.runtimes import Session
 from edgemem.runtimes.ort import OrtStream
@@ -342,7 +343,7 @@ def main(quick: bool, as_json: bool) -> None:
     import torch
 
     torch.set_num_threads(THREADS)
-    load_before = environment.load_average()
+    load_before = load_average()
     with progress_bars(console(stderr=True)) as progress:
         figures = measure_all(QUICK if quick else Effort(), progress)
     machine = environment.describe(THREADS, load_before)

@@ -27,12 +27,13 @@ import click
 import numpy as np
 
 import edgemem
-from edgemem.bench import environment, measure, statistics
+from edgemem.bench import measure, statistics
 from edgemem.bench.measure import Contender, Loop, Progress
 from edgemem.bench.result import Interval
 from edgemem.bench.tables import number, spread
 from edgemem.cli.bench_command import progress_bars
 from edgemem.console import console, print_table
+from edgemem.machine.memory import resident_bytes
 
 THREADS = 1
 VOCABULARY = 32_000
@@ -238,10 +239,10 @@ def resident_ratio(path: Path) -> float:
     with edgemem.open(path, threads=THREADS) as session:
         loop = Loop(session.stream(), session.contract)
         measure.run_loop(loop, POSITIONS[0])
-        first = environment.resident_bytes()
+        first = resident_bytes()
         for _ in range(POSITIONS[0], POSITIONS[1], POSITIONS[0]):
             measure.run_loop(loop, POSITIONS[0])
-        return environment.resident_bytes() / first
+        return resident_bytes() / first
 
 
 def _median_ms(samples: Any) -> float:

@@ -26,7 +26,6 @@ from edgemem.bundle import Bundle, open_bundle
 from edgemem.contract import Contract
 from edgemem.errors import VerificationError
 from edgemem.export.graph import Sealed
-from edgemem.export.paging import page_out
 from edgemem.export.parity import Comparison, Expected, FarCall, Progress, chunkings, far_positions
 from edgemem.export.precision import Precision
 from edgemem.export.precision_check import (
@@ -41,6 +40,7 @@ from edgemem.export.precision_check import (
 )
 from edgemem.export.probes import check_graph, check_probes
 from edgemem.export.source import Source
+from edgemem.machine.paging import page_out
 from edgemem.protocol import example_input
 
 _BATCH = 2  # streams that must not see each other

@@ -6,17 +6,15 @@ This has not run on a GPU yet; its address arithmetic, its order of work and its
 
 from __future__ import annotations
 
-import importlib
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from edgemem.errors import EdgememError, RuntimeUnavailableError
+from edgemem.errors import EdgememError
+from edgemem.machine.cuda import cuda_runtime, describe_code
 from edgemem.runtimes.memory import Array, Block, Box, Bytes
-
-_HINT = 'pip install "edgemem[gpu]"'
 
 
 class CudaMemory:
@@ -40,17 +38,8 @@ class CudaMemory:
     on_host = False
 
     def __init__(self, device_id: int = 0, *, blocking: bool = True) -> None:
-        try:
-            self.api: Any = importlib.import_module("cuda.bindings.runtime")
-        except ImportError as error:
-            raise RuntimeUnavailableError(f"cuda.bindings.runtime cannot be imported: {error}", hint=_HINT) from error
-        # Asked before anything else: some libraries crash where CUDA does not start.
-        code, count = self.api.cudaGetDeviceCount()
-        if int(code) != 0 or count <= device_id:
-            why = _describe(self.api, code) if int(code) != 0 else f"{count} devices"
-            raise RuntimeUnavailableError(
-                f"CUDA device {device_id} cannot be used: {why}.", hint=_driver_hint(self.api, code)
-            )
+        # Before anything else: some libraries crash if CUDA does not start.
+        self.api: Any = cuda_runtime(device_id)
         self.device_id = device_id
         self.call(self.api.cudaSetDevice, device_id)
         flags = self.api.cudaStreamDefault if blocking else self.api.cudaStreamNonBlocking
@@ -69,7 +58,7 @@ class CudaMemory:
         """
         code, *values = function(*arguments)
         if int(code) != 0:
-            raise EdgememError(f"{getattr(function, '__name__', function)} failed: {_describe(self.api, code)}.")
+            raise EdgememError(f"{getattr(function, '__name__', function)} failed: {describe_code(code)}.")
         return values[0] if values else None
 
     def allocate(self, nbytes: int) -> CudaBlock:
@@ -91,9 +80,9 @@ class CudaMemory:
             return int(address)
         self.api.cudaGetLastError()  # a failed allocation leaves the device usable: later calls must not report it
         if code != self.api.cudaError_t.cudaErrorMemoryAllocation:
-            raise EdgememError(f"cudaMalloc failed: {_describe(self.api, code)}.")
+            raise EdgememError(f"cudaMalloc failed: {describe_code(code)}.")
         raise EdgememError(
-            f"cudaMalloc failed: {_describe(self.api, code)}: {nbytes:,} bytes were asked for; {self.free_text()}.",
+            f"cudaMalloc failed: {describe_code(code)}: {nbytes:,} bytes were asked for; {self.free_text()}.",
             hint="Close what else uses the GPU, take fewer streams or a smaller batch, or export with a smaller memory "
             "or precision.",
         )
@@ -260,20 +249,3 @@ class CudaBlock:
     def _inside(self, offset: int, nbytes: int) -> None:
         if offset < 0 or offset + nbytes > self.nbytes:
             raise ValueError(f"bytes {offset} to {offset + nbytes} of a block of {self.nbytes}")
-
-
-def _describe(api: Any, code: Any) -> str:
-    name = getattr(code, "name", str(code))
-    return f"{name} ({int(code)})"
-
-
-def _driver_hint(api: Any, code: Any) -> str:
-    driver, runtime = (function()[1] or 0 for function in (api.cudaDriverGetVersion, api.cudaRuntimeGetVersion))
-    if int(code) != 0 and driver and driver // 1000 < runtime // 1000:
-        return (
-            f"The driver is too old: it serves CUDA {driver // 1000}, cuda-python here is of CUDA {runtime // 1000}. "
-            f'Update the driver, or: pip install "cuda-python<{runtime // 1000}"'
-        )
-    if not driver:
-        return "No NVIDIA driver is loaded: install it and check it with nvidia-smi, or use device='cpu'."
-    return "Check the NVIDIA driver with nvidia-smi, or use device='cpu'."

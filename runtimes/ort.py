@@ -18,7 +18,8 @@ import numpy as np
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.contract import OUTPUT_INDICES, POSITION, Contract, numpy_dtype
 from edgemem.errors import BundleError, EdgememError, RuntimeUnavailableError
-from edgemem.runtimes import bfloat16, huge_pages
+from edgemem.machine import huge_pages
+from edgemem.runtimes import bfloat16
 from edgemem.runtimes.arena import Arena, Place
 from edgemem.runtimes.arena_stream import ArenaStream
 from edgemem.runtimes.memory import Array, Block, HostMemory, Memory

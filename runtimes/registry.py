@@ -121,6 +121,6 @@ def choose(bundle: Bundle, device: str) -> str:
 
 
 def _cuda_works() -> bool:
-    from edgemem.runtimes.trt.flavour import probe_cuda
+    from edgemem.machine.cuda import probe_cuda
 
     return not probe_cuda().problem

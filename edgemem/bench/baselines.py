@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgemem
-from edgemem.bench import environment, floor
+from edgemem.bench import floor
 from edgemem.bench.devices.bandwidth import CopyPass
 from edgemem.bench.measure import Contender, Inputs, Loop, sweep_contenders
 from edgemem.bench.result import Baseline
 from edgemem.bundle import Bundle, open_bundle
 from edgemem.contract import OUTPUT_INDICES, POSITION, Contract, initial_state
 from edgemem.errors import EdgememError, MissingDependencyError
+from edgemem.machine.memory import available_bytes
 from edgemem.runtimes import Session
 from edgemem.runtimes.cuda import CudaMemory
 from edgemem.runtimes.ort_import import import_onnxruntime
@@ -158,7 +159,7 @@ class NumpyLoop:
 
 def _room(copies_bytes: int) -> str | None:
     """Why a baseline of that many bytes is not started, or ``None``: the kernel would end the whole run."""
-    available = environment.available_bytes()
+    available = available_bytes()
     if available is None or copies_bytes + _RESERVE_BYTES <= available:
         return None
     return f"it needs about {copies_bytes >> 20} MiB, and {available >> 20} MiB are free"

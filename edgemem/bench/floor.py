@@ -33,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 
 from edgemem.bundle import WEIGHTS, Bundle
 from edgemem.errors import BundleError, MissingDependencyError
-from edgemem.runtimes import huge_pages
+from edgemem.machine import huge_pages
 from edgemem.runtimes.ort_import import import_onnxruntime
 
 _BLAS_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")

@@ -37,6 +37,8 @@ from edgemem.bench.result import (
     Sweep,
 )
 from edgemem.contract import Contract
+from edgemem.machine.facts import load_average
+from edgemem.machine.memory import available_bytes, peak_bytes, resident_bytes
 from edgemem.runtimes import Session
 
 COMPARED_FROM = 1_000
@@ -136,8 +138,8 @@ def run(path: str | Path, options: Options, plan: Plan, progress: Progress = sil
         EdgememError: The bundle cannot be opened, or its outputs are not finite.
     """
     began = time.perf_counter()
-    load_before = environment.load_average()
-    resident_before, available_before = environment.resident_bytes(), environment.available_bytes()
+    load_before = load_average()
+    resident_before, available_before = resident_bytes(), available_bytes()
     progress("opening", 0, 1)
     opened = time.perf_counter_ns()
     session = edgemem.open(path, runtime=options.runtime, threads=options.threads, device=options.device)
@@ -146,7 +148,7 @@ def run(path: str | Path, options: Options, plan: Plan, progress: Progress = sil
     with session, contextlib.ExitStack() as stack:
         opening, loop = _first_step(session, open_ms)
         progress("opening", 1, 1)
-        resident_opened = environment.resident_bytes()
+        resident_opened = resident_bytes()
         devices = devices_of(session, loop.stream)
         before = devices.state()
         steps = _steps(loop, plan, progress)
@@ -268,15 +270,15 @@ def _operators(
 
 def _memory(session: Session, devices: Devices, before: int, opened: int, available_before: int | None) -> Memory:
     bundle = session.bundle
-    available = environment.available_bytes()
+    available = available_bytes()
     return Memory(
         weights_bytes=bundle.weights_bytes,
         graphs_bytes=sum(bundle.manifest.files[graph.file][1] for graph in bundle.manifest.graphs),
         state_bytes=session.contract.state_bytes,
         resident_before_open_bytes=before,
         resident_opened_bytes=opened,
-        resident_measured_bytes=environment.resident_bytes(),
-        peak_bytes=environment.peak_bytes(),
+        resident_measured_bytes=resident_bytes(),
+        peak_bytes=peak_bytes(),
         proportional_bytes=proportional_bytes(),
         gpu_bytes=devices.gpu.process_bytes() if devices.gpu is not None else None,
         is_integrated=devices.is_integrated,
@@ -340,10 +342,10 @@ def resident_growth(path: str | Path, steps: int, threads: int | None = None) ->
         loop = Loop(session.stream(), session.contract)
         for _ in range(5):
             measure.run_loop(loop, block)
-        before = environment.resident_bytes()
+        before = resident_bytes()
         for _ in range(-(-steps // block)):
             measure.run_loop(loop, block)
-        return before, environment.resident_bytes() - before
+        return before, resident_bytes() - before
 
 
 def _deadline(loop: Loop, rate_hz: float | None, plan: Plan, progress: Progress) -> Deadline | None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgemem.bench.environment import board
 from edgemem.bundle import Bundle, open_bundle
 from edgemem.cli.export_tools import checking
 from edgemem.console import console, print_json, print_table, readable_bytes
 from edgemem.errors import EngineError, MissingDependencyError, RuntimeUnavailableError
+from edgemem.machine.facts import board
 from edgemem.runtimes.trt.engine import build_to, shipped_folder
 from edgemem.runtimes.trt.flavour import Flavour, installed, load_flavour
 from edgemem.runtimes.trt.options import TOP_K_LIMIT, BuildOptions

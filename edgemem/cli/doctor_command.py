@@ -14,10 +14,10 @@ from typing import Any
 
 import click
 
-from edgemem.bench import environment
 from edgemem.cli.probes import PROBES, Finding, Probe
 from edgemem.console import console, print_json, print_table, readable_bytes
-from edgemem.runtimes.trt.flavour import probe_cuda
+from edgemem.machine import facts
+from edgemem.machine.cuda import probe_cuda
 
 _TIMEOUT_S = 180.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -89,7 +89,7 @@ def examine(probe: Probe, timeout_s: float = _TIMEOUT_S) -> Row:
 
 def _install_command(probe: Probe) -> str:
     """The command for this machine: on a Jetson, TensorRT comes with the system, not from pip."""
-    if probe.name == "tensorrt" and "Jetson" in (environment.board() or ""):
+    if probe.name == "tensorrt" and "Jetson" in (facts.board() or ""):
         return "sudo apt install python3-libnvinfer  # and a virtual environment made with --system-site-packages"
     return probe.install
 
@@ -122,7 +122,7 @@ def _how_it_died(returncode: int) -> str:
 
 def machine_facts() -> dict[str, Any]:
     """CPU, memory, GPU, board and Python of this machine; ``None`` where it does not tell."""
-    machine = environment.describe(None, environment.load_average())
+    machine = facts.facts()
     return {
         "os": machine.os,
         "architecture": machine.machine,

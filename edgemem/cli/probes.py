@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from edgemem.errors import EdgememError, MissingDependencyError, RuntimeUnavailableError
+from edgemem.machine.cuda import probe_cuda
 from edgemem.runtimes.ort_import import import_onnxruntime
-from edgemem.runtimes.trt.flavour import probe_cuda
 
 _X = np.array([1.0, -2.5, 1e6], dtype=np.float32)
 

@@ -1,7 +1,7 @@
 """The one bridge to ``tensorrt`` (10.3 to 11.x) and ``tensorrt_rtx``; nothing else imports either.
 
-CUDA is asked first, through ``cuda.bindings.runtime``, which returns codes: TensorRT 11 ends the interpreter where CUDA
-does not start. ``tensorrt_rtx`` compiles without a GPU, so there it is only noted that CUDA is absent.
+CUDA is probed first, because TensorRT 11 ends the interpreter if CUDA does not start. ``tensorrt_rtx`` compiles without
+a GPU, so it is imported without CUDA too.
 """
 
 from __future__ import annotations
@@ -9,112 +9,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import platform
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from edgemem.errors import RuntimeUnavailableError
+from edgemem.machine.cuda import Cuda, probe_cuda
 
 Name = Literal["tensorrt", "tensorrt_rtx"]
 NAMES: tuple[str, ...] = get_args(Name)
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 OLDEST, TOO_NEW = (10, 3), (12,)
 """Versions of classic TensorRT that this bridge knows: at least the one, less than the other."""
-
-
-@dataclass(frozen=True)
-class Cuda:
-    """What the CUDA runtime says about this machine.
-
-    Attributes:
-        problem: Why no device can be used; ``""`` where one can.
-        hint: How to mend the problem.
-        driver: Newest CUDA version that the driver serves, as ``"12.6"``; ``""`` without a driver.
-        device: Name of the first device.
-        compute_capability: Of the first device, as ``"8.7"``.
-        free_bytes: Device memory that is free; 0 where unknown. On a Jetson this is memory that the CPU uses too.
-        total_bytes: Device memory in all; 0 where unknown.
-    """
-
-    problem: str = ""
-    hint: str = ""
-    driver: str = ""
-    device: str = ""
-    compute_capability: str = ""
-    free_bytes: int = 0
-    total_bytes: int = 0
-
-    def require(self) -> None:
-        """Raise where no device can be used.
-
-        Raises:
-            RuntimeUnavailableError: With the problem and its remedy.
-        """
-        if self.problem:
-            raise RuntimeUnavailableError(f"no CUDA device: {self.problem}.", hint=self.hint)
-
-
-def probe_cuda() -> Cuda:
-    """Ask the CUDA runtime for its first device. Never raises, and starts nothing but CUDA itself."""
-    try:
-        api: Any = importlib.import_module("cuda.bindings.runtime")
-    except ImportError as error:
-        return Cuda(f"cuda.bindings.runtime cannot be imported ({error})", 'pip install "edgemem[gpu]"')
-    code, count = api.cudaGetDeviceCount()
-    driver = _number(api, "cudaDriverGetVersion")
-    if int(code) != 0 or not count:
-        return Cuda(*_why_none(api, code, driver), driver=_cuda_version(driver))
-    free, total = _values(api, "cudaMemGetInfo") or (0, 0)
-    return Cuda(
-        driver=_cuda_version(driver),
-        device=_device_name(api),
-        compute_capability=f"{_attribute(api, 'Major')}.{_attribute(api, 'Minor')}",
-        free_bytes=int(free),
-        total_bytes=int(total),
-    )
-
-
-def _why_none(api: Any, code: Any, driver: int) -> tuple[str, str]:
-    """Problem and remedy where there is no usable device."""
-    runtime = _number(api, "cudaRuntimeGetVersion")
-    if int(code) != 0 and driver and runtime and driver // 1000 < runtime // 1000:
-        return (
-            f"the driver serves CUDA {_cuda_version(driver)}, cuda-python here is of CUDA {_cuda_version(runtime)}",
-            f'Update the driver, or: pip install "cuda-python<{runtime // 1000}"',
-        )
-    if not driver:
-        return "no NVIDIA driver is loaded", "Install the driver of the GPU, and check it with nvidia-smi."
-    if int(code) == 0:
-        return "the driver reports none", "Check the GPU with nvidia-smi, and the variable CUDA_VISIBLE_DEVICES."
-    return f"{getattr(code, 'name', code)} ({int(code)})", "Check the driver with nvidia-smi."
-
-
-def _values(api: Any, name: str, *arguments: Any) -> tuple[Any, ...] | None:
-    """What a call gives beside its code; ``None`` where it is missing or fails."""
-    function = getattr(api, name, None)
-    if function is None:
-        return None
-    code, *values = function(*arguments)
-    return tuple(values) if int(code) == 0 else None
-
-
-def _number(api: Any, name: str) -> int:
-    values = _values(api, name)
-    return int(values[0]) if values else 0
-
-
-def _attribute(api: Any, part: str) -> int:
-    which = getattr(getattr(api, "cudaDeviceAttr", None), f"cudaDevAttrComputeCapability{part}", None)
-    values = _values(api, "cudaDeviceGetAttribute", which, 0) if which is not None else None
-    return int(values[0]) if values else 0
-
-
-def _device_name(api: Any) -> str:
-    values = _values(api, "cudaGetDeviceProperties", 0)
-    return bytes(values[0].name).decode(errors="replace").rstrip("\x00") if values else ""
-
-
-def _cuda_version(number: int) -> str:
-    return f"{number // 1000}.{number % 1000 // 10}" if number else ""
 
 
 class Flavour:

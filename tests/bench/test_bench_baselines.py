@@ -13,7 +13,7 @@ from conftest import write_tiny
 
 import edgemem
 import edgemem.export
-from edgemem.bench import baselines, comparison, environment, suite
+from edgemem.bench import baselines, comparison, suite
 from edgemem.bench.baselines import FloorReady, NumpyLoop, Ready, Skipped
 from edgemem.bench.measure import Loop
 from edgemem.bundle import Bundle, open_bundle
@@ -113,7 +113,7 @@ def test_an_exporter_that_cannot_be_imported_is_the_reason(
 def test_nothing_is_loaded_that_the_memory_cannot_hold(
     decoder: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(baselines, "available_bytes", lambda: 1 << 20)
     with contextlib.ExitStack() as stack:
         assert all("1 MiB are free" in reason(b) for b in prepared(decoder, tmp_path, stack).values())
         floor = baselines.prepare_floor(decoder, 1, stack)

@@ -9,10 +9,10 @@ import onnx.parser
 import onnx.reference
 import pytest
 
-from edgemem.bench import environment
 from edgemem.cli import doctor_command
 from edgemem.cli.doctor_command import Row, examine, run_apart
 from edgemem.cli.probes import PROBES, Probe, one_op_model
+from edgemem.machine import facts
 
 PROBE = {probe.name: probe for probe in PROBES}
 
@@ -106,7 +106,7 @@ def test_the_exit_code_says_whether_edgemem_can_run_anything(monkeypatch, invoke
 
 def test_the_machine_is_described(monkeypatch, invoke):
     monkeypatch.setattr(doctor_command, "PROBES", (PROBE["onnxruntime CPU"],))
-    monkeypatch.setattr(environment, "board", lambda: "NVIDIA Jetson Orin Nano")
+    monkeypatch.setattr(facts, "board", lambda: "NVIDIA Jetson Orin Nano")
     machine = json.loads(invoke("doctor", "--json").stdout)["machine"]
     assert machine["python"] == ".".join(map(str, sys.version_info[:3]))
     assert machine["board"] == "NVIDIA Jetson Orin Nano"
@@ -119,7 +119,7 @@ def test_the_machine_is_described(monkeypatch, invoke):
 def test_on_a_jetson_tensorrt_comes_with_the_system(monkeypatch):
     missing = Probe("tensorrt", "no_such_module_here", "", "pip install x", lambda: "")
     assert examine(missing).install == "pip install x"
-    monkeypatch.setattr(environment, "board", lambda: "NVIDIA Jetson Orin Nano")
+    monkeypatch.setattr(facts, "board", lambda: "NVIDIA Jetson Orin Nano")
     assert "apt install" in (examine(missing).install or "")
 
 

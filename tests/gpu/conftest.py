@@ -16,9 +16,10 @@ import pytest
 import edgemem
 from edgemem.bundle import Bundle
 from edgemem.errors import RuntimeUnavailableError
+from edgemem.machine.cuda import probe_cuda
 from edgemem.runtimes import Session
 from edgemem.runtimes.cuda import CudaMemory
-from edgemem.runtimes.trt.flavour import load_flavour, probe_cuda
+from edgemem.runtimes.trt.flavour import load_flavour
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.session import RtxSession, TrtSession
 

@@ -202,14 +202,14 @@ def test_an_output_outlives_its_stream(tokens_bundle: Bundle, stand_in: StandIn)
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (StandIn(devices=0), "CUDA device 0 cannot be used: 0 devices"),
+        (StandIn(devices=0), "CUDA device 0 cannot be used: the driver reports no devices"),
         (
             StandIn(status=CudaError.cudaErrorInsufficientDriver, driver=0),
-            r"(?s)cudaErrorInsufficientDriver \(35\).*No NVIDIA driver is loaded",
+            r"no NVIDIA driver is loaded \(cudaErrorInsufficientDriver \(35\)\)",
         ),
         (
             StandIn(status=CudaError.cudaErrorInsufficientDriver, driver=12020, runtime=13000),
-            r"(?s)cudaErrorInsufficientDriver \(35\).*driver is too old: it serves CUDA 12.*cuda-python<13",
+            r"(?s)driver supports CUDA 12\.2, .*cudaErrorInsufficientDriver \(35\).*cuda-python<13",
         ),
         (None, "cuda.bindings.runtime cannot be imported"),
     ],

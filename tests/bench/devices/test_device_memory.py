@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import recorded
 
-from edgemem.bench import environment
 from edgemem.bench.devices.memory import proportional_bytes
+from edgemem.machine.memory import peak_bytes
 
 ROLLUP = """\
 55d0c0a00000-7ffd2f3fe000 ---p 00000000 00:00 0                          [rollup]
@@ -33,4 +33,4 @@ def test_this_process_has_no_more_of_its_own_than_is_resident() -> None:
     share = proportional_bytes()
     if share is None:
         pytest.skip("this kernel has no smaps_rollup")
-    assert 0 < share <= environment.peak_bytes()
+    assert 0 < share <= peak_bytes()

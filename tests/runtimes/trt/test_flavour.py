@@ -1,33 +1,13 @@
 """Finding a TensorRT without ever importing one that would end the interpreter."""
 
 import sys
-from enum import IntEnum
-from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from edgemem.errors import RuntimeUnavailableError
 from edgemem.runtimes.trt import flavour
-from edgemem.runtimes.trt.flavour import load_flavour, probe_cuda, version_tuple
-
-
-class Code(IntEnum):
-    cudaSuccess = 0  # noqa: N815
-    cudaErrorInsufficientDriver = 35  # noqa: N815
-    cudaErrorNoDevice = 100  # noqa: N815
-
-
-def cuda(code=Code.cudaSuccess, count=1, driver=12060, runtime=12060, capability=(8, 7)):
-    """A ``cuda.bindings.runtime`` that answers so."""
-    api = ModuleType("cuda.bindings.runtime")
-    api.cudaDeviceAttr = SimpleNamespace(cudaDevAttrComputeCapabilityMajor=0, cudaDevAttrComputeCapabilityMinor=1)
-    api.cudaGetDeviceCount = lambda: (code, count)
-    api.cudaDriverGetVersion = lambda: (Code.cudaSuccess, driver)
-    api.cudaRuntimeGetVersion = lambda: (Code.cudaSuccess, runtime)
-    api.cudaMemGetInfo = lambda: (Code.cudaSuccess, 3 << 30, 8 << 30)
-    api.cudaDeviceGetAttribute = lambda which, device: (Code.cudaSuccess, capability[which])
-    api.cudaGetDeviceProperties = lambda device: (Code.cudaSuccess, SimpleNamespace(name=b"Orin\x00\x00"))
-    return api
+from edgemem.runtimes.trt.flavour import load_flavour, version_tuple
+from tests.machine.cuda_api import Code, cuda
 
 
 @pytest.fixture
@@ -38,42 +18,13 @@ def packages(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda_api)  # None: it cannot be imported
         monkeypatch.syspath_prepend(tmp_path)
         for name in flavour.NAMES:
-            monkeypatch.delitem(sys.modules, name, raising=False)
+            monkeypatch.setitem(sys.modules, name, None)  # afterwards it is as it was
+            del sys.modules[name]
             if name in texts:
                 (tmp_path / f"{name}.py").write_text(texts[name])
         monkeypatch.setattr(flavour, "installed", lambda name: name in texts)
 
     return install
-
-
-def test_a_device_is_described(packages):
-    packages(cuda())
-    found = probe_cuda()
-    assert found.problem == ""
-    assert (found.driver, found.device, found.compute_capability) == ("12.6", "Orin", "8.7")
-    assert (found.free_bytes, found.total_bytes) == (3 << 30, 8 << 30)
-
-
-@pytest.mark.parametrize(
-    ("api", "problem", "hint"),
-    [
-        (None, "cannot be imported", "pip install"),
-        (cuda(Code.cudaErrorInsufficientDriver, 0, driver=0), "no NVIDIA driver is loaded", "Install the driver"),
-        (
-            cuda(Code.cudaErrorInsufficientDriver, 0, driver=12020, runtime=13000),
-            "the driver serves CUDA 12.2, cuda-python here is of CUDA 13.0",
-            "Update the driver",
-        ),
-        (cuda(Code.cudaErrorNoDevice, 0), "cudaErrorNoDevice", "nvidia-smi"),
-        (cuda(count=0), "the driver reports none", "CUDA_VISIBLE_DEVICES"),
-    ],
-    ids=["no cuda-python", "no driver", "old driver", "no device", "hidden device"],
-)
-def test_every_want_of_a_device_has_its_own_words_and_remedy(packages, api, problem, hint):
-    packages(api)
-    found = probe_cuda()
-    assert problem in found.problem
-    assert hint in found.hint
 
 
 def test_classic_tensorrt_is_not_imported_where_cuda_does_not_start(packages):

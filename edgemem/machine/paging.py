@@ -1,26 +1,28 @@
-"""Weights that are not needed for a while need not stay in memory (Linux)."""
+"""Give back the memory of weights that a mapped file can provide again (Linux)."""
 
 from __future__ import annotations
 
 import bisect
 import mmap
 import sys
+from typing import TYPE_CHECKING
 
-from torch import nn
+from edgemem.machine.mappings import adviser, mappings
 
-from edgemem.runtimes.mappings import adviser, mappings
+if TYPE_CHECKING:
+    from torch import nn
 
-_MADV_PAGEOUT = 21  # Linux 5.4; older kernels answer EINVAL and nothing is lost
+_MADV_PAGEOUT = 21  # Linux 5.4; an older kernel returns EINVAL and nothing changes
 
 
 def page_out(module: nn.Module) -> int:
-    """Give back the memory of a module's tensors that a mapped file holds; they are read from it again when used.
+    """Give back the memory of a module's tensors that lie in a mapped file. The kernel reads them again when used.
 
-    A checkpoint is mapped, not copied, when it is loaded: its pages count as the process' memory from the first use to
-    the end.
+    Loading a checkpoint maps its file and copies nothing. From the first use on, the pages count as memory of the
+    process.
 
     Returns:
-        The bytes that were given back; 0 where the system does not do it.
+        The bytes given back; 0 if the system does not support it.
     """
     files = [(mapping.start, mapping.end) for mapping in mappings() if mapping.has_file]
     give_back = adviser(_MADV_PAGEOUT)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgemem.export.paging import page_out
-from edgemem.runtimes import mappings
+from edgemem.machine import mappings
+from edgemem.machine.paging import page_out
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone does it")
 

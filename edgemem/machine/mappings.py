@@ -1,4 +1,4 @@
-"""What is mapped where in this process (Linux), and advice to the kernel about it."""
+"""The memory mappings of this process (Linux), and advice to the kernel about them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Mapping:
     """A range of addresses.
 
     Attributes:
-        start: Its first byte.
-        end: Behind its last one.
-        access: As ``"rw-p"``: read, write, execute, private or shared.
+        start: First address.
+        end: Address after the last one.
+        access: Such as ``"rw-p"``: read, write, execute, private or shared.
         has_file: Whether a file is mapped there.
-        name: The file, or the kernel's name for it as ``"[heap]"``; empty for most memory.
+        name: The file, or a name that the kernel gives, such as ``"[heap]"``; empty for most memory.
     """
 
     start: int
@@ -31,7 +31,7 @@ class Mapping:
 
 
 def mappings() -> list[Mapping]:
-    """All of them, in order; none where the system does not tell."""
+    """All mappings in order of address; empty if the system does not report them."""
     if not sys.platform.startswith("linux"):
         return []
     try:
@@ -47,7 +47,7 @@ def mappings() -> list[Mapping]:
 
 
 def adviser(advice: int) -> Callable[[int, int], bool] | None:
-    """``madvise(address, size)`` with one advice, which says whether it was taken; ``None``: there is no such call."""
+    """``madvise(address, size)`` with one advice, which returns whether it worked; ``None`` without such a call."""
     try:
         madvise = ctypes.CDLL(None).madvise
     except (OSError, AttributeError):

@@ -1,8 +1,8 @@
 """Huge pages for the memory that an engine reads at every step (Linux).
 
-A step streams all weights through the core. Over pages of 4 KiB that costs a walk of the page table every few hundred
-nanoseconds; over pages of 2 MiB hardly any. Engines allocate their packed weights with plain ``malloc``, which gets
-small pages unless the process was started with a glibc tunable, so the pages are joined once the weights are loaded.
+A step reads all weights once. With pages of 4 KiB, the processor walks the page table every few hundred nanoseconds;
+with pages of 2 MiB it hardly ever does. Engines allocate their packed weights with ``malloc``, which returns small
+pages unless the process was started with a glibc tunable. So the pages are joined after the weights are loaded.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgemem.runtimes.mappings import adviser, mappings
+from edgemem.machine.mappings import adviser, mappings
 
 HUGE_BYTES = 2 << 20
-_MADV_COLLAPSE = 25  # Linux 6.1; older kernels answer EINVAL and nothing is lost
+_MADV_COLLAPSE = 25  # Linux 6.1; an older kernel returns EINVAL and nothing changes
 _POLICY = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 Region = tuple[int, int]
 
 
 def anonymous_regions() -> list[Region]:
-    """Address ranges of the process' private writable memory, in order; empty where the system does not tell."""
+    """Address ranges of the process' private writable memory, in order; empty if the system does not report them."""
     return [
         (mapping.start, mapping.end)
         for mapping in mappings()
@@ -29,13 +29,13 @@ def anonymous_regions() -> list[Region]:
 
 
 def join_pages_since(before: list[Region]) -> int:
-    """Back the memory that was mapped since ``before`` with huge pages where it can be; the bytes that now are.
+    """Back the memory that was mapped since ``before`` with huge pages where possible; returns the bytes changed.
 
     Args:
-        before: What :func:`anonymous_regions` gave before the engine loaded its weights.
+        before: The result of :func:`anonymous_regions` before the engine loaded its weights.
     """
     try:
-        if "[never]" in _POLICY.read_text():  # the administrator's word
+        if "[never]" in _POLICY.read_text():  # the administrator's choice
             return 0
     except OSError:
         return 0

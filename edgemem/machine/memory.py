@@ -1,0 +1,42 @@
+"""Memory of the machine and of its processes, as the kernel counts it, in bytes."""
+
+from __future__ import annotations
+
+import platform
+import resource
+
+from edgemem.machine.kernel import entry_bytes, read
+
+
+def total_bytes() -> int:
+    """Memory of the machine; 0 if the system does not report it."""
+    return entry_bytes("/proc/meminfo", "MemTotal")
+
+
+def available_bytes() -> int | None:
+    """Memory that can be allocated without swapping; ``None`` if the system does not report it."""
+    return entry_bytes("/proc/meminfo", "MemAvailable") or None
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is resident now."""
+    statm = read("/proc/self/statm")
+    if statm is None:
+        return peak_bytes()
+    return int(statm.split()[1]) * resource.getpagesize()
+
+
+def peak_bytes() -> int:
+    """The most memory that was ever resident in this process.
+
+    Reads ``VmHWM`` where it exists. ``ru_maxrss`` also includes the process that started this one, before ``exec``.
+    """
+    if peak := status_bytes("VmHWM"):
+        return peak
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def status_bytes(key: str, process: int | str = "self") -> int:
+    """An entry of ``/proc/<process>/status``, such as ``"VmHWM"``; 0 if it is missing."""
+    return entry_bytes(f"/proc/{process}/status", key)
