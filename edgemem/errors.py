@@ -11,6 +11,7 @@
     │   └── VerificationError     the exported graph does not compute what the model computes
     ├── RuntimeUnavailableError   an engine is not installed, or does not work on this machine
     ├── EngineError               an engine cannot be built, or is not for this machine or this bundle
+    ├── PluginError               an entry point of another package does not load, or is not what it should be
     ├── InputError                tokens or features of the wrong dtype, shape or range
     ├── NonFiniteError            NaN or infinity in the inputs, the outputs or the state
     ├── SnapshotError             a snapshot is of another model or version, damaged, or cut short
@@ -69,6 +70,10 @@ class RuntimeUnavailableError(EdgememError):
 
 class EngineError(EdgememError):
     """A compiled engine cannot be built, or was built for another machine, version or bundle, or is damaged."""
+
+
+class PluginError(EdgememError):
+    """An entry point of another package cannot be loaded, or does not give what its group asks for."""
 
 
 class InputError(EdgememError, ValueError):
