@@ -1,5 +1,6 @@
 """Entry points of other packages are found without an import, and one that is broken harms nobody else."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ def install(tmp_path, monkeypatch):
 
     def write(package: str, text: str, *entry_points: str) -> None:
         (tmp_path / f"{package}.py").write_text(text)
+        monkeypatch.setitem(sys.modules, package, None)  # afterwards it is as it was
+        del sys.modules[package]
         information = tmp_path / f"{package}-1.2.dist-info"
         information.mkdir()
         (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.2\n")
@@ -67,5 +70,5 @@ def test_one_that_does_not_load_is_named_with_its_package_and_the_way_out(instal
 def test_a_name_that_two_packages_claim_belongs_to_neither(install):
     for package in ("first_plugin", "second_plugin"):
         install(package, "thing = 5", f"one = {package}:thing")
-    with pytest.raises(PluginError, match="first_plugin and second_plugin both define|second_plugin and first_plugin"):
+    with pytest.raises(PluginError, match=r"first_plugin and second_plugin both define|second_plugin and first_plugin"):
         plugins.plugins("edgemem.test")["one"].load()
