@@ -41,7 +41,7 @@ from edgemem.machine.facts import load_average
 from edgemem.models.config import DecoderConfig
 from edgemem.runtimes import Session
 from edgemem.runtimes.ort import OrtStream
-from edgemem.sampling import Sampler
+from edgemem.text.sampling import Sampler
 
 THREADS = 1
 REFERENCE = Path(__file__).with_name("reference.json")

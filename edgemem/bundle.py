@@ -26,7 +26,7 @@ from typing import Any
 from edgemem.contract import Contract
 from edgemem.errors import BundleError, ConfigError, ContractError, EdgememError
 from edgemem.files import inside, replace_folder, sha256_file, write_atomic
-from edgemem.generation import GenerationDefaults
+from edgemem.generation_defaults import GenerationDefaults
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"

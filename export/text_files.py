@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edgemem.bundle import CHAT_TEMPLATE
-from edgemem.chat import ChatTemplate
 from edgemem.errors import BundleError, ConfigError, ExportError, MissingDependencyError
-from edgemem.generation import GenerationDefaults
+from edgemem.generation_defaults import GenerationDefaults
+from edgemem.text.chat import ChatTemplate
 
 TOKENIZER = "tokenizer.json"
 

@@ -24,7 +24,7 @@ from edgemem.bundle import (
 )
 from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.errors import BundleError, EdgememError
-from edgemem.generation import GenerationDefaults
+from edgemem.generation_defaults import GenerationDefaults
 
 CONTRACT = Contract(
     InputSpec("tokens", (), "int64", 5),

@@ -22,7 +22,7 @@ from edgemem.bench.result import Deadline, IdleGap, PositionPoint, Sweep
 from edgemem.contract import POSITION, Contract
 from edgemem.errors import NonFiniteError
 from edgemem.runtimes import Stream
-from edgemem.sampling import Sampler
+from edgemem.text.sampling import Sampler
 
 Progress = Callable[[str, int, int], None]
 """Called between timed sections, never inside one: what is being measured, how much is done, of how much."""

@@ -13,12 +13,12 @@ from typing import Any, BinaryIO
 
 import click
 
-from edgemem.chat import Conversation
 from edgemem.cli.drawing import Drawing
-from edgemem.cli.generate import Generation
 from edgemem.cli.interrupt import Interrupt
 from edgemem.errors import EdgememError
 from edgemem.runtimes import Session, Stream
+from edgemem.text.chat import Conversation
+from edgemem.text.generate import Generation, generate
 
 HELP = """\
 /reset      forget the conversation
@@ -132,41 +132,40 @@ class Chat:
         pieces: list[str] = []
         ids: list[int] = []
 
-        def write(text: str) -> None:
-            pieces.append(text)
-            if not self.as_json:
-                click.echo(text, nl=False)
-
         fresh = self.stream.position == 0 and not self.conversation.unread
         tokens = self.conversation.say(message, fresh=fresh)
         self._tell()
-        generation = Generation(
+        generation = generate(
             self.stream,
+            tokens,
             self.drawing.sampler,
-            self.conversation.tokenizer,
-            self.drawing.stops,
-            write,
-            self.interrupt,
-            self.session.contract.max_chunk,
-            ends=self._ends,
-            continues=False,
+            self.conversation.tokenizer.detokenizer(),
+            max_tokens=self.drawing.max_tokens or None,
+            end_ids=self._ends,
+            stop_texts=self.drawing.stops,
+            stop=lambda: self.interrupt.came,
+            chunk=self.session.contract.max_chunk,
         )
         try:
-            generation.run(tokens, self.drawing.max_tokens, ids.append if self.as_json else lambda token: None)
-        except KeyboardInterrupt:
-            if self.interrupt.forced or self.interrupt.signal != signal.SIGINT:
-                raise
-            self.interrupt.clear()
+            for piece in generation:
+                pieces.append(piece.text)
+                if not self.as_json:
+                    click.echo(piece.text, nl=False)
+                elif piece.token is not None:
+                    ids.append(piece.token)
         finally:
-            drawn = [] if generation.pending is None else [generation.pending]
             ended = generation.ended_by == "eos"
             self.conversation.answered(
                 "".join(pieces),
-                end=drawn[0] if ended else None,
+                end=generation.pending if ended else None,
                 overrun=generation.stopped_at or "",
-                unread=[*tokens[generation.prompt_tokens :].tolist(), *([] if ended else drawn)],
+                unread=generation.unread[: -1 if ended else None],
             )
             self._count(generation)
+        if generation.ended_by == "interrupt":
+            if self.interrupt.signal != signal.SIGINT:
+                self.interrupt.check()
+            self.interrupt.clear()
         self._close(generation, "".join(pieces), ids)
 
     def _close(self, generation: Generation, text: str, ids: list[int]) -> None:
@@ -188,7 +187,7 @@ class Chat:
         self.replies += 1
         self.prompt_tokens += generation.prompt_tokens
         self.tokens += generation.tokens
-        self.steps += generation.steps
+        self.steps += max(0, generation.tokens - 1)
         self.prefill_seconds += generation.prefill_seconds
         self.decode_seconds += generation.decode_seconds
 

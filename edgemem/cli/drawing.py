@@ -8,8 +8,8 @@ from typing import TypeVar
 import click
 
 from edgemem.errors import InputError
-from edgemem.generation import GenerationDefaults
-from edgemem.sampling import Sampler
+from edgemem.generation_defaults import GenerationDefaults
+from edgemem.text.sampling import Sampler
 
 TEMPERATURE = 0.8
 MAX_TOKENS = 256
@@ -22,7 +22,7 @@ class Wishes:
     """What the user said; ``None`` where nothing.
 
     Attributes:
-        temperature: See :class:`~edgemem.sampling.Sampler`.
+        temperature: See :class:`~edgemem.text.sampling.Sampler`.
         top_k: See there.
         top_p: See there.
         min_p: See there.

@@ -29,6 +29,11 @@ class Interrupt:
         """The exit code that a shell gives to the signal: 130 for Ctrl-C."""
         return 128 + (self.signal or signal.SIGINT)
 
+    @property
+    def came(self) -> bool:
+        """Whether a signal came."""
+        return self.signal is not None
+
     def check(self) -> None:
         """Raise :class:`KeyboardInterrupt` if a signal came."""
         if self.signal is not None:

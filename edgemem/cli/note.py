@@ -14,7 +14,7 @@ class Note:
     Attributes:
         pending: Tokens that the stream has yet to read before anything else.
         context: The last few tokens before them, on which the text of the next may depend.
-        conversation: What :meth:`edgemem.chat.Conversation.to_json` gave, where there was one.
+        conversation: What :meth:`edgemem.text.chat.Conversation.to_json` gave, where there was one.
     """
 
     pending: tuple[int, ...] = ()

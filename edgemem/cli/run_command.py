@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,9 @@ from click.core import ParameterSource
 from numpy.typing import NDArray
 
 import edgemem
-from edgemem.chat import Conversation, open_chat_template
 from edgemem.cli.chat import Chat, Prompt, piped_lines
 from edgemem.cli.drawing import MAX_TOKENS, TEMPERATURE, Drawing, Wishes, drawing
 from edgemem.cli.ending import Ending
-from edgemem.cli.generate import Generation
 from edgemem.cli.interrupt import Interrupt
 from edgemem.cli.note import Note
 from edgemem.cli.predict import Prediction
@@ -28,9 +27,14 @@ from edgemem.cli.rows import open_rows
 from edgemem.console import print_json
 from edgemem.errors import EdgememError, InputError
 from edgemem.runtimes import DEVICES, RUNTIMES, Session, Stream
-from edgemem.text import Tokenizer, open_tokenizer
+from edgemem.text.chat import Conversation, open_chat_template
+from edgemem.text.generate import generate
+from edgemem.text.tokenizer import Tokenizer, open_tokenizer
 
 STDIN = Path("-")
+CONTEXT = 32
+"""The last tokens that a snapshot's note keeps: more than a detokenizer looks back."""
+
 _FOR_TOKENS = (
     *("prompt", "prompt_ids", "chat", "system", "max_tokens", "stop", "ignore_eos"),
     *("temperature", "top_k", "top_p", "min_p", "seed"),
@@ -225,8 +229,8 @@ def _parse_ids(text: str) -> NDArray[np.int64]:
 
 
 def _rate(count: int, seconds: float) -> float | None:
-    """Per second; ``None`` where nothing was counted."""
-    return count / seconds if count and seconds > 0 else None
+    """Per second; ``None`` if nothing was counted."""
+    return count / seconds if count > 0 and seconds > 0 else None
 
 
 def _spoken(rate: float | None) -> str:
@@ -257,30 +261,39 @@ def _run_tokens(
 
     ids: list[int] = []
     text: list[str] = []
+    recent = deque([*note.context, *tokens[-CONTEXT:].tolist()], maxlen=CONTEXT)
     with Interrupt() as interrupt:
-        generation = Generation(
+        generation = generate(
             stream,
+            tokens,
             draw.sampler,
-            tokenizer,
-            draw.stops,
-            text.append if options.as_json else lambda piece: click.echo(piece, nl=False),
-            interrupt,
-            session.contract.max_chunk,
-            note.context,
-            ends=draw.ends,
+            None if tokenizer is None else tokenizer.detokenizer(recent),
+            max_tokens=draw.max_tokens or None,
+            end_ids=draw.ends,
+            stop_texts=draw.stops,
+            stop=lambda: interrupt.came,
+            chunk=session.contract.max_chunk,
         )
         with Ending(interrupt, input_counts=False) as end:
-            # Ids are kept for JSON alone: a stream without end must not fill the memory.
-            generation.run(tokens, draw.max_tokens, ids.append if options.as_json else lambda token: None)
-        # What of the prompt was fed when the run was cut short counts; the rest is to be fed yet.
-        unread = tokens[generation.prompt_tokens :].tolist()
-        unread += [] if generation.pending is None else [generation.pending]
-        read = tuple(generation.context)[: -len(unread) or None]
-        _save(stream, options.snapshot, Note(tuple(unread), read))
+            for piece in generation:
+                if piece.token is not None:
+                    recent.append(piece.token)
+                written = piece.text if tokenizer else f"{piece.token} "
+                if not options.as_json:
+                    click.echo(written, nl=False)
+                    continue
+                # Tokens are kept for JSON only: an endless text must not fill the memory.
+                text.append(written)
+                if piece.token is not None:
+                    ids.append(piece.token)
+            if generation.ended_by == "interrupt":
+                interrupt.check()
+        read = tuple(recent)[: -len(generation.unread) or None]
+        _save(stream, options.snapshot, Note(tuple(generation.unread), read))
 
         def report() -> None:
             prefill_rate = _rate(generation.prompt_tokens, generation.prefill_seconds)
-            rate = _rate(generation.steps, generation.decode_seconds)
+            rate = _rate(generation.tokens - 1, generation.decode_seconds)
             if options.as_json:
                 written = {"text": "".join(text)} if tokenizer else {}
                 print_json(

@@ -13,8 +13,8 @@ import edgemem
 from edgemem.bundle import Bundle
 from edgemem.console import print_table
 from edgemem.errors import InputError
-from edgemem.scoring import Score, score_text
-from edgemem.text import open_tokenizer
+from edgemem.text.scoring import Score, score_text
+from edgemem.text.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from edgemem.export import Source

@@ -6,8 +6,8 @@ import click
 import pytest
 
 from edgemem.cli.drawing import MAX_TOKENS, TEMPERATURE, Wishes, drawing
-from edgemem.generation import GenerationDefaults
-from tests.tiny_tokenizers import byte_level, metaspace, with_bos
+from edgemem.generation_defaults import GenerationDefaults
+from tests.text.tiny_tokenizers import byte_level, metaspace, with_bos
 
 from .conftest import write_token_reciter
 

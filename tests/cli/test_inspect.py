@@ -9,7 +9,7 @@ import pytest
 from edgemem.bundle import GraphFile, Manifest, open_bundle, write_bundle
 from edgemem.cli.inspect_command import CONTEXTS, describe, memory_by_context, memory_kind
 from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
-from edgemem.generation import GenerationDefaults
+from edgemem.generation_defaults import GenerationDefaults
 
 from .conftest import RECITER, SUMMER, write_token_reciter
 

@@ -19,10 +19,10 @@ from tokenizers import Tokenizer
 
 import edgemem
 from edgemem.bundle import open_bundle
-from edgemem.chat import ChatTemplate
-from edgemem.generation import GenerationDefaults
-from tests import chat_templates
-from tests.tiny_tokenizers import byte_level
+from edgemem.generation_defaults import GenerationDefaults
+from edgemem.text.chat import ChatTemplate
+from tests.text import chat_templates
+from tests.text.tiny_tokenizers import byte_level
 
 from .conftest import end_by_signal, signal_until, write_token_reciter
 

@@ -13,17 +13,17 @@ import pytest
 from tokenizers import Tokenizer
 
 from edgemem.bundle import open_bundle
-from edgemem.chat import ChatTemplate
 from edgemem.errors import ExportError
 from edgemem.export import export_bundle, load_source
 from edgemem.export.text_files import TextFiles, text_files
-from edgemem.generation import GenerationDefaults
+from edgemem.generation_defaults import GenerationDefaults
 from edgemem.models.checkpoint import save_checkpoint
 from edgemem.models.config import DecoderConfig
 from edgemem.models.decoder import Decoder
 from edgemem.text import JsonTokenizer
-from tests import chat_templates
-from tests.tiny_tokenizers import MADE, byte_level, with_bos
+from edgemem.text.chat import ChatTemplate
+from tests.text import chat_templates
+from tests.text.tiny_tokenizers import MADE, byte_level, with_bos
 
 
 def write(folder: Path, name: str, data: Any) -> None:

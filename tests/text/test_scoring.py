@@ -15,8 +15,8 @@ from edgemem.export import export_bundle
 from edgemem.export.source import Source
 from edgemem.models import Decoder, DecoderConfig
 from edgemem.runtimes.torch_reference import TorchSession
-from edgemem.scoring import score_text
 from edgemem.text import ByteTokenizer
+from edgemem.text.scoring import score_text
 
 NAMES = sorted(topics)
 HELD_OUT = "\n\n".join(topics[name] for name in NAMES[::10])[:6000]

@@ -44,7 +44,7 @@ class GenerationDefaults:
         eos_token_ids: Tokens that end the text.
         bos_token_id: The token that begins a text, for a stream without a prompt.
         do_sample: ``False`` is greedy: the most probable token, whatever the temperature.
-        temperature: See :class:`edgemem.sampling.Sampler`.
+        temperature: See :class:`edgemem.text.sampling.Sampler`.
         top_k: See there; 0 keeps all.
         top_p: See there.
         min_p: See there.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgemem.errors import InputError
 from edgemem.runtimes import Session
-from edgemem.text import ByteTokenizer, Tokenizer
+from edgemem.text.tokenizer import ByteTokenizer, Tokenizer
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgemem.bundle import CHAT_TEMPLATE, Bundle
 from edgemem.errors import BundleError, InputError, MissingDependencyError, SnapshotError
-from edgemem.text import Tokenizer
+from edgemem.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import jinja2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edgemem.bundle import Bundle
 from edgemem.errors import BundleError, InputError, MissingDependencyError
 from edgemem.text import ByteTokenizer, Detokenizer, JsonTokenizer, StopText, Tokenizer, open_tokenizer
-from tests.tiny_tokenizers import MADE, byte_level, with_bos
+from tests.text.tiny_tokenizers import MADE, byte_level, with_bos
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
@@ -23,7 +23,7 @@ def streamed(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, JsonTokenizer]:
-    """Tokenizers of every family, by the names of :mod:`tests.tiny_tokenizers`, and two that put ``<s>`` first."""
+    """Tokenizers of every family, by the names of :mod:`tests.text.tiny_tokenizers`, and two that put ``<s>`` first."""
     folder = tmp_path_factory.mktemp("tokenizers")
     made = {name: make() for name, make in MADE.items()}
     made |= {"with_bos": with_bos(byte_level()), "with_bos_and_eos": with_bos(byte_level(), eos=True)}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgemem.errors import EdgememError, InputError, NonFiniteError
-from edgemem.sampling import Sampler
+from edgemem.text.sampling import Sampler
 
 # Few distinct values, so that ties are common.
 LOGITS = hnp.arrays(np.float32, st.integers(1, 40), elements=st.sampled_from([-np.inf, -3.0, -1.0, 0.0, 0.5, 2.0, 7.0]))

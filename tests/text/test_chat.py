@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemem.bundle import Bundle
-from edgemem.chat import ChatTemplate, Conversation, open_chat_template
 from edgemem.errors import BundleError, InputError, MissingDependencyError, SnapshotError
 from edgemem.text import JsonTokenizer
-from tests import chat_templates
-from tests.chat_templates import FAITHFUL
-from tests.tiny_tokenizers import MADE
+from edgemem.text.chat import ChatTemplate, Conversation, open_chat_template
+from tests.text import chat_templates
+from tests.text.chat_templates import FAITHFUL
+from tests.text.tiny_tokenizers import MADE
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 # Tokenizers that give back any text; the others cannot say the templates' line breaks.
@@ -136,7 +136,7 @@ def test_a_bundle_without_a_template_has_none(tmp_path):
 
 
 def test_chat_imports_no_torch():
-    code = "import sys, edgemem.chat as c; c.ChatTemplate('', {}); assert 'torch' not in sys.modules"
+    code = "import sys, edgemem.text.chat as c; c.ChatTemplate('', {}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -1,0 +1,183 @@
+"""Text to token ids and back.
+
+A bundle's manifest names its tokenizer: ``"bytes"`` for models that read UTF-8 bytes, or a ``tokenizer.json`` in the
+bundle, which the ``tokenizers`` package reads.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemem.bundle import Bundle
+from edgemem.errors import BundleError, InputError, MissingDependencyError
+from edgemem.text.detokenizer import ByteDetokenizer, Detokenizer, PrefixDetokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+BYTES = "bytes"
+_ANCHOR = "\n"  # no tokenizer joins it with the word after it
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back."""
+
+    @abstractmethod
+    def encode(self, text: str, *, start: bool = True, special_tokens: bool = True) -> NDArray[np.int64]:
+        """Token ids ``[N]`` of ``text``.
+
+        Args:
+            text: Any text. It may hold bytes that are not UTF-8 as surrogate escapes (PEP 383).
+            start: Whether the text begins a stream. Otherwise it continues one: neither special tokens nor the blank
+                that some tokenizers put before a text are added.
+            special_tokens: Whether the tokenizer adds the special tokens that belong before a text. A rendered chat
+                template already contains them.
+
+        Raises:
+            InputError: The tokenizer cannot represent the text.
+        """
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens``. Special tokens have no text."""
+
+    @abstractmethod
+    def detokenizer(self, context: Iterable[int] = ()) -> Detokenizer:
+        """A new detokenizer, for one stream of tokens.
+
+        Args:
+            context: The tokens ``[N]`` before the first, such as a prompt. A token's leading blank, or the rest of a
+                character, may depend on them.
+        """
+
+    @abstractmethod
+    def is_control(self, token: int) -> bool:
+        """Whether ``token`` is a marker without text, such as the start of a text or the end of a turn."""
+
+
+class ByteTokenizer(Tokenizer):
+    """Ids 0 to 255 are the bytes of UTF-8. Higher ids are special tokens, which have no text."""
+
+    def encode(self, text: str, *, start: bool = True, special_tokens: bool = True) -> NDArray[np.int64]:
+        """See :meth:`Tokenizer.encode`; surrogate escapes become the bytes they stand for."""
+        try:
+            data = text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            code = f"U+{ord(text[error.start]):04X}"
+            raise InputError(f"the text contains {code} at index {error.start}, which is not a character.") from None
+        return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """See :meth:`Tokenizer.decode`."""
+        return bytes(token for token in tokens if 0 <= token < 256).decode("utf-8", "replace")
+
+    def detokenizer(self, context: Iterable[int] = ()) -> Detokenizer:
+        """See :meth:`Tokenizer.detokenizer`."""
+        return ByteDetokenizer()
+
+    def is_control(self, token: int) -> bool:
+        """See :meth:`Tokenizer.is_control`."""
+        return token > 255
+
+
+class JsonTokenizer(Tokenizer):
+    """A ``tokenizer.json``, read by the ``tokenizers`` package.
+
+    Args:
+        path: The file.
+
+    Raises:
+        MissingDependencyError: The ``tokenizers`` package is not installed.
+        BundleError: The package cannot read the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import tokenizers
+        except ImportError:
+            raise MissingDependencyError(
+                f"{path.name} needs the tokenizers package.", hint='Install it with: pip install "edgemem[text]"'
+            ) from None
+        try:
+            self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        # The package raises a plain Exception for every error in the file.
+        except Exception as error:
+            raise BundleError(f"{path} is not a tokenizer: {error}") from error
+        # Some files still ask for the truncation and padding of training batches. A stream needs neither.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._control = frozenset(added)
+        self._skipped = frozenset(token for token, entry in added.items() if entry.special)
+        alone, after = self._ids("a"), self._ids(f"{_ANCHOR}a")
+        self._marks_start = after[len(after) - len(alone) :] != alone
+
+    def encode(self, text: str, *, start: bool = True, special_tokens: bool = True) -> NDArray[np.int64]:
+        """See :meth:`Tokenizer.encode`. Special tokens that would close the text are left out."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text is not UTF-8 (character {error.start}), which this model's tokenizer needs."
+            ) from None
+        if not start:
+            ids = self._continuing_ids(text)
+        else:
+            encoding = self._tokenizer.encode(text, add_special_tokens=special_tokens)
+            mask = encoding.special_tokens_mask
+            # The text continues, so the special tokens after its last token, which close it, are dropped.
+            ids = encoding.ids[: len(mask) - mask[::-1].index(0)] if 0 in mask else []
+            if mask and not ids:
+                ids = self._before_text()
+        return np.asarray(ids, dtype=np.int64)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """See :meth:`Tokenizer.decode`."""
+        return str(self._tokenizer.decode(list(tokens)))
+
+    def detokenizer(self, context: Iterable[int] = ()) -> Detokenizer:
+        """See :meth:`Tokenizer.detokenizer`."""
+        return PrefixDetokenizer(self.decode, self._skipped, context)
+
+    def is_control(self, token: int) -> bool:
+        """See :meth:`Tokenizer.is_control`."""
+        return token in self._control
+
+    def _ids(self, text: str) -> list[int]:
+        """Ids of ``text`` without special tokens."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _before_text(self) -> list[int]:
+        """The special tokens that the tokenizer puts before a text; in an empty text they look like those after it."""
+        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        mask = encoding.special_tokens_mask
+        return list(encoding.ids[: mask.index(0)]) if 0 in mask else []
+
+    def _continuing_ids(self, text: str) -> list[int]:
+        """Ids of text that continues a stream. If the tokenizer marks a text's start, an anchor takes the mark."""
+        if self._marks_start and text:
+            for anchor in (_ANCHOR, "a"):
+                # If the anchor and the text were merged, or the anchor is an unknown token, try the next anchor.
+                alone, ids = self._ids(anchor), self._ids(anchor + text)
+                if ids[: len(alone)] == alone and anchor in self.decode(alone):
+                    return ids[len(alone) :]
+        return self._ids(text)
+
+
+def open_tokenizer(bundle: Bundle) -> Tokenizer | None:
+    """The bundle's tokenizer, or ``None`` if the model's tokens are not text.
+
+    Raises:
+        MissingDependencyError: The tokenizer needs a package that is not installed.
+        BundleError: The tokenizer's file cannot be read.
+    """
+    name = bundle.manifest.tokenizer
+    if name is None:
+        return None
+    return ByteTokenizer() if name == BYTES else JsonTokenizer(bundle.file(name))
