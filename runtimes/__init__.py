@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgemem.runtimes.registry import DEVICES, RUNTIMES, Runtime, open
+from edgemem.runtimes.registry import DEVICES, Runtime, known_runtimes, open
 from edgemem.runtimes.session import Session, Stream
 
-__all__ = ["DEVICES", "RUNTIMES", "Runtime", "Session", "Stream", "open"]
+__all__ = ["DEVICES", "Runtime", "Session", "Stream", "known_runtimes", "open"]

@@ -1,4 +1,7 @@
-"""The runtimes that exist, and how to get each."""
+"""The runtimes that exist, and how to open a bundle with each.
+
+edgemem's own are listed here. Other packages add theirs through entry points (:mod:`edgemem.plugins`).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgemem import plugins
 from edgemem.bundle import Bundle, open_bundle
 from edgemem.errors import EngineError, RuntimeUnavailableError
+from edgemem.machine.cuda import probe_cuda
+from edgemem.machine.facts import board
 from edgemem.runtimes.session import Session
+
+Opener = Callable[..., Session]
 
 
 @dataclass(frozen=True)
@@ -21,47 +29,98 @@ class Runtime:
     Attributes:
         name: What users call it.
         package: The Python package it needs.
-        extra: The extra of edgemem that installs that package.
         opener: ``module:function``; the function, called ``(bundle, threads=, device=, guard=)``, opens a session.
+        extra: The extra of edgemem that installs the package; ``""`` for a runtime of another package.
+        devices: The devices it can run on: ``"cpu"``, ``"cuda"``, or ``"auto"`` if edgemem does not know.
+        engines: If it runs compiled engines, the folder inside a bundle's ``engines`` that holds them.
+        plugin: The entry point that defines it; ``None`` for edgemem's own.
     """
 
     name: str
     package: str
-    extra: str
     opener: str
+    extra: str = ""
+    devices: tuple[str, ...] = ("auto",)
+    engines: str = ""
+    plugin: plugins.Plugin | None = None
 
     @property
     def installed(self) -> bool:
         """Whether its package is there; it is not imported."""
-        return importlib.util.find_spec(self.package) is not None
+        return self.plugin is not None or importlib.util.find_spec(self.package) is not None
+
+    @property
+    def install_command(self) -> str:
+        """The command that installs its package on this machine."""
+        if self.package == "tensorrt" and "Jetson" in (board() or ""):
+            return "sudo apt install python3-libnvinfer  # in an environment made with --system-site-packages"
+        return f'pip install "edgemem[{self.extra}]"'
 
     def open(self, bundle: Bundle, *, threads: int | None, device: str, guard: bool) -> Session:
-        """A session; see :func:`open`."""
+        """A session; see :func:`open`.
+
+        Raises:
+            RuntimeUnavailableError: Its package is not installed, or does not work here.
+            PluginError: Another package defines the runtime, and its entry point cannot be loaded.
+        """
         if not self.installed:
             raise RuntimeUnavailableError(
                 f"the runtime {self.name} needs the package {self.package}, which is not installed.",
-                hint=f'pip install "edgemem[{self.extra}]"',
+                hint=self.install_command,
             )
-        module, _, function = self.opener.partition(":")
-        opener: Callable[..., Session] = getattr(importlib.import_module(module), function)
-        return opener(bundle, threads=threads, device=device, guard=guard)
+        return self._load()(bundle, threads=threads, device=device, guard=guard)
+
+    def _load(self) -> Opener:
+        if self.plugin is None:
+            module, _, function = self.opener.partition(":")
+            opener: Opener = getattr(importlib.import_module(module), function)
+            return opener
+        opener = self.plugin.load()
+        if not callable(opener):
+            raise self.plugin.error("is not a function that opens a session.")
+        return opener
 
 
-RUNTIMES: dict[str, Runtime] = {
+_ALL, _GPU = ("cpu", "cuda"), ("cuda",)
+_OWN: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
-        Runtime("onnxruntime", "onnxruntime", "onnxruntime", "edgemem.runtimes.ort:open_session"),
-        Runtime("onnxruntime-tensorrt", "onnxruntime", "gpu", "edgemem.runtimes.ort:open_tensorrt_session"),
-        Runtime("tensorrt", "tensorrt", "tensorrt", "edgemem.runtimes.trt.session:open_session"),
-        Runtime("tensorrt-rtx", "tensorrt_rtx", "rtx", "edgemem.runtimes.trt.session:open_rtx_session"),
-        Runtime("torch", "torch", "export", "edgemem.runtimes.torch_reference:open_session"),
+        Runtime("onnxruntime", "onnxruntime", "edgemem.runtimes.ort:open_session", "onnxruntime", _ALL),
+        Runtime("onnxruntime-tensorrt", "onnxruntime", "edgemem.runtimes.ort:open_tensorrt_session", "gpu", _GPU),
+        Runtime("tensorrt", "tensorrt", "edgemem.runtimes.trt.session:open_session", "tensorrt", _GPU, "local"),
+        Runtime("tensorrt-rtx", "tensorrt_rtx", "edgemem.runtimes.trt.session:open_rtx_session", "rtx", _GPU, "rtx"),
+        Runtime("torch", "torch", "edgemem.runtimes.torch_reference:open_session", "export", _ALL),
     )
 }
-ENGINE_FOLDERS = {"tensorrt": "local", "tensorrt-rtx": "rtx"}
-"""Runtimes that run compiled engines, and the folder of a bundle's ``engines`` in which theirs lie."""
-FALLBACK = "onnxruntime"
+FALLBACK = _OWN["onnxruntime"]
 DEVICES = ("auto", "cpu", "cuda")
 _LOG = logging.getLogger("edgemem.runtimes")
+
+
+def known_runtimes() -> dict[str, Runtime]:
+    """Every runtime by name: edgemem's own, then those of other packages. Nothing is imported.
+
+    An entry point cannot replace one of edgemem's own runtimes; it is ignored with a warning in the log.
+    """
+    found = dict(_OWN)
+    for name, plugin in plugins.plugins(plugins.RUNTIMES).items():
+        if name in _OWN:
+            _LOG.warning("%s", plugin.error("has the name of a runtime of edgemem, and is ignored.").message)
+            continue
+        found[name] = Runtime(name, plugin.package, plugin.value, plugin=plugin)
+    return found
+
+
+def find_runtime(name: str) -> Runtime:
+    """The runtime of that name.
+
+    Raises:
+        RuntimeUnavailableError: No runtime has this name.
+    """
+    runtime = _OWN.get(name) or known_runtimes().get(name)
+    if runtime is None:
+        raise RuntimeUnavailableError(f"no runtime {name!r}: there are auto, {', '.join(known_runtimes())}.")
+    return runtime
 
 
 def open(
@@ -71,56 +130,52 @@ def open(
 
     Args:
         path: The bundle's folder.
-        runtime: A name of :data:`RUNTIMES`, or ``"auto"``: TensorRT where the bundle carries engines for it and
-            there is a CUDA device, else ONNX Runtime; see :func:`choose`.
-        threads: Threads that one operator may use; ``None`` leaves the choice to the engine.
-        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA where it works.
+        runtime: A name of :func:`known_runtimes`, or ``"auto"``: TensorRT if the bundle has engines for it and there
+            is a CUDA device, else ONNX Runtime; see :func:`choose`.
+        threads: Threads that one operator may use; ``None``: the engine chooses.
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: CUDA if it works.
         guard: Check inputs, outputs and new state for NaN and infinity in every call.
 
     Raises:
-        BundleError: The bundle is missing, truncated, tampered with, or not ours.
+        BundleError: The bundle is missing, truncated, tampered with, or not a bundle.
         ContractError: A graph does not keep the bundle's contract.
         RuntimeUnavailableError: The runtime or the device does not exist or does not work here.
+        PluginError: The runtime belongs to another package, and its entry point cannot be loaded.
     """
-    if runtime != "auto" and runtime not in RUNTIMES:
-        raise RuntimeUnavailableError(f"no runtime {runtime!r}: there are auto, {', '.join(RUNTIMES)}.")
+    chosen = None if runtime == "auto" else find_runtime(runtime)
     if device not in DEVICES:
         raise RuntimeUnavailableError(f"no device {device!r}: there are {', '.join(DEVICES)}.")
     if threads is not None and threads < 1:
         raise RuntimeUnavailableError(f"threads must be 1 or more, got {threads}.")
     bundle = open_bundle(path)
-    if runtime != "auto":
-        return RUNTIMES[runtime].open(bundle, threads=threads, device=device, guard=guard)
-    entry = RUNTIMES[choose(bundle, device)]
+    if chosen is not None:
+        return chosen.open(bundle, threads=threads, device=device, guard=guard)
+    chosen = choose(bundle, device)
     try:
-        return entry.open(bundle, threads=threads, device=device, guard=guard)
+        return chosen.open(bundle, threads=threads, device=device, guard=guard)
     except (EngineError, RuntimeUnavailableError) as error:
-        if entry.name not in ENGINE_FOLDERS or not RUNTIMES[FALLBACK].installed:
+        if not chosen.engines or not FALLBACK.installed:
             raise
-        _LOG.warning("%s: %s Taking %s instead.", entry.name, error, FALLBACK)
-    return RUNTIMES[FALLBACK].open(bundle, threads=threads, device=device, guard=guard)
+        _LOG.warning("%s: %s Using %s instead.", chosen.name, error, FALLBACK.name)
+    return FALLBACK.open(bundle, threads=threads, device=device, guard=guard)
 
 
-def choose(bundle: Bundle, device: str) -> str:
+def choose(bundle: Bundle, device: str) -> Runtime:
     """The runtime that ``"auto"`` stands for.
 
-    TensorRT where three things hold, asked in the order of what they cost: the bundle carries engines for it, which
-    ``edgemem build`` put there; its package is installed; and the CUDA runtime finds a device. Everywhere else ONNX
-    Runtime, so that no engine is built unasked, which takes minutes. Only where ONNX Runtime is not installed is
-    TensorRT taken without an engine.
+    It is TensorRT if three things hold, checked in order of cost: the bundle has engines for it, which ``edgemem
+    build`` put there; its package is installed; the CUDA runtime finds a device. Otherwise it is ONNX Runtime, because
+    building an engine takes minutes and the user did not ask for it. TensorRT is used without an engine only if ONNX
+    Runtime is not installed.
 
     Args:
         bundle: The bundle.
         device: As in :func:`open`.
     """
-    engines = [RUNTIMES[name] for name in ENGINE_FOLDERS] if device != "cpu" and bundle.contract.has_fixed_size else []
-    usable = [entry for entry in engines if entry.installed]
-    carried = [entry for entry in usable if (bundle.path / "engines" / ENGINE_FOLDERS[entry.name]).is_dir()]
-    candidates = carried or ([] if RUNTIMES[FALLBACK].installed else usable)
-    return candidates[0].name if candidates and _cuda_works() else FALLBACK
-
-
-def _cuda_works() -> bool:
-    from edgemem.machine.cuda import probe_cuda
-
-    return not probe_cuda().problem
+    compiled = [runtime for runtime in _OWN.values() if runtime.engines]
+    if device == "cpu" or not bundle.contract.has_fixed_size:
+        compiled = []
+    usable = [runtime for runtime in compiled if runtime.installed]
+    built = [runtime for runtime in usable if (bundle.path / "engines" / runtime.engines).is_dir()]
+    candidates = built or ([] if FALLBACK.installed else usable)
+    return candidates[0] if candidates and not probe_cuda().problem else FALLBACK

@@ -21,7 +21,7 @@ from edgemem.bench.tables import headline, name_of, tables
 from edgemem.console import console, print_json, print_table
 from edgemem.errors import EdgememError
 from edgemem.files import write_atomic
-from edgemem.runtimes import DEVICES, RUNTIMES
+from edgemem.runtimes import DEVICES, known_runtimes
 
 STDOUT = Path("-")
 
@@ -36,7 +36,7 @@ STDOUT = Path("-")
     "--idle-gap", metavar="MS", type=click.FloatRange(min=0, min_open=True), help="Also time steps after idling."
 )
 @click.option("--operators", is_flag=True, help="Also time every operator of a step (onnxruntime).")
-@click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
+@click.option("--runtime", type=click.Choice(["auto", *known_runtimes()]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine, and of the baselines.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--json", "json_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),

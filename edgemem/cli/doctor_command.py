@@ -1,4 +1,4 @@
-"""``edgemem doctor``: which runtimes work on this machine, and how to install the others."""
+"""``edgemem doctor``: which runtimes work on this machine, and what to do about the others."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
 
-from edgemem.cli.probes import PROBES, Finding, Probe
+from edgemem.cli.trial import Finding
 from edgemem.console import console, print_json, print_table, readable_bytes
-from edgemem.machine import facts
 from edgemem.machine.cuda import probe_cuda
+from edgemem.machine.facts import facts
+from edgemem.runtimes import Runtime, known_runtimes
 
 _TIMEOUT_S = 180.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -25,25 +26,30 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass(frozen=True)
 class Row:
-    """What ``doctor`` says about one engine.
+    """What ``doctor`` reports about one runtime on one device.
 
     Attributes:
-        name: The engine.
-        works: A one-op model gave the right result.
-        version: Of the engine.
+        runtime: Name of the runtime.
+        device: Where it ran: ``"cpu"``, ``"cuda"``, or ``"auto"`` if the runtime chose.
+        works: The bundle of one operator gave the right outputs.
+        version: Of the engine; ``""`` if it is not known.
         detail: Where it ran, or why it did not work.
-        used_by: The options with which ``edgemem run`` uses it; ``""`` where edgemem does not drive it.
-        install: The command that installs what is missing; ``None`` where nothing is.
-        log: The end of what the engine wrote, where it does not work.
+        hint: What to do if it does not work; ``""`` if edgemem has no advice.
+        log: The end of what the engine wrote, if it does not work.
     """
 
-    name: str
+    runtime: str
+    device: str
     works: bool
     version: str
     detail: str
-    used_by: str
-    install: str | None
+    hint: str = ""
     log: str = ""
+
+    @property
+    def name(self) -> str:
+        """The runtime, with the device if it was chosen."""
+        return self.runtime if self.device == "auto" else f"{self.runtime} on {self.device}"
 
 
 @click.command()
@@ -52,50 +58,40 @@ class Row:
 def doctor(context: click.Context, as_json: bool) -> None:
     """Show which runtimes work on this machine.
 
-    Each runs a model of one operator in a process of its own. The exit code is 0 if at least one that edgemem can use
-    works, else 1.
+    Each runtime runs a bundle of one operator in a separate process. The exit code is 0 if at least one works, else 1.
     """
-    errors = console(stderr=True)
     rows = []
-    with errors.status("") as status:
-        for probe in PROBES:
-            status.update(f"{probe.name} …")
-            rows.append(examine(probe))
-    healthy = any(row.works and row.used_by for row in rows)
-    facts = machine_facts()
+    with console(stderr=True).status("") as status:
+        for runtime, device in _trials():
+            status.update(f"{runtime.name} on {device} …")
+            rows.append(examine(runtime, device))
+    healthy = any(row.works for row in rows)
+    machine = machine_facts()
     if as_json:
-        print_json({"works": healthy, "machine": facts, "runtimes": [asdict(row) for row in rows]})
+        print_json({"works": healthy, "machine": machine, "runtimes": [asdict(row) for row in rows]})
     else:
-        _print(facts, rows, healthy)
+        _print_machine(machine)
+        _print_runtimes(rows)
     context.exit(0 if healthy else 1)
 
 
-def examine(probe: Probe, timeout_s: float = _TIMEOUT_S) -> Row:
-    """Run a probe, if its module is there."""
-    if probe.installed:
-        finding, log = run_apart((sys.executable, "-m", "edgemem.cli.probes", probe.name), timeout_s)
-    else:
-        finding, log = Finding(False, "", "not installed", missing=True), ""
-    return Row(
-        probe.name,
-        finding.works,
-        finding.version,
-        finding.detail,
-        probe.used_by,
-        _install_command(probe) if finding.missing else None,
-        "" if finding.works else log,
-    )
+def _trials() -> Iterator[tuple[Runtime, str]]:
+    for runtime in known_runtimes().values():
+        for device in runtime.devices:
+            yield runtime, device
 
 
-def _install_command(probe: Probe) -> str:
-    """The command for this machine: on a Jetson, TensorRT comes with the system, not from pip."""
-    if probe.name == "tensorrt" and "Jetson" in (facts.board() or ""):
-        return "sudo apt install python3-libnvinfer  # and a virtual environment made with --system-site-packages"
-    return probe.install
+def examine(runtime: Runtime, device: str, timeout_s: float = _TIMEOUT_S) -> Row:
+    """Try a runtime on a device, if its package is installed."""
+    if not runtime.installed:
+        return Row(runtime.name, device, False, "", "not installed", runtime.install_command)
+    command = (sys.executable, "-m", "edgemem.cli.trial", runtime.name, device)
+    finding, log = run_apart(command, timeout_s)
+    return Row(runtime.name, device, **asdict(finding), log="" if finding.works else log)
 
 
 def run_apart(command: Sequence[str], timeout_s: float) -> tuple[Finding, str]:
-    """Run a probe's process; whatever becomes of it is a finding. Also gives the end of what it wrote on stderr."""
+    """Run the process of a trial; a crash is a finding too. Also returns the end of what it wrote to stderr."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=timeout_s, stdin=subprocess.DEVNULL
@@ -121,25 +117,15 @@ def _how_it_died(returncode: int) -> str:
 
 
 def machine_facts() -> dict[str, Any]:
-    """CPU, memory, GPU, board and Python of this machine; ``None`` where it does not tell."""
-    machine = facts.facts()
-    return {
-        "os": machine.os,
-        "architecture": machine.machine,
-        "board": machine.board,
-        "cpu": machine.cpu or None,
-        "cores": machine.cores,
-        "usable_cores": machine.usable_cores,
-        "memory_bytes": machine.memory_bytes,
-        "gpus": gpus(),
-        "cuda": _cuda(),
-        "python": machine.python,
-        "packages": machine.packages,
-    }
+    """CPU, memory, GPU, board and Python of this machine; ``None`` if the machine does not report it."""
+    machine = asdict(facts())
+    machine["architecture"] = machine.pop("machine")
+    machine["cpu"] = machine["cpu"] or None
+    return machine | {"gpus": gpus(), "cuda": _cuda()}
 
 
 def _cuda() -> str:
-    """What the CUDA runtime says of the first device, or why it has none."""
+    """What the CUDA runtime reports about the first device, or why there is none."""
     found = probe_cuda()
     if found.problem:
         return f"none: {found.problem}"
@@ -147,7 +133,7 @@ def _cuda() -> str:
 
 
 def gpus() -> list[str]:
-    """Name, memory and driver of each NVIDIA GPU that the driver's own tool reports."""
+    """Name, memory and driver of each NVIDIA GPU that nvidia-smi reports."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -159,34 +145,33 @@ def gpus() -> list[str]:
     return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
 
 
-def _print(facts: dict[str, Any], rows: Sequence[Row], healthy: bool) -> None:
-    out = console()
-    memory = readable_bytes(facts["memory_bytes"]) if facts["memory_bytes"] else "unknown"
-    machine = {
-        "system": f"{facts['os']} ({facts['architecture']})",
-        **({"board": facts["board"]} if facts["board"] else {}),
-        "CPU": f"{facts['cpu'] or 'unknown'}, {facts['usable_cores']} of {facts['cores']} cores",
-        "memory": memory,
-        "GPU": "; ".join(facts["gpus"]) or "none found",
-        "CUDA": facts["cuda"],
-        "Python": facts["python"],
-        "packages": ", ".join(f"{name} {version}" for name, version in facts["packages"].items()),
+def _print_machine(machine: dict[str, Any]) -> None:
+    shown = {
+        "system": f"{machine['os']} ({machine['architecture']})",
+        **({"board": machine["board"]} if machine["board"] else {}),
+        "CPU": f"{machine['cpu'] or 'unknown'}, {machine['usable_cores']} of {machine['cores']} cores",
+        "memory": readable_bytes(machine["memory_bytes"]) if machine["memory_bytes"] else "unknown",
+        "GPU": "; ".join(machine["gpus"]) or "none found",
+        "CUDA": machine["cuda"],
+        "Python": machine["python"],
+        "packages": ", ".join(f"{name} {version}" for name, version in machine["packages"].items()),
     }
-    print_table(out, "Machine", ("what", "is"), machine.items())
+    print_table(console(), "Machine", ("what", "is"), shown.items())
+
+
+def _print_runtimes(rows: Sequence[Row]) -> None:
+    out = console()
     print_table(
         out,
         "Runtimes",
-        ("runtime", "works", "version", "detail", "edgemem run"),
-        [
-            (row.name, "yes" if row.works else "no", row.version, row.detail, row.used_by if row.works else "")
-            for row in rows
-        ],
+        ("runtime", "device", "works", "version", "detail"),
+        [(row.runtime, row.device, "yes" if row.works else "no", row.version, row.detail) for row in rows],
     )
     for row in rows:
         if row.log and row.version:
             click.echo(f"{row.name} wrote: {row.log.splitlines()[-1]}", err=True)
-    missing = [(row.name, row.install) for row in rows if row.install]
-    if missing:
-        print_table(out, "To install what is missing", ("runtime", "command"), missing)
-    if not healthy:
-        click.echo("No runtime that edgemem can use works here.", err=True)
+    hints = [(row.name, row.hint) for row in rows if row.hint]
+    if hints:
+        print_table(out, "What to do about the others", ("runtime", "try"), hints)
+    if not any(row.works for row in rows):
+        click.echo("No runtime works here.", err=True)

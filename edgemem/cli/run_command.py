@@ -26,7 +26,7 @@ from edgemem.cli.predict import Prediction
 from edgemem.cli.rows import open_rows
 from edgemem.console import print_json
 from edgemem.errors import EdgememError, InputError
-from edgemem.runtimes import DEVICES, RUNTIMES, Session, Stream
+from edgemem.runtimes import DEVICES, Session, Stream, known_runtimes
 from edgemem.text.chat import Conversation, open_chat_template
 from edgemem.text.generate import generate
 from edgemem.text.tokenizer import Tokenizer, open_tokenizer
@@ -81,7 +81,7 @@ class _Options:
 @click.option("--seed", type=click.IntRange(min=0), help="Makes the text repeatable.")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before this text. May be given several times.")
 @click.option("--ignore-eos", is_flag=True, help="Go on where the model would end.")
-@click.option("--runtime", type=click.Choice(["auto", *RUNTIMES]), default="auto", show_default=True)
+@click.option("--runtime", type=click.Choice(["auto", *known_runtimes()]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--guard", is_flag=True, help="Stop at the first NaN or infinity and name its step.")

@@ -3,54 +3,90 @@
 import json
 import sys
 
-import numpy as np
 import onnx
 import onnx.parser
-import onnx.reference
 import pytest
 
-from edgemem.cli import doctor_command
+from edgemem.bundle import open_bundle
+from edgemem.cli import doctor_command, trial
 from edgemem.cli.doctor_command import Row, examine, run_apart
-from edgemem.cli.probes import PROBES, Probe, one_op_model
+from edgemem.cli.trial import ONE_OP, Finding, run_trial
+from edgemem.contract import METADATA_KEY, Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.machine import facts
+from edgemem.runtimes import Runtime, known_runtimes, registry
+from edgemem.runtimes.registry import find_runtime
 
-PROBE = {probe.name: probe for probe in PROBES}
+ONE_OP_GRAPH = """
+<ir_version: 8, opset_import: ["" : 17]>
+one_op (float[batch, 1, 3] features, float[batch, 1, 3] "past.sum")
+    => (float[batch, 1, 3] total, float[batch, 1, 3] "present.sum")
+{
+    total = Add(features, "past.sum")
+    "present.sum" = Add(features, "past.sum")
+}
+"""
 
 
-def test_the_one_op_model_is_what_its_generator_writes():
-    text = '<ir_version: 8, opset_import: ["" : 17]> one_op (float[3] x) => (float[3] y) { y = Add(x, x) }'
-    assert onnx.load_from_string(one_op_model()) == onnx.parser.parse_model(text)
-    x = np.array([1, 2, 3], dtype=np.float32)
-    np.testing.assert_array_equal(onnx.reference.ReferenceEvaluator(one_op_model()).run(None, {"x": x})[0], x + x)
-
-
-def test_an_engine_that_works_is_shown_to_work_with_its_version():
-    import onnxruntime
-
-    row = examine(PROBE["onnxruntime CPU"])
-    assert row == Row(
-        "onnxruntime CPU",
-        True,
-        onnxruntime.__version__,
-        "CPUExecutionProvider",
-        "--runtime onnxruntime --device cpu",
-        None,
+def test_the_bundle_of_one_operator_holds_what_its_source_says():
+    bundle = open_bundle(ONE_OP)
+    assert bundle.contract == Contract(
+        input=InputSpec("features", (3,)),
+        output=OutputSpec("total", (3,)),
+        states=(StateSpec("sum", (1, 3)),),
+        max_chunk=1,
+        position="none",
     )
+    (graph,) = bundle.manifest.graphs
+    model = onnx.load(ONE_OP / graph.file)
+    (kept,) = model.metadata_props
+    assert kept.key == METADATA_KEY
+    model.ClearField("metadata_props")
+    assert model == onnx.parser.parse_model(ONE_OP_GRAPH)
 
 
-def test_a_module_that_is_not_there_is_not_run_and_its_installation_is_named():
-    probe = Probe("x", "no_such_module_here", "", "pip install x", lambda: pytest.fail("was run"))
-    row = examine(probe)
-    assert (row.works, row.detail, row.install) == (False, "not installed", "pip install x")
-
-
-def test_an_engine_that_is_there_and_does_not_work_says_why():
+def test_a_runtime_that_works_is_reported_with_its_version():
     import onnxruntime
 
-    row = examine(PROBE["onnxruntime CUDA"])
-    built_for_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    assert row.works or "CUDAExecutionProvider" in row.detail
-    assert built_for_cuda == (row.install is None)
+    row = examine(find_runtime("onnxruntime"), "cpu")
+    assert row == Row("onnxruntime", "cpu", True, onnxruntime.__version__, "ran on cpu")
+    assert row.name == "onnxruntime on cpu"
+
+
+def test_the_torch_runtime_gets_the_operator_as_a_module():
+    import torch
+
+    assert run_trial(find_runtime("torch"), "cpu") == Finding(True, torch.__version__, "ran on cpu")
+
+
+def test_wrong_outputs_are_a_failure(monkeypatch):
+    from edgemem.runtimes.session import Stream
+
+    step = Stream.step
+    monkeypatch.setattr(Stream, "step", lambda stream, x: step(stream, x) * 2)
+    found = run_trial(find_runtime("onnxruntime"), "cpu")
+    assert not found.works
+    assert "expected" in found.detail
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("odd"), MemoryError()])
+def test_whatever_an_engine_raises_is_the_finding(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(trial, "_open", fail)
+    found = run_trial(find_runtime("onnxruntime"), "cpu")
+    assert (found.works, found.detail) == (False, f"{type(error).__name__}: {error}")
+
+
+def test_a_package_that_is_not_installed_is_not_tried_and_its_installation_is_named(monkeypatch):
+    monkeypatch.setattr(doctor_command, "run_apart", lambda *_: pytest.fail("was run"))
+    row = examine(Runtime("x", "no_such_module_here", "no_such_module_here:open", "x"), "auto")
+    assert (row.works, row.detail, row.hint, row.name) == (False, "not installed", 'pip install "edgemem[x]"', "x")
+
+
+def test_a_runtime_that_is_there_and_does_not_work_explains_why():
+    row = examine(find_runtime("onnxruntime"), "cuda")
+    assert row.works or ("cuda" in row.detail.lower() and row.hint)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +100,12 @@ def test_an_engine_that_is_there_and_does_not_work_says_why():
         ("import time; time.sleep(60)", "no answer within 0.5 s"),
     ],
 )
-def test_an_engine_that_crashes_or_hangs_is_a_row_and_not_the_end(code, detail):
+def test_an_engine_that_crashes_or_hangs_is_reported_and_ends_nothing_else(code, detail):
     finding, _ = run_apart((sys.executable, "-c", code), 0.5 if "sleep" in code else 30)
     assert (finding.works, finding.detail) == (False, detail)
 
 
-def test_what_an_engine_prints_does_not_get_in_the_way():
+def test_what_an_engine_prints_does_no_harm():
     code = (
         "import sys, json; print('banner', 1); print('\\x1b[31m[E] no libcudart\\x1b[0m', file=sys.stderr)\n"
         "print(json.dumps({'works': True, 'version': '1', 'detail': 'd'})); print('bye')"
@@ -78,34 +114,43 @@ def test_what_an_engine_prints_does_not_get_in_the_way():
     assert (finding.works, finding.version, finding.detail, log) == (True, "1", "d", "[E] no libcudart")
 
 
-def row(works: bool, used_by: str) -> Row:
-    return Row("engine", works, "1.0", "detail", used_by, None if works else "pip install engine", "log")
+def row(works: bool, runtime: str = "engine") -> Row:
+    return Row(runtime, "auto", works, "1.0", "detail", "" if works else "pip install engine", "log")
 
 
 @pytest.mark.parametrize(
     ("rows", "code"),
-    [
-        ([row(True, "--runtime engine")], 0),
-        ([row(False, "--runtime engine")], 1),
-        ([row(False, "--runtime engine"), row(True, "--runtime engine")], 0),
-        ([row(True, "")], 1),  # edgemem does not drive it
-    ],
+    [([row(True)], 0), ([row(False)], 1), ([row(False), row(True, "other")], 0)],
 )
-def test_the_exit_code_says_whether_edgemem_can_run_anything(monkeypatch, invoke, rows, code):
-    found = iter(rows * 2)
-    monkeypatch.setattr(doctor_command, "PROBES", rows)
-    monkeypatch.setattr(doctor_command, "examine", lambda probe: next(found))
+def test_the_exit_code_tells_whether_any_runtime_works(monkeypatch, invoke, rows, code):
+    found = {row.runtime: row for row in rows}
+    runtimes = {name: Runtime(name, "numpy", "numpy:array") for name in found}
+    monkeypatch.setattr(doctor_command, "known_runtimes", lambda: runtimes)
+    monkeypatch.setattr(doctor_command, "examine", lambda runtime, device: found[runtime.name])
     plain = invoke("doctor")
     assert plain.exit_code == code
     assert ("pip install engine" in plain.stdout) == any(not row.works for row in rows)
     assert ("No runtime" in plain.stderr) == (code == 1)
-    said = json.loads(invoke("doctor", "--json").stdout)
-    assert said["works"] == (code == 0)
-    assert [entry["works"] for entry in said["runtimes"]] == [row.works for row in rows]
+    printed = json.loads(invoke("doctor", "--json").stdout)
+    assert printed["works"] == (code == 0)
+    assert [entry["works"] for entry in printed["runtimes"]] == [row.works for row in rows]
+
+
+def test_every_runtime_is_tried_on_every_device_that_it_can_run_on(monkeypatch, invoke):
+    tried = []
+
+    def examine(runtime, device):
+        tried.append((runtime.name, device))
+        return row(True, runtime.name)
+
+    monkeypatch.setattr(doctor_command, "examine", examine)
+    invoke("doctor")
+    assert tried == [(runtime.name, device) for runtime in known_runtimes().values() for device in runtime.devices]
+    assert {("onnxruntime", "cpu"), ("onnxruntime", "cuda"), ("tensorrt-rtx", "cuda"), ("torch", "cpu")} <= set(tried)
 
 
 def test_the_machine_is_described(monkeypatch, invoke):
-    monkeypatch.setattr(doctor_command, "PROBES", (PROBE["onnxruntime CPU"],))
+    monkeypatch.setattr(doctor_command, "known_runtimes", lambda: {})
     monkeypatch.setattr(facts, "board", lambda: "NVIDIA Jetson Orin Nano")
     machine = json.loads(invoke("doctor", "--json").stdout)["machine"]
     assert machine["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -116,14 +161,14 @@ def test_the_machine_is_described(monkeypatch, invoke):
     assert "NVIDIA Jetson Orin Nano" in plain.stdout
 
 
-def test_on_a_jetson_tensorrt_comes_with_the_system(monkeypatch):
-    missing = Probe("tensorrt", "no_such_module_here", "", "pip install x", lambda: "")
-    assert examine(missing).install == "pip install x"
-    monkeypatch.setattr(facts, "board", lambda: "NVIDIA Jetson Orin Nano")
-    assert "apt install" in (examine(missing).install or "")
+def test_on_a_jetson_tensorrt_is_installed_with_the_system(monkeypatch):
+    assert find_runtime("tensorrt").install_command == 'pip install "edgemem[tensorrt]"'
+    monkeypatch.setattr(registry, "board", lambda: "NVIDIA Jetson Orin Nano")
+    assert "apt install" in find_runtime("tensorrt").install_command
+    assert find_runtime("tensorrt-rtx").install_command == 'pip install "edgemem[rtx]"'
 
 
-def test_gpus_are_those_that_the_drivers_tool_reports(monkeypatch, tmp_path):
+def test_gpus_are_those_that_nvidia_smi_reports(monkeypatch, tmp_path):
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'NVIDIA X, 8192 MiB, 570.1'\n")
     tool.chmod(0o755)

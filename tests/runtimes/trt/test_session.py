@@ -495,7 +495,7 @@ def test_auto_falls_back_where_the_engine_is_refused_and_says_so(
         (line,) = said
         assert line.startswith("tensorrt: ")
         assert "cut short or changed" in line
-        assert line.endswith("Taking onnxruntime instead.")
+        assert line.endswith("Using onnxruntime instead.")
         with pytest.raises(EngineError, match="cut short or changed"):
             edgemem.open(fresh.path, "tensorrt")
     with machine(devices=0), edgemem.open(fresh.path) as session:
@@ -505,12 +505,12 @@ def test_auto_falls_back_where_the_engine_is_refused_and_says_so(
 def test_auto_takes_tensorrt_without_an_engine_only_where_there_is_nothing_else(
     device: Machine, fresh: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert registry.choose(fresh, "auto") == "onnxruntime"
+    assert registry.choose(fresh, "auto").name == "onnxruntime"
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert registry.choose(fresh, "auto") == "tensorrt"
-    assert registry.choose(fresh, "cpu") == "onnxruntime"
+    assert registry.choose(fresh, "auto").name == "tensorrt"
+    assert registry.choose(fresh, "cpu").name == "onnxruntime"
     device.cuda.devices = 0
-    assert registry.choose(fresh, "auto") == "onnxruntime"
+    assert registry.choose(fresh, "auto").name == "onnxruntime"
 
 
 def test_each_runtime_opens_its_own_flavour(fresh: Bundle) -> None:
