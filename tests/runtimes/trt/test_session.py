@@ -375,8 +375,8 @@ def test_a_larger_batch_than_the_engines_names_the_command_that_builds_another(d
     ("options", "message"),
     [
         ({"status": CudaError.cudaErrorInsufficientDriver, "driver": 0}, "no NVIDIA driver"),
-        ({"status": CudaError.cudaErrorInsufficientDriver, "driver": 11040}, r"driver serves CUDA 11\.4"),
-        ({"devices": 0}, "the driver reports none"),
+        ({"status": CudaError.cudaErrorInsufficientDriver, "driver": 11040}, r"driver supports CUDA 11\.4"),
+        ({"devices": 0}, "the driver reports no devices"),
     ],
 )
 @pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
