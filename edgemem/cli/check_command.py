@@ -8,6 +8,7 @@ import click
 
 from edgemem.cli.export_tools import checking, needs_export_packages, print_report
 from edgemem.cli.text_scores import print_scores, score_file, scores_json
+from edgemem.cli.transformers_options import TRUST_REMOTE_CODE_HELP
 from edgemem.console import console, print_json
 
 
@@ -17,11 +18,7 @@ from edgemem.console import console, print_json
     "--against", metavar="SOURCE", help="What it was exported from (default: the decoder in the bundle itself)."
 )
 @click.option("--steps", type=click.IntRange(min=2), help="Steps to stream (default: twice past the longest window).")
-@click.option(
-    "--trust-remote-code",
-    is_flag=True,
-    help="Transformers: run the Python files in the model's folder. Only for folders whose author you trust.",
-)
+@click.option("--trust-remote-code", is_flag=True, help=TRUST_REMOTE_CODE_HELP)
 @click.option(
     "--text",
     "text_file",

@@ -1,4 +1,4 @@
-"""How a run ends: by itself, by a signal, because nobody reads its output any more, or by input that was wrong."""
+"""How a run ends: by itself, by a signal, because its output is no longer read, or because of wrong input."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from edgemem.errors import InputError
 
 
 class Ending:
-    """Holds back what ended the block, as a context manager, until the state is saved: then call :meth:`close`.
+    """Holds the exception that ended the block back, as a context manager, until the state is saved.
 
-    Held back are only endings that leave the stream's state whole. Others, a second Ctrl-C among them, go on at once.
+    Then call :meth:`close`. Only exceptions that leave the stream's state complete are held back. Others, such as a
+    second Ctrl-C, are raised at once.
 
     Args:
         interrupt: Tells a first Ctrl-C from a second one.
-        input_counts: Whether what was fed before wrong input counts as done: rows do, half a prompt does not.
+        input_counts: Whether the input before a wrong one is kept: rows are, half a prompt is not.
     """
 
     def __init__(self, interrupt: Interrupt, *, input_counts: bool) -> None:
@@ -26,7 +27,7 @@ class Ending:
 
     @property
     def reason(self) -> str | None:
-        """``"interrupt"`` after a signal, ``None`` after an end of its own."""
+        """``"interrupt"`` after a signal, ``None`` if the block ended by itself."""
         return "interrupt" if isinstance(self._error, KeyboardInterrupt) else None
 
     def __enter__(self) -> Ending:
@@ -43,7 +44,7 @@ class Ending:
         return False
 
     def close(self, report: Callable[[], None]) -> None:
-        """Report, where the run ended by itself or by a signal, and let the ending go on.
+        """Report, if the run ended by itself or by a signal, and raise what was held back.
 
         Raises:
             SystemExit: After a signal, with its exit code.

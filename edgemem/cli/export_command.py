@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 from rich.markup import escape
 
 from edgemem.cli.export_tools import checking, needs_export_packages, print_report
-from edgemem.cli.memory_options import check_memory_options, memory_options
+from edgemem.cli.options import option_group
 from edgemem.cli.precision import describe_precision
+from edgemem.cli.transformers_options import TransformersOptions
 from edgemem.console import console, print_json, readable_bytes
 
 _MOST_NOTES = 5
@@ -36,7 +38,7 @@ _MOST_NOTES = 5
     type=click.Choice(["16", "32", "64", "128"]),
     help="Rows of a matrix that share a scale, with --weights (default: 32).",
 )
-@memory_options
+@option_group("transformers", TransformersOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def export(
     source: str,
@@ -47,9 +49,7 @@ def export(
     dtype: str | None,
     weights: str | None,
     block_size: str | None,
-    memory: str | None,
-    max_length: int | None,
-    trust_remote_code: bool,
+    transformers: TransformersOptions,
     as_json: bool,
 ) -> None:
     """Export SOURCE to a bundle, and verify it.
@@ -62,13 +62,13 @@ def export(
     if block_size is not None and weights is None:
         raise click.UsageError("--block-size goes with --weights: it says how many weights share a scale.")
     needs_export_packages()
-    check_memory_options(memory, max_length)
+    transformers.check()
     from edgemem.export import export_bundle, load_source
     from edgemem.export.lint import notes
     from edgemem.export.precision import DEFAULT_BLOCK_SIZE
 
     errors = console(stderr=True)
-    loaded = load_source(source, memory=memory, max_length=max_length, trust_remote_code=trust_remote_code)
+    loaded = load_source(source, **asdict(transformers))
     if loaded.has_random_weights:
         errors.print("[yellow]Random weights:[/] a configuration holds none. Good for measuring, not for using.")
     with checking(errors) as (announce, progress):

@@ -1,4 +1,4 @@
-"""Ctrl-C that lets the step in hand finish, so that the state it leaves is whole."""
+"""Ctrl-C that lets the current step finish, so that the state stays complete."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
+from typing import IO
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -14,8 +15,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interrupt:
     """Holds Ctrl-C (SIGINT) and SIGTERM back until :meth:`check` is called, as a context manager.
 
-    The first signal is remembered and raised as :class:`KeyboardInterrupt` by the next :meth:`check`, which stands
-    between two steps. A second one is raised at once: the state may then be torn, and :attr:`forced` says so.
+    The first signal is remembered, and the next :meth:`check`, which is called between two steps, raises it as
+    :class:`KeyboardInterrupt`. A second signal is raised at once: the state may then be incomplete, and
+    :attr:`forced` is set.
+
+    Attributes:
+        signal: The signal that was received last; ``None`` if there was none.
+        forced: Whether a second signal interrupted a step.
     """
 
     def __init__(self) -> None:
@@ -29,18 +35,13 @@ class Interrupt:
         """The exit code that a shell gives to the signal: 130 for Ctrl-C."""
         return 128 + (self.signal or signal.SIGINT)
 
-    @property
-    def came(self) -> bool:
-        """Whether a signal came."""
-        return self.signal is not None
-
     def check(self) -> None:
-        """Raise :class:`KeyboardInterrupt` if a signal came."""
+        """Raise :class:`KeyboardInterrupt` if there was a signal."""
         if self.signal is not None:
             raise KeyboardInterrupt
 
     def clear(self) -> None:
-        """Forget the signal, where what it was to end has ended."""
+        """Forget the signal, once what it was meant to end has ended."""
         self.signal, self.forced = None, False
 
     @contextlib.contextmanager
@@ -53,11 +54,20 @@ class Interrupt:
         finally:
             self._waiting = False
 
+    def lines(self, file: IO[bytes]) -> Iterator[bytes]:
+        """The lines of a file or a pipe, each as soon as it is there; a signal ends the wait for one."""
+        while True:
+            with self.waiting():
+                line = file.readline()
+            if not line:
+                return
+            yield line
+
     def __enter__(self) -> Interrupt:
-        # Only the main thread may set handlers; elsewhere signals are the caller's.
+        # Only the main thread may set handlers. In another thread, signals are left to the caller.
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                # A signal that our parent had us ignore (nohup, a background job) stays ignored.
+                # A signal that our parent made us ignore (nohup, a background job) stays ignored.
                 if (before := signal.getsignal(number)) is not signal.SIG_IGN:
                     self._before[number] = before
                     signal.signal(number, self._handle)

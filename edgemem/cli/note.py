@@ -1,4 +1,4 @@
-"""What ``edgemem run`` writes beside the state of a snapshot, to go on where it stopped."""
+"""What ``edgemem run`` writes into a snapshot besides the state, to continue where it stopped."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+CONTEXT = 32
+"""Tokens that a note keeps as context: more than a detokenizer looks back."""
+
 
 @dataclass(frozen=True)
 class Note:
     """The note of a snapshot.
 
     Attributes:
-        pending: Tokens that the stream has yet to read before anything else.
-        context: The last few tokens before them, on which the text of the next may depend.
-        conversation: What :meth:`edgemem.text.chat.Conversation.to_json` gave, where there was one.
+        pending: Tokens that the stream has not read yet, and must read first.
+        context: The last few tokens before them. The text of the next token may depend on them.
+        conversation: What :meth:`edgemem.text.Conversation.to_json` returned, if there was a conversation.
     """
 
     pending: tuple[int, ...] = ()
@@ -22,14 +25,14 @@ class Note:
     conversation: Any = None
 
     def write(self) -> str:
-        """The note as text, which is empty where there is nothing to say."""
+        """The note as text, which is empty if the note is."""
         facts = {"pending": self.pending, "context": self.context, "conversation": self.conversation}
-        said = {name: value for name, value in facts.items() if value not in ((), None)}
-        return json.dumps(said) if said else ""
+        written = {name: value for name, value in facts.items() if value not in ((), None)}
+        return json.dumps(written) if written else ""
 
     @classmethod
     def read(cls, text: str) -> Note:
-        """Read what :meth:`write` wrote; a note of somebody else's is passed over."""
+        """Read what :meth:`write` wrote. A note of another program is ignored."""
         try:
             facts = json.loads(text)
             pending, context = (tuple(int(token) for token in facts.get(name, ())) for name in ("pending", "context"))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,11 @@ _BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
 @dataclass(frozen=True)
 class RowSource:
-    """Rows to come.
+    """Rows to read.
 
     Attributes:
-        batches: Pairs of the next rows ``[N, F]`` and how far the source is read with them, of ``total``.
-        total: Bytes or rows in all; ``None`` for a live source, whose end nobody knows and whose rows come one by one.
+        batches: Pairs of the next rows ``[N, F]`` and how much of ``total`` has been read with them.
+        total: Bytes or rows in total; ``None`` for a live source, whose length is unknown and which gives single rows.
     """
 
     batches: Iterator[tuple[NDArray[Any], int]]
@@ -37,19 +37,19 @@ def open_rows(path: Path, spec: InputSpec, most_rows: int, interrupt: Interrupt)
     """Open a source of rows.
 
     Args:
-        path: An NPY or CSV file; ``-`` is stdin. A pipe or a device is read line by line, as stdin is.
-        spec: What one row must hold.
+        path: An NPY or CSV file; ``-`` is stdin. Like stdin, a pipe or a device is read line by line.
+        spec: What one row must contain.
         most_rows: Most rows in one batch.
-        interrupt: May end the wait for a line.
+        interrupt: Ends the wait for a line.
 
     Raises:
-        InputError: The file cannot be read or does not hold such rows; also while iterating.
+        InputError: The file cannot be read or does not contain such rows; also raised while iterating.
     """
     if str(path) == "-":
-        return RowSource(_parsed(_live_lines(sys.stdin.buffer, interrupt), "stdin", spec, 1), None)
+        return RowSource(_parsed(interrupt.lines(sys.stdin.buffer), "stdin", spec, 1), None)
     try:
         if not path.is_file():
-            return RowSource(_parsed(_live_lines(path.open("rb"), interrupt), str(path), spec, 1), None)
+            return RowSource(_parsed(interrupt.lines(path.open("rb")), str(path), spec, 1), None)
         with path.open("rb") as file:
             is_npy = file.read(len(_NPY_MAGIC)) == _NPY_MAGIC
         if is_npy:
@@ -60,17 +60,8 @@ def open_rows(path: Path, spec: InputSpec, most_rows: int, interrupt: Interrupt)
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _live_lines(file: IO[bytes], interrupt: Interrupt) -> Iterator[bytes]:
-    while True:
-        with interrupt.waiting():
-            line = file.readline()
-        if not line:
-            return
-        yield line
-
-
 def _parsed(lines: Iterable[bytes], name: str, spec: InputSpec, most_rows: int) -> Iterator[tuple[NDArray[Any], int]]:
-    """Rows of numbers from lines of CSV, in batches. Rows in front of a bad one are given out before its error."""
+    """Rows of numbers from lines of CSV, in batches. The rows before a bad one are given out before its error."""
     width = math.prod(spec.shape)
     rows: list[list[float]] = []
     done = 0
@@ -102,11 +93,11 @@ def _parsed(lines: Iterable[bytes], name: str, spec: InputSpec, most_rows: int) 
 
 
 def _cells(line: bytes, where: str) -> list[str]:
-    """The cells of a line: between commas, or else between blanks; none for a blank line or a ``#`` comment."""
+    """The cells of a line, split at commas, or else at blanks; none for a blank line or a ``#`` comment."""
     try:
         text = line.decode("utf-8").lstrip(_BYTE_ORDER_MARK).strip()
     except UnicodeDecodeError:
-        raise InputError(f"{where} is not text.", hint="Rows come as CSV, or in a .npy file.") from None
+        raise InputError(f"{where} is not text.", hint="Give rows as CSV, or in a .npy file.") from None
     if not text or text.startswith("#"):
         return []
     return [cell.strip().strip('"') for cell in text.split(",")] if "," in text else text.split()
@@ -126,7 +117,7 @@ def _numbers(cells: list[str], width: int, dtype: str, where: str) -> list[float
             raise InputError(f"{where}, column {column}: {cell!r} is not a number.")
     if len(cells) != width:
         column = min(len(cells), width) + 1
-        raise InputError(f"{where}, column {column}: the row holds {len(cells)} numbers, the model takes {width}.")
+        raise InputError(f"{where}, column {column}: the row has {len(cells)} numbers, the model takes {width}.")
     row = [float(cell) for cell in cells]
     largest = float(np.finfo(dtype).max) if dtype.startswith("float") else math.inf
     for column, value in enumerate(row, start=1):
@@ -136,7 +127,7 @@ def _numbers(cells: list[str], width: int, dtype: str, where: str) -> list[float
 
 
 def _open_npy(path: Path, spec: InputSpec) -> NDArray[Any]:
-    """The array of an NPY file ``[T, F]`` (``[T]`` where F is 1), mapped into memory rather than read."""
+    """The array of an NPY file ``[T, F]`` (``[T]`` if F is 1), mapped into memory rather than read."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
@@ -145,7 +136,7 @@ def _open_npy(path: Path, spec: InputSpec) -> NDArray[Any]:
     if array.ndim == 1 and math.prod(spec.shape) == 1:
         array = array.reshape(-1, *spec.shape)
     if array.dtype.kind not in "fiu":
-        raise InputError(f"{path} holds dtype {array.dtype}, the model takes numbers ({spec.dtype}).")
+        raise InputError(f"{path} has dtype {array.dtype}, the model takes numbers ({spec.dtype}).")
     if array.shape[1:] != spec.shape or array.ndim == 0:
         raise InputError(f"{path} has shape {list(array.shape)}, the model takes {wanted}.")
     return np.asarray(array)

@@ -30,7 +30,7 @@ TURNS = ("the tea?", "tea & 東京 🚋", "the naïve café", "é\nthe tea", "th
 USER, REPLIES = TURNS[::2], TURNS[1::2]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 GREEDY = ("--temperature", "0")
-FIGURES = r"(\d+) replies; read (\d+) tokens, .* tokens/s; generated (\d+) tokens, .* tokens/s; position (\d+)"
+FIGURES = r"(\d+) replies; prompt (\d+) tokens, .* tokens/s; generated (\d+) tokens, .* tokens/s; position (\d+)"
 
 
 def rendered(template: str, system: str | None = None) -> str:
@@ -125,7 +125,7 @@ def test_a_conversation_goes_on_from_a_snapshot(talker, invoke, tmp_path):
     assert first.stdout + second.stdout + third.stdout == EVERY_REPLY
     refused = invoke("run", talker, "--chat", "--system", "x", "--resume", state, input=b"")
     assert refused.exit_code == 2
-    assert "amid one" in refused.stderr
+    assert "in the middle of one" in refused.stderr
 
 
 def test_a_conversation_goes_on_from_a_reply_that_was_cut_short(talker, invoke, tmp_path):
@@ -203,7 +203,7 @@ def test_ignore_eos_goes_on_behind_the_end_of_a_text(talker, invoke):
     [
         (("--chat", "--prompt-ids", "1"), "use --prompt or INPUT"),
         (("--system", "x", "--prompt", "a"), "--system is for --chat"),
-        (("-", "--chat", "--prompt", "a"), "one of --prompt and INPUT"),
+        (("-", "--chat", "--prompt", "a"), "only one of --prompt and INPUT"),
     ],
 )
 def test_wrong_usage_exits_with_2(talker, invoke, arguments, message):
@@ -279,7 +279,7 @@ def test_on_a_terminal_there_is_a_prompt_and_a_wrong_message_does_not_end_it(tal
     terminal.wait_for(f"{REPLIES[0]}\n> ")
     terminal.type(end)
     assert terminal.close() == 0
-    assert "1 replies" in terminal.seen
+    assert "1 reply;" in terminal.seen
 
 
 def test_ctrl_c_stops_a_reply_and_not_the_program(talker, start):
@@ -311,7 +311,7 @@ def test_sigterm_amid_a_reply_ends_the_program_with_its_snapshot(talker, invoke,
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert b"1 replies" in errors
+    assert b"1 reply;" in errors
     assert invoke("run", talker, "--chat", "--resume", state, "--max-tokens", "1", input=lines("a")).exit_code == 0
 
 

@@ -156,8 +156,8 @@ def test_a_closed_pipe_ends_quietly_and_keeps_the_snapshot(summer, start, tmp_pa
 BAD_ROWS = [
     ("1,x", "column 2: 'x' is not a number"),
     ("1,", "column 2: '' is not a number"),
-    ("1,2,3", "column 3: the row holds 3 numbers, the model takes 2"),
-    ("1", "column 2: the row holds 1 numbers, the model takes 2"),
+    ("1,2,3", "column 3: the row has 3 numbers, the model takes 2"),
+    ("1", "column 2: the row has 1 numbers, the model takes 2"),
     ("1_0,2", "column 1: '1_0' is not a number"),
     ("1,1e39", "column 2: 1e39 does not fit in float32"),
     ("1;2", "column 1: '1;2' is not a number"),
@@ -218,8 +218,8 @@ class Unpickled:
         (np.zeros((5, 3)), "has shape [5, 3], the model takes [T, 2]"),
         (np.zeros(4), "has shape [4], the model takes [T, 2]"),
         (np.zeros(()), "has shape [], the model takes [T, 2]"),
-        (np.zeros((5, 2), dtype=complex), "holds dtype complex128"),
-        (np.zeros((5, 2), dtype="U3"), "holds dtype <U3"),
+        (np.zeros((5, 2), dtype=complex), "has dtype complex128"),
+        (np.zeros((5, 2), dtype="U3"), "has dtype <U3"),
         (np.array([[Unpickled(), 1]], dtype=object), "is not an array of numbers"),
     ],
 )

@@ -1,11 +1,11 @@
-"""Options go before the bundle's defaults, and those before edgemem's own."""
+"""An option replaces the bundle's default, which replaces edgemem's."""
 
 import json
 
 import click
 import pytest
 
-from edgemem.cli.drawing import MAX_TOKENS, TEMPERATURE, Wishes, drawing
+from edgemem.cli.run_options import MAX_TOKENS, TEMPERATURE, SamplingOptions
 from edgemem.generation_defaults import GenerationDefaults
 from tests.text.tiny_tokenizers import byte_level, metaspace, with_bos
 
@@ -15,38 +15,40 @@ ALL = GenerationDefaults((1, 2), 0, True, 0.6, 20, 0.9, 0.1, 99)
 GREEDY = ("--temperature", "0")
 
 
-def settings_of(wishes: Wishes, defaults: GenerationDefaults) -> tuple[float, int | None, float, float, int]:
-    chosen = drawing(wishes, defaults)
+def settings_of(
+    options: SamplingOptions, defaults: GenerationDefaults
+) -> tuple[float, int | None, float, float, int | None]:
+    chosen = options.resolve(defaults)
     sampler = chosen.sampler
     return sampler.temperature, sampler.top_k, sampler.top_p, sampler.min_p, chosen.max_tokens
 
 
-def test_where_nobody_says_anything_edgemem_does():
-    assert settings_of(Wishes(), GenerationDefaults()) == (TEMPERATURE, 0, 1.0, 0.0, MAX_TOKENS)
+def test_without_options_and_defaults_edgemem_decides():
+    assert settings_of(SamplingOptions(), GenerationDefaults()) == (TEMPERATURE, 0, 1.0, 0.0, MAX_TOKENS)
 
 
-def test_what_the_authors_say_is_done():
-    assert settings_of(Wishes(), ALL) == (0.6, 20, 0.9, 0.1, 99)
-    assert drawing(Wishes(), ALL).ends == {1, 2}
+def test_the_defaults_of_the_models_authors_are_followed():
+    assert settings_of(SamplingOptions(), ALL) == (0.6, 20, 0.9, 0.1, 99)
+    assert SamplingOptions().resolve(ALL).end_ids == {1, 2}
 
 
-def test_what_the_user_says_goes_before_it_zeros_too():
-    assert settings_of(Wishes(0.0, 0, 1.0, 0.0, 3, 0), ALL) == (0.0, 0, 1.0, 0.0, 0)
-    assert drawing(Wishes(ignore_eos=True), ALL).ends == frozenset()
+def test_options_replace_the_authors_defaults_also_with_zeros():
+    assert settings_of(SamplingOptions(0, 0.0, 0, 1.0, 0.0, 3), ALL) == (0.0, 0, 1.0, 0.0, None)
+    assert SamplingOptions(ignore_eos=True).resolve(ALL).end_ids == frozenset()
 
 
-def test_authors_who_do_not_sample_are_greedy_unless_the_user_asks_for_draws():
+def test_a_greedy_default_is_followed_unless_an_option_of_sampling_is_given():
     greedy = GenerationDefaults(do_sample=False, temperature=0.7, top_p=0.9)
-    assert settings_of(Wishes(), greedy)[0] == 0
-    assert settings_of(Wishes(seed=1), greedy)[0] == 0
-    assert settings_of(Wishes(top_k=5), greedy) == (0.7, 5, 0.9, 0.0, MAX_TOKENS)
-    assert settings_of(Wishes(temperature=1.5), greedy)[0] == 1.5
+    assert settings_of(SamplingOptions(), greedy)[0] == 0
+    assert settings_of(SamplingOptions(seed=1), greedy)[0] == 0
+    assert settings_of(SamplingOptions(top_k=5), greedy) == (0.7, 5, 0.9, 0.0, MAX_TOKENS)
+    assert settings_of(SamplingOptions(temperature=1.5), greedy)[0] == 1.5
 
 
-@pytest.mark.parametrize("wishes", [Wishes(temperature=float("nan")), Wishes(stops=("a", "")), Wishes(top_p=0.0)])
-def test_a_wish_out_of_range_is_wrong_usage(wishes):
+@pytest.mark.parametrize("values", [{"temperature": float("nan")}, {"stop_texts": ("a", "")}, {"top_p": 0.0}])
+def test_an_option_out_of_range_is_wrong_usage(values):
     with pytest.raises(click.UsageError):
-        drawing(wishes, ALL)
+        SamplingOptions(**values).resolve(ALL)
 
 
 def test_a_run_ends_at_the_token_that_ends_a_text_and_shows_nothing_of_it(tmp_path, invoke):

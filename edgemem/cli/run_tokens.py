@@ -1,0 +1,129 @@
+"""``edgemem run`` for models of tokens: continue a prompt."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemem.cli.ending import Ending
+from edgemem.cli.interrupt import Interrupt
+from edgemem.cli.note import CONTEXT, Note
+from edgemem.cli.run_options import STDIN, RunOptions
+from edgemem.cli.totals import Totals, where
+from edgemem.console import print_json
+from edgemem.errors import InputError
+from edgemem.runtimes import Session
+from edgemem.text.generate import Piece
+from edgemem.text.tokenizer import Tokenizer, open_tokenizer
+
+
+def run_tokens(session: Session, options: RunOptions) -> None:
+    """Write the continuation of a prompt, save the snapshot, and report.
+
+    Raises:
+        UsageError: The options do not fit the bundle or each other.
+        SystemExit: A signal ended the run.
+    """
+    tokenizer = open_tokenizer(session.bundle)
+    _check_usage(session, options, tokenizer)
+    settings = options.sampling.resolve(session.bundle.manifest.generation)
+    stream = session.stream()
+    note = options.snapshots.restore(stream)
+    bos = session.bundle.manifest.generation.bos_token_id
+    prompt = _prompt_tokens(options, tokenizer, note.pending, bos, starts=stream.position == 0)
+    recent = deque([*note.context, *prompt[-CONTEXT:].tolist()], maxlen=CONTEXT)
+    pieces: list[Piece] = []
+    with Interrupt() as interrupt:
+        detokenizer = None if tokenizer is None else tokenizer.detokenizer(recent)
+        generation = settings.generate(session, stream, prompt, detokenizer, interrupt)
+        with Ending(interrupt, input_counts=False) as end:
+            for piece in generation:
+                if piece.token is not None:
+                    recent.append(piece.token)
+                # Pieces are kept for JSON only: an endless text must not fill the memory.
+                if options.as_json:
+                    pieces.append(piece)
+                elif text := piece.text if tokenizer else f"{piece.token} ":
+                    click.echo(text, nl=False)
+            if generation.ended_by == "interrupt":
+                interrupt.check()
+        unread = tuple(generation.unread)
+        options.snapshots.save(stream, Note(unread, tuple(recent)[: -len(unread) or None]))
+        totals = Totals.of(generation)
+
+        def report() -> None:
+            if options.as_json:
+                text = {} if tokenizer is None else {"text": "".join(piece.text for piece in pieces)}
+                ids = [piece.token for piece in pieces if piece.token is not None]
+                figures = totals.to_json(generation.ended_by)
+                print_json({**text, "ids": ids, **figures, **where(session, stream)})
+            else:
+                click.echo()
+                click.echo(totals.summary(stream.position), err=True)
+
+        end.close(report)
+
+
+def _check_usage(session: Session, options: RunOptions, tokenizer: Tokenizer | None) -> None:
+    given = options.prompt
+    if given.system is not None:
+        raise click.UsageError("--system is for --chat.")
+    if sum(source is not None for source in (options.source, given.prompt, given.prompt_ids)) > 1:
+        raise click.UsageError("give only one of --prompt, --prompt-ids and INPUT.")
+    if tokenizer is None and (given.prompt is not None or options.sampling.stop_texts):
+        instead = "--prompt-ids" if given.prompt is not None else "--max-tokens"
+        raise click.UsageError(f"{session.bundle.path} has no tokenizer, so its tokens are not text: use {instead}.")
+
+
+def _prompt_tokens(
+    options: RunOptions, tokenizer: Tokenizer | None, pending: Sequence[int], bos: int | None, *, starts: bool
+) -> NDArray[np.int64]:
+    """The tokens ``[N]`` to feed first: those that a resumed stream has not read yet, then the prompt."""
+    prompt, prompt_ids, resume = options.prompt.prompt, options.prompt.prompt_ids, options.snapshots.resume
+    if prompt is None and prompt_ids is None and (options.source or resume is None):
+        text = _read_text(options.source or STDIN)
+        prompt, prompt_ids = (text, None) if tokenizer else (None, text)
+    if prompt_ids is not None:
+        tokens = _parse_ids(prompt_ids)
+    elif prompt is not None and tokenizer is not None:
+        tokens = tokenizer.encode(prompt, start=starts)
+    else:
+        tokens = np.empty(0, dtype=np.int64)
+    tokens = np.concatenate((np.array(pending, dtype=np.int64), tokens))
+    if tokens.size == 0 and starts and bos is not None:
+        tokens = np.array([bos], dtype=np.int64)
+    if tokens.size == 0:
+        raise click.UsageError(
+            "the prompt is empty, and the model needs 1 token or more to continue."
+            if resume is None
+            else f"{resume} was not saved while text was generated: give a prompt to continue with."
+        )
+    return tokens
+
+
+def _read_text(path: Path) -> str:
+    if path != STDIN:
+        try:
+            return path.read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if sys.stdin.isatty():
+        click.echo("Reading the prompt from the terminal; end it with Ctrl-D.", err=True)
+    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+
+
+def _parse_ids(text: str) -> NDArray[np.int64]:
+    ids = text.replace(",", " ").split()
+    for number, token in enumerate(ids, start=1):
+        if not token.isascii() or not token.isdigit():
+            raise InputError(f"prompt id {number} is {token!r}, which is not a whole number of 0 or more.")
+    try:
+        return np.array([int(token) for token in ids], dtype=np.int64)
+    except OverflowError:
+        raise InputError("a prompt id does not fit in 64 bits.") from None
