@@ -1,4 +1,5 @@
-# make demo           train, export, check, stream and measure a small model (QUICK=1: a rough run)
+# make demo           train a heartbeat spotter, export it, stream a real pulse, measure it (QUICK=1: a rough run)
+# make demo-text      the same with a small language model on Python's documentation
 # make test           lint, types, tests
 # make test-gpu       the tests that need an NVIDIA GPU, with the TensorRT that is installed
 # make format         let ruff format and mend the code
@@ -21,21 +22,28 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CALMLY := OMP_WAIT_POLICY=PASSIVE
 
 ifdef QUICK
+TRAIN_BEATS := --steps 60
 TRAIN := --steps 80
 BENCH := --quick
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-quick test lint types unit test-gpu format figures clean
+.PHONY: demo demo-text demo-quick test lint types unit test-gpu format figures clean
 
 demo: $(VENV)/.demo-installed
+	$(CALMLY) python examples/beats.py --out $(OUT)/beats $(TRAIN_BEATS)
+	edgemem bench $(OUT)/beats/bundle $(BENCH) --html $(OUT)/beats/bench.html
+	@echo
+	@echo "Open $(abspath $(OUT))/beats/beats.png and $(abspath $(OUT))/beats/bench.html in a browser."
+	@echo "To continue by hand: source $(VENV)/bin/activate"
+
+demo-text: $(VENV)/.demo-installed
 	$(CALMLY) python examples/text.py --out $(OUT)/text $(TRAIN)
 	edgemem export $(OUT)/text --out $(OUT)/bundle
-	edgemem check $(OUT)/bundle
 	edgemem run $(OUT)/bundle --prompt "$(PROMPT)" --max-tokens 400 --temperature 0.7 --top-p 0.95 --seed 1
 	edgemem bench $(OUT)/bundle $(BENCH) --html $(OUT)/bench.html
 	@echo
-	@echo "Open $(abspath $(OUT))/bench.html in a browser. To go on by hand: source $(VENV)/bin/activate"
+	@echo "Open $(abspath $(OUT))/bench.html in a browser. To continue by hand: source $(VENV)/bin/activate"
 
 demo-quick:
 	$(MAKE) demo QUICK=1
@@ -63,7 +71,7 @@ format: $(VENV)/.dev-installed
 figures: $(VENV)/.demo-installed
 	python benchmarks/figures.py
 
-$(VENV)/.demo-installed: EXTRAS = export,onnxruntime,report
+$(VENV)/.demo-installed: EXTRAS = examples
 $(VENV)/.dev-installed: EXTRAS = dev,examples
 
 # The folder is installed in place: after a change to the code there is nothing to install again.

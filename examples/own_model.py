@@ -1,14 +1,14 @@
-"""Models of your own: any torch module that takes a state and gives it back can be exported and streamed.
+"""Export your own torch module: any module that takes a state and returns the new state can be streamed.
 
-Four of them, each in a dozen lines: an LSTM, a GRU, a stack of causal convolutions, and a state-space model written by
-hand. From the folder of this file::
+The file shows four, each in a dozen lines: an LSTM, a GRU, a stack of causal convolutions, and a state-space model
+written by hand. Run from the folder of this file::
 
     edgemem export own_model:lstm --out own-bundle
     edgemem run own-bundle samples.csv
 
-``lstm`` and the other functions at the end are what the command calls: they take no arguments. Load your trained
-weights in yours. (Here they are random.) All take six values a step, as from an accelerometer and a gyroscope, and give
-three.
+The command calls ``lstm`` or another function at the end of this file. These functions take no arguments. Yours loads
+trained weights; here they are random. Each model takes six values a step, as from an accelerometer and a gyroscope, and
+returns three.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ State = tuple[Tensor, Tensor]
 
 
 class SensorLSTM(nn.Module):
-    """An LSTM with a layer behind it, as one would write it anyway."""
+    """An LSTM and a linear layer, written without edgemem in mind."""
 
     def __init__(self, features: int = 6, outputs: int = 3, width: int = 64, layers: int = 2) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class SensorLSTM(nn.Module):
         self.head = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """``[B, T, F]`` to ``[B, T, O]``, and torch's own pair of states."""
+        """``[B, T, F]`` to ``[B, T, O]``, and torch's pair of states."""
         read, state = self.lstm(x, state)
         return self.head(read), state
 
 
 class SensorGRU(nn.Module):
-    """A GRU that starts from a state that it has learnt."""
+    """A GRU with a learned initial state."""
 
     def __init__(self, features: int = 6, outputs: int = 3, width: int = 64, layers: int = 2) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class SensorGRU(nn.Module):
         self.start = nn.Parameter(0.1 * torch.randn(layers, 1, width))
 
     def initial_state(self, batch: int) -> Tensor:
-        """The state of so many streams before their first step, ``[layers, B, width]``."""
+        """The state of ``batch`` streams before their first step, ``[layers, B, width]``."""
         return self.start.expand(-1, batch, -1)
 
     def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ class SensorGRU(nn.Module):
 
 
 class SensorConvolutions(nn.Module):
-    """Dilated causal convolutions: each carries its own last inputs."""
+    """Dilated causal convolutions: each keeps its last inputs as state."""
 
     def __init__(self, features: int = 6, outputs: int = 3, width: int = 32) -> None:
         super().__init__()
@@ -93,12 +93,12 @@ class SensorStateSpace(nn.Module):
 
 
 def lstm() -> Streaming:
-    """Everything is found out: that the state starts at zeros, its shapes, its batch axes."""
+    """``discover`` finds everything: the state starts at zero, its shapes, its batch axes."""
     return discover(SensorLSTM(), torch.zeros(1, 1, 6))
 
 
 def gru() -> Streaming:
-    """The state at the start comes from ``initial_state``."""
+    """The module's ``initial_state`` gives the state at the start."""
     return discover(SensorGRU(), torch.zeros(1, 1, 6))
 
 
@@ -108,7 +108,7 @@ def convolutions() -> Streaming:
 
 
 def state_space() -> Streaming:
-    """Declared by hand: nothing is probed. A call takes 64 steps at most, as its work grows with their square."""
+    """Declared by hand, without probing. A call takes at most 64 steps: its cost grows with their square."""
     return Streaming(
         SensorStateSpace(),
         state=lambda batch: torch.zeros(batch, 32),

@@ -1,14 +1,14 @@
-"""Train a small byte-level model on Python's own documentation, in a minute or two.
+"""Train a small byte-level language model on Python's own documentation, in a few minutes.
 
-The text is on every machine that has Python: the language reference inside ``pydoc_data.topics``. The model reads
-bytes, and remembers through three memories of fixed size: a window, attention sinks and the average of all so far::
+Every machine with Python has the text: the language reference in ``pydoc_data.topics``. The model reads bytes. Its
+memory has a fixed size: a window, attention sinks, and the average of everything so far::
 
     python examples/text.py --out demo/text
     edgemem export demo/text --out demo/text-bundle
     edgemem run demo/text-bundle --prompt "The import statement"
 
-``--compare`` trains a second model with a window alone, longer by the bytes that the other memories take, and prints
-both figures. (They come out close: the next byte of such a text hangs on what is near, which both see.)
+``--compare`` also trains a model with a longer window alone that takes as many bytes, and prints both figures. They are
+close: the next byte of such a text mostly depends on recent bytes, which both models see.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _BATCH = 4
 
 
 def split_topics() -> tuple[list[str], list[str]]:
-    """Names of the topics to train on, and of those held out: the same at every call."""
+    """Names of the training topics and of the held-out topics. Every call returns the same."""
     names = sorted(topics)
     random.Random(0).shuffle(names)
     room = _HELD_OUT_SHARE * sum(map(len, topics.values()))
@@ -54,10 +54,10 @@ def split_topics() -> tuple[list[str], list[str]]:
 
 
 def load_text() -> tuple[Tensor, Tensor]:
-    """The bytes to train on and those held out, int64 ``[N]`` each.
+    """The training bytes and the held-out bytes, int64 ``[N]`` each.
 
-    Topics quote each other. A paragraph is kept only where it comes first, and held-out topics come first: nothing
-    that is scored was trained on.
+    Topics quote each other. A paragraph is kept only the first time it appears, and held-out topics are read first.
+    So no held-out paragraph is also trained on.
     """
     seen: set[str] = set()
 
@@ -81,7 +81,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def bits_per_byte(model: nn.Module, text: Tensor) -> float:
-    """How many bits the model needs for a byte of ``text``, in stretches that each start with an empty memory."""
+    """Bits that the model needs for a byte of ``text``, in stretches that each start with an empty memory."""
     length = min(_SCORED_STRETCH, len(text) - 1)
     stretches = text[: len(text) // (length + 1) * (length + 1)].reshape(-1, length + 1)
     nats = sum(
@@ -91,7 +91,7 @@ def bits_per_byte(model: nn.Module, text: Tensor) -> float:
 
 
 def make_model(memory: list[MemorySpec], seed: int) -> Decoder:
-    """A decoder of some 0.6 million parameters, with random weights."""
+    """A decoder with about 0.6 million parameters and random weights."""
     torch.manual_seed(seed)
     return Decoder(
         DecoderConfig(
@@ -107,7 +107,7 @@ def make_model(memory: list[MemorySpec], seed: int) -> Decoder:
 
 
 def window_alone(seed: int) -> Decoder:
-    """The same model with a window alone that takes as many bytes as :data:`HYBRID`."""
+    """The same model with a longer window alone that takes as many bytes as :data:`HYBRID`."""
     total, one = (make_model(m, seed).contract().state_bytes for m in (HYBRID, [{"type": "window", "window": 1}]))
     return make_model([{"type": "window", "window": total // one}], seed)
 
@@ -115,10 +115,10 @@ def window_alone(seed: int) -> Decoder:
 @click.command(context_settings={"show_default": True})
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo/text"), help="Checkpoint folder to write.")
 @click.option("--steps", type=click.IntRange(min=1), default=900, help="Training steps.")
-@click.option("--seed", type=int, default=0, help="Of the weights and of the order of the text.")
-@click.option("--compare", is_flag=True, help="Train the same model with a window alone too.")
+@click.option("--seed", type=int, default=0, help="Seed of the weights and of the order of the text.")
+@click.option("--compare", is_flag=True, help="Also train the same model with a window alone.")
 def main(out: Path, steps: int, seed: int, compare: bool) -> None:
-    """Train a small model on Python's documentation and write a checkpoint."""
+    """Train a small language model on Python's documentation and write a checkpoint."""
     text, held_out = load_text()
     models = {"window, sinks and summary": make_model(HYBRID, seed)}
     if compare:

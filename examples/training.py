@@ -20,7 +20,7 @@ _LEAST_RATE = 0.05
 
 
 def rate_factor(step: int, steps: int) -> float:
-    """Share of the full learning rate at ``step``: a linear rise over the first steps, then half a cosine down."""
+    """Share of the full learning rate at ``step``: a linear warm-up, then a cosine decay."""
     warm_up = max(1, round(_WARM_UP * steps))
     if step < warm_up:
         return (step + 1) / warm_up
@@ -43,21 +43,21 @@ def train(
     evaluations: int = 5,
     on: Console | None = None,
 ) -> float:
-    """Train ``model`` in its parallel form, and leave it in evaluation mode.
+    """Train ``model`` on whole sequences, and leave it in evaluation mode.
 
     Args:
         model: Called as ``model(inputs)``, it returns ``(outputs, new_state)``.
         draw: Gives a batch of inputs ``[B, T, ...]`` and targets ``[B, T, ...]``.
-        loss_of: Outputs and targets to the loss to go down.
-        evaluate: The model's figure on held-out data.
-        name: What is trained, for the progress bar.
+        loss_of: Computes the loss from outputs and targets.
+        evaluate: Computes the model's figure on held-out data.
+        name: Name for the progress bar.
         metric: What ``evaluate`` measures.
-        item: What a time step is, in the plural: ``"bytes"``.
+        item: Name of a time step, in the plural: ``"bytes"``.
         steps: Optimiser steps.
-        learning_rate: Its highest value; see :func:`rate_factor`.
-        seed: Of the draws. (The weights are drawn before, when the model is made.)
-        evaluations: How often to evaluate at most, the end included.
-        on: Where to show the progress; stderr by default.
+        learning_rate: The highest learning rate; see :func:`rate_factor`.
+        seed: Seed of the batches. (The weights were drawn when the model was made.)
+        evaluations: Most evaluations, the one at the end included.
+        on: Where to show progress; stderr by default.
 
     Returns:
         The last evaluation.
@@ -74,7 +74,7 @@ def train(
     every = math.ceil(steps / evaluations)
     figure = math.nan
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[news]}"))
-    # Where the output is no terminal, the lines at the evaluations tell enough.
+    # Without a terminal, one line for each evaluation is enough.
     with Progress(*columns, console=on, disable=not on.is_terminal, transient=True) as progress:
         task = progress.add_task(name, total=steps, news="")
         items, seconds, news = 0, 0.0, ""

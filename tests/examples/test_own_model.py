@@ -1,4 +1,4 @@
-"""Modules of one's own are exported and streamed like any other."""
+"""Your own modules are exported and streamed like any other."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_an_exported_module_runs_on_a_csv_file(exported: tuple[str, Path], tmp_p
     assert len(np.unique(predictions, axis=0)) == 5
 
 
-def test_the_state_space_model_is_the_recurrence_that_it_says() -> None:
+def test_the_state_space_model_computes_the_recurrence_of_its_docstring() -> None:
     module = own_model.SensorStateSpace()
     x = torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(0))
     h = torch.randn(2, 32, generator=torch.Generator().manual_seed(1))
@@ -69,7 +69,7 @@ def test_the_state_space_model_is_the_recurrence_that_it_says() -> None:
     ("kind", "factory"),
     [("SensorLSTM", "lstm"), ("SensorGRU", "gru"), ("SensorConvolutions", "convolutions")],
 )
-def test_what_edgemem_asks_of_an_ordinary_module_is_a_dozen_lines_at_most(kind: str, factory: str) -> None:
+def test_an_ordinary_module_needs_a_dozen_lines_at_most(kind: str, factory: str) -> None:
     asked = [getattr(own_model, factory)]
     asked += [m for name, m in vars(getattr(own_model, kind)).items() if name in ("forward", "initial_state")]
     code = [line for part in asked for line in inspect.getsource(part).splitlines() if line.strip()]

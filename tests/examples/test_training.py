@@ -1,4 +1,4 @@
-"""What the loop that the examples share does."""
+"""The training loop that the examples share."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def fit(seed: int = 0, steps: int = 200) -> tuple[Line, float, str]:
 
 def test_training_finds_the_slope_of_a_line() -> None:
     model, figure, _ = fit()
-    # Weight decay holds it a little below.
+    # Weight decay keeps it a little below.
     assert model.slope.item() == pytest.approx(TRUE_SLOPE, abs=0.05)
     assert figure == abs(model.slope.item() - TRUE_SLOPE)
     assert not model.training
