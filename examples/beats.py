@@ -111,7 +111,7 @@ def export(model: BeatSpotter, folder: Path) -> Path:
     variables = {"PYTHONPATH": os.path.relpath(Path(__file__).parent)}
     if folder != FOLDER:
         variables["BEATS"] = str(folder)
-    edgemem_command("export", "beat_model:spotter", "--out", folder / "bundle", **variables)
+    edgemem_command("export", "beat_model:spotter", "--out", folder / "bundle", variables=variables)
     return folder / "bundle"
 
 

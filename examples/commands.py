@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sysconfig
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import click
 
 
 def edgemem_command(
-    *arguments: str | Path, stdin: Path | None = None, stdout: Path | None = None, **variables: str
+    *arguments: str | Path,
+    stdin: Path | None = None,
+    stdout: Path | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> None:
     """Print an ``edgemem`` command line and run it.
 
@@ -26,12 +30,13 @@ def edgemem_command(
     Raises:
         subprocess.CalledProcessError: The command fails.
     """
+    variables = variables or {}
     words = ["edgemem", *map(str, arguments)]
     shown = [*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), shlex.join(words)]
     shown += [f"{sign} {shlex.quote(str(file))}" for sign, file in (("<", stdin), (">", stdout)) if file]
     click.echo(f"$ {' '.join(shown)}")
     words[0] = str(Path(sysconfig.get_path("scripts")) / "edgemem")
-    environment = {**os.environ, **variables}
+    environment = dict(os.environ) | dict(variables)
     if "PYTHONPATH" in variables and "PYTHONPATH" in os.environ:
         environment["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
     with ExitStack() as files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,12 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the command lines of the examples in this process. Starting each with torch takes seconds."""
 
     def edgemem_command(
-        *arguments: str | Path, stdin: Path | None = None, stdout: Path | None = None, **variables: str
+        *arguments: str | Path,
+        stdin: Path | None = None,
+        stdout: Path | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
-        for name, value in variables.items():
+        for name, value in (variables or {}).items():
             monkeypatch.setenv(name, value)
         source = stdin.read_bytes() if stdin else None
         result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=source)

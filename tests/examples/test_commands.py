@@ -14,7 +14,7 @@ def test_the_command_line_is_shown_and_its_output_goes_to_the_file(
 ) -> None:
     empty, version = tmp_path / "an empty file", tmp_path / "version"
     empty.touch()
-    commands.edgemem_command("--version", stdin=empty, stdout=version, PYTHONPATH="examples")
+    commands.edgemem_command("--version", stdin=empty, stdout=version, variables={"PYTHONPATH": "examples"})
     assert capfd.readouterr().out == f"$ PYTHONPATH=examples edgemem --version < '{empty}' > {version}\n"
     assert "edgemem" in version.read_text()
 
