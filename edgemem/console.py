@@ -13,18 +13,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-# Where the output is not a terminal nothing is wrapped: a row stays a line, for grep and awk.
+# Outside a terminal nothing is wrapped: a row stays a line, for grep and awk.
 _UNWRAPPED_COLUMNS = 100_000
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave a closed pipe to the one place that handles it for every command."""
+        """Let a closed pipe reach the one place that handles it for every command."""
         raise BrokenPipeError
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on stdout or stderr: coloured on a terminal, plain and never wrapped elsewhere."""
+    """A console on stdout or stderr: coloured on a terminal, elsewhere plain and never wrapped."""
     made = _Console(stderr=stderr, highlight=False, soft_wrap=False)
     return made if made.is_terminal else _Console(stderr=stderr, highlight=False, width=_UNWRAPPED_COLUMNS)
 
@@ -35,11 +35,11 @@ def print_table(
     """Print a table.
 
     Args:
-        on: Where to.
+        on: The console.
         title: The line above the table.
         columns: The headings.
         rows: The cells, plain text without markup.
-        right: Headings of the columns that hold numbers.
+        right: Headings of the columns of numbers, which are aligned to the right.
     """
     table = Table(box=box.SIMPLE_HEAD if on.is_terminal else None, title_justify="left", pad_edge=False)
     for column in columns:
@@ -53,7 +53,7 @@ def print_table(
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value on stdout. NaN and infinity, which JSON does not have, become ``null``."""
+    """Print one JSON value on stdout. NaN and infinity, which JSON lacks, become ``null``."""
     click.echo(json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False))
 
 

@@ -1,7 +1,4 @@
-"""How a model's authors want text drawn from it.
-
-The defaults of a checkpoint's ``generation_config.json``, as the manifest keeps them.
-"""
+"""How a model's authors recommend to generate text: what the manifest keeps of ``generation_config.json``."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 
 from edgemem.errors import ConfigError
 
-# Settings that edgemem does not have, each with the values at which it changes nothing.
+# Settings that edgemem does not have, each with the values that change nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (1.0,),
     "encoder_repetition_penalty": (1.0,),
@@ -38,18 +35,18 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What to do where the user says nothing; ``None`` where the model's authors said nothing either.
+    """What to do if the user names nothing; ``None`` if the model's authors recommend nothing either.
 
     Attributes:
         eos_token_ids: Tokens that end the text.
-        bos_token_id: The token that begins a text, for a stream without a prompt.
-        do_sample: ``False`` is greedy: the most probable token, whatever the temperature.
-        temperature: See :class:`edgemem.text.sampling.Sampler`.
+        bos_token_id: The token that begins a text, which is fed if the prompt is empty.
+        do_sample: ``False`` is greedy: the most probable token, at any temperature.
+        temperature: See :class:`edgemem.text.Sampler`.
         top_k: See there; 0 keeps all.
         top_p: See there.
         min_p: See there.
         max_new_tokens: Most tokens of one text.
-        ignored: Settings that would change the text, and that edgemem does not have.
+        ignored: Settings that would change the text, but that edgemem does not have.
     """
 
     eos_token_ids: tuple[int, ...] = ()
@@ -63,7 +60,7 @@ class GenerationDefaults:
     ignored: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """What is set, as plain JSON values."""
+        """The settings that are set, as plain JSON values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -81,7 +78,7 @@ class GenerationDefaults:
         if not isinstance(data, dict):
             raise ConfigError(f"{where} is {type(data).__name__}, wanted an object.")
         if unknown := sorted(set(data) - {field.name for field in fields(cls)}):
-            raise ConfigError(f"{where} holds {unknown[0]!r}, which is none of its settings.")
+            raise ConfigError(f"{where} contains the unknown setting {unknown[0]!r}.")
         ignored = data.get("ignored", [])
         if not isinstance(ignored, list) or not all(isinstance(name, str) for name in ignored):
             raise ConfigError(f"{where}: ignored is {ignored!r}, wanted a list of names.")
@@ -111,7 +108,7 @@ class GenerationDefaults:
 
 
 def _ignored(data: Mapping[str, Any]) -> list[str]:
-    """Names of the settings in ``data`` that would change the text and that edgemem does not have."""
+    """Names of the settings in ``data`` that would change the text, but that edgemem does not have."""
     return [
         name
         for name, neutral in _NEUTRAL.items()

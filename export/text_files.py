@@ -14,7 +14,7 @@ from typing import Any
 from edgemem.bundle import CHAT_TEMPLATE
 from edgemem.errors import BundleError, ConfigError, ExportError, MissingDependencyError
 from edgemem.generation_defaults import GenerationDefaults
-from edgemem.text.chat import ChatTemplate
+from edgemem.text.chat_template import ChatTemplate
 
 TOKENIZER = "tokenizer.json"
 

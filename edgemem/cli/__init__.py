@@ -1,10 +1,10 @@
 """The command line: ``edgemem export | check | build | run | bench | inspect | doctor``.
 
-Each sub-command lies in a file of its own, which is imported when the command is called. What ends a command early is
-handled here and nowhere else:
+Each sub-command has its own file, which is imported when the command is called. What ends a command early is handled
+only here:
 
 =====================================  =========  ========================
-what                                   exit code  on stderr
+cause                                  exit code  on stderr
 =====================================  =========  ========================
 :class:`~edgemem.errors.EdgememError`  1          ``Error:`` and the hint
 wrong usage                            2          usage and ``Error:``
@@ -41,7 +41,7 @@ class _Failure(click.ClickException):
 
 
 class _Commands(click.Group):
-    """A group that imports a sub-command when it is called, and the one place where errors end."""
+    """A group that imports a sub-command when it is called, and handles the errors of all of them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -72,7 +72,7 @@ class _Commands(click.Group):
 
 
 def _discard_output() -> None:
-    """Send what is still buffered nowhere, or the interpreter would complain about the closed pipe as it ends."""
+    """Drop what is still buffered; otherwise the interpreter complains about the closed pipe at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -87,6 +87,6 @@ def _discard_output() -> None:
 def main() -> None:
     """Export sequence models with a fixed-size memory, stream them on a device, and measure them there."""
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character gets a '?', not a traceback.
+        # A character that the terminal cannot show becomes a '?', not a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -1,4 +1,4 @@
-"""What ``export`` and ``check`` share on the terminal."""
+"""What ``export`` and ``check`` share: required packages, progress bars, the report."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from edgemem.errors import MissingDependencyError
 
 
 def needs_export_packages() -> None:
-    """Raise where torch, onnx, onnxscript or onnxruntime is missing.
+    """Fail if a package for exporting is missing.
 
     Raises:
-        MissingDependencyError: Names what is missing and the command that installs it.
+        MissingDependencyError: Names the missing packages and the command that installs them.
     """
     packages = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
@@ -31,7 +31,7 @@ def needs_export_packages() -> None:
 
 @contextlib.contextmanager
 def checking(on: Console) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
-    """Show stages as they come, and a bar for each phase of a check; nothing but the stages off a terminal."""
+    """Show the current stage, and a bar for each phase of a check; outside a terminal only the stages."""
     bars = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -73,11 +73,11 @@ def print_report(on: Console, report: dict[str, Any]) -> None:
         right=["largest difference"],
     )
     if report["compared"] < report["steps"]:
-        on.print(f"Outputs were compared at {report['compared']:,} steps: there are too many to hold those of all.")
+        on.print(f"Outputs were compared at {report['compared']:,} steps; those of all steps would not fit in memory.")
     if report["change"] is not None:
         on.print(
             f"Outputs change by {report['change']:.2%} of their standard deviation against the float32 model "
             f"(at most {report['change_tolerance']:.0%})."
         )
     if report["emulated"]:
-        on.print("bfloat16 was computed as float32, rounded after every operator: this machine has no kernels for it.")
+        on.print("bfloat16 was emulated (float32, rounded after each operator): this machine has no kernels for it.")

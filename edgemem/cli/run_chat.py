@@ -18,7 +18,8 @@ from edgemem.cli.run_options import GenerationSettings, RunOptions
 from edgemem.cli.totals import Totals
 from edgemem.errors import EdgememError
 from edgemem.runtimes import Session, Stream
-from edgemem.text.chat import Conversation, open_chat_template
+from edgemem.text.chat import Conversation
+from edgemem.text.chat_template import open_chat_template
 from edgemem.text.generate import Generation, Piece
 from edgemem.text.tokenizer import open_tokenizer
 

@@ -1,4 +1,4 @@
-"""``edgemem check --text``: how well a bundle predicts a text, beside its float32 source."""
+"""``edgemem check --text``: how well a bundle predicts a text, compared with its float32 source."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Scores:
     Attributes:
         file: The text's file.
         in_bytes: Whether the model's tokens are bytes.
-        runtime: What the bundle ran in.
+        runtime: The runtime of the bundle.
         bundle: The bundle's score.
-        source: The float32 source's, where one was named.
+        source: The score of the float32 source, if one was named.
     """
 
     file: Path
@@ -40,28 +40,28 @@ class Scores:
 
     @property
     def change(self) -> float | None:
-        """By which share the bundle needs more bits than the source."""
+        """The share of bits that the bundle needs in addition to the source's."""
         return None if self.source is None else self.bundle.bits / self.source.bits - 1
 
 
 def score_file(bundle: Bundle, source: Source | None, file: Path, progress: Callable[[str, int, int], None]) -> Scores:
-    """Stream a text file through a bundle and, where it is given, through what the bundle was exported from.
+    """Stream a text file through a bundle and, if it is given, through the source of the bundle.
 
-    A bfloat16 bundle runs in torch: ONNX Runtime has no kernels for it on a CPU.
+    A bfloat16 bundle runs in torch, because ONNX Runtime has no bfloat16 kernels for CPUs.
 
     Raises:
-        InputError: The bundle has no tokenizer, or the text is too short or not of the model's kind.
+        InputError: The bundle has no tokenizer, or the text is too short or cannot be encoded.
     """
     tokenizer = open_tokenizer(bundle)
     if tokenizer is None:
-        raise InputError(f"{bundle.path} has no tokenizer: its input is not text.")
+        raise InputError(f"{bundle.path} has no tokenizer, so its input is not text.")
     try:
         text = file.read_bytes().decode("utf-8", "surrogateescape")
     except OSError as error:
         raise InputError(f"the text {file} cannot be read: {error.strerror or error}") from error
     runtime = "torch" if bundle.manifest.precision.get("dtype") == "bfloat16" else "onnxruntime"
     with edgemem.open(bundle.path, runtime, device="cpu") as session:
-        own = score_text(session, tokenizer, text, lambda done, total: progress("text, bundle", done, total))
+        scored = score_text(session, tokenizer, text, lambda done, total: progress("text, bundle", done, total))
     original = None
     if source is not None:
         from edgemem.export.precision_check import in_float32
@@ -70,7 +70,7 @@ def score_file(bundle: Bundle, source: Source | None, file: Path, progress: Call
         wide = in_float32(source)
         with TorchSession(wide.contract, wide.module) as session:
             original = score_text(session, tokenizer, text, lambda done, total: progress("text, source", done, total))
-    return Scores(file, bundle.manifest.tokenizer == "bytes", runtime, own, original)
+    return Scores(file, bundle.manifest.tokenizer == "bytes", runtime, scored, original)
 
 
 def scores_json(scores: Scores) -> dict[str, Any]:

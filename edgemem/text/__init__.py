@@ -9,7 +9,8 @@ Nothing here imports an engine or torch. The packages ``tokenizers`` and ``jinja
 
 from __future__ import annotations
 
-from edgemem.text.chat import ChatTemplate, Conversation, open_chat_template
+from edgemem.text.chat import Conversation
+from edgemem.text.chat_template import ChatTemplate, open_chat_template
 from edgemem.text.detokenizer import Detokenizer
 from edgemem.text.generate import Generation, Piece, generate
 from edgemem.text.sampling import Sampler

@@ -1,4 +1,4 @@
-"""Choosing the next token from the logits: greedy, temperature, top-k, top-p."""
+"""Choosing the next token from the logits: greedy, temperature, top-k, top-p, min-p."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _FIRST_NUCLEUS = 256
 class Sampler:
     """Draws token ids from logits.
 
-    The order is the usual one: temperature, then top-k, then top-p over what top-k left, renormalised, then min-p.
-    Where probabilities are equal the lower id comes first, so that the kept set is the same on every machine.
+    The order is the usual one: temperature, top-k, top-p over the renormalised rest, min-p. Of equal probabilities the
+    lower id is kept first, so that the kept set is the same on every machine. A sampler draws for one stream at a time.
 
     Attributes:
-        temperature: Divides the logits. 0 is greedy: the most probable token, the lowest id of equals.
+        temperature: Divides the logits. 0 is greedy: the most probable token, and of equals the lowest id.
         top_k: Keep the k most probable tokens; ``None`` or 0 keeps all.
         top_p: Keep the most probable tokens that together reach this probability (at least one); 1 keeps all.
-        seed: Makes the draws repeatable; ``None`` draws differently each time.
+        seed: Makes the draws repeatable; with ``None`` they differ each time.
         min_p: Drop the tokens less probable than this times the most probable one (Nguyen et al. 2024,
             https://arxiv.org/abs/2407.01082); 0 drops none.
     """
@@ -54,16 +54,16 @@ class Sampler:
         """Draw one token id.
 
         Args:
-            logits: ``[V]``, any real dtype. ``-inf`` rules a token out.
+            logits: ``[V]``, any real dtype. A token with ``-inf`` is never drawn.
 
         Raises:
-            InputError: The logits are not one row of at least one number.
-            NonFiniteError: They hold NaN or ``+inf``, or rule every token out.
+            InputError: The logits are not one row of 1 or more numbers.
+            NonFiniteError: They contain NaN or ``+inf``, or only ``-inf``.
         """
         ids, weights = self._candidates(logits)
         cumulative = np.cumsum(weights)
         drawn = int(np.searchsorted(cumulative, self._generator.random() * cumulative[-1], side="right"))
-        # The product can round up to the whole sum, which would point behind the last token that has a chance.
+        # The product can round up to the whole sum, which would point past the last token with a probability above 0.
         if drawn == cumulative.size:
             drawn = int(np.flatnonzero(weights)[-1])
         return drawn if ids is None else int(ids[drawn])
@@ -106,13 +106,13 @@ def _row(logits: ArrayLike) -> tuple[NDArray[Any], float]:
         raise InputError(f"logits must be one row [V] with at least one token, got shape {row.shape}.")
     largest = float(row.max())
     if not math.isfinite(largest):
-        what = "hold NaN" if math.isnan(largest) else "hold +inf" if largest > 0 else "rule every token out"
-        raise NonFiniteError(f"the logits {what}.", hint="Open the model with guard=True to find the step it began.")
+        what = "contain NaN" if math.isnan(largest) else "contain +inf" if largest > 0 else "are all -inf"
+        raise NonFiniteError(f"the logits {what}.", hint="Open the model with guard=True to find the first such step.")
     return row, largest
 
 
 def _largest(values: NDArray[Any], count: int) -> NDArray[np.intp]:
-    """Ids of the ``count`` largest values, in ascending order; the lower id wins where values are equal."""
+    """Ids of the ``count`` largest values, in ascending order; of equal values the lower id is taken."""
     threshold = np.partition(values, values.size - count)[values.size - count]
     above = np.flatnonzero(values > threshold)
     level = np.flatnonzero(values == threshold)[: count - above.size]
@@ -122,7 +122,7 @@ def _largest(values: NDArray[Any], count: int) -> NDArray[np.intp]:
 def _nucleus(weights: NDArray[np.float64], mass: float) -> NDArray[np.intp]:
     """Ids of the fewest largest weights that sum to ``mass`` or more."""
     count = _FIRST_NUCLEUS
-    # The nucleus is nearly always a small part of a large vocabulary: sorting all of it would take most of a step.
+    # The nucleus is nearly always small. Sorting a large vocabulary would take longer than the rest of a step.
     while count < weights.size:
         ids = _largest(weights, count)
         if weights[ids].sum() > mass:

@@ -1,24 +1,27 @@
-"""How well a model predicts a text: bits for each byte and each token, streamed through a runtime."""
+"""How well a model predicts a text, in bits per byte and per token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemem.errors import InputError
-from edgemem.runtimes import Session
 from edgemem.text.tokenizer import ByteTokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from edgemem.runtimes import Session
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a text cost.
+    """The score of a text.
 
     Attributes:
-        bits: ``Σ -log2 p(token | all before it)``, the first token left out.
+        bits: ``Σ -log2 p(token | all before it)``, without the first token.
         tokens: Tokens that were predicted.
         text_bytes: UTF-8 bytes of their text.
     """
@@ -29,30 +32,30 @@ class Score:
 
     @property
     def bits_per_token(self) -> float:
-        """Cross-entropy. Comparable between models of one tokenizer only."""
+        """Cross-entropy. Comparable only between models with the same tokenizer."""
         return self.bits / self.tokens
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between any models of text."""
+        """Comparable between all models of text."""
         return self.bits / self.text_bytes
 
 
 def score_text(
     session: Session, tokenizer: Tokenizer, text: str, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Score:
-    """Stream a text, as one stream from position 0, and add up what each next token cost.
+    """Stream a text from position 0, and add up the bits that each next token costs.
 
-    A model whose stream ends is scored on the beginning that it takes.
+    If the model's stream ends before the text does, only the beginning of the text is scored.
 
     Args:
-        session: A bundle of a text model, opened.
-        tokenizer: Its tokenizer.
-        text: The text; two tokens or more.
-        progress: Called with the tokens done and the tokens in all.
+        session: An open bundle of a text model.
+        tokenizer: The model's tokenizer.
+        text: The text; 2 tokens or more.
+        progress: Called with the number of tokens done and the total.
 
     Raises:
-        InputError: The model takes no tokens, or the text is too short.
+        InputError: The model does not take tokens, or the text is too short.
     """
     contract = session.contract
     if not contract.input.is_tokens:
@@ -61,7 +64,7 @@ def score_text(
     if contract.max_position is not None:
         tokens = tokens[: contract.max_position + 1]
     if len(tokens) < 2:
-        raise InputError(f"a text of {len(tokens)} tokens has no next token to predict: 2 or more are needed.")
+        raise InputError(f"the text has {len(tokens)} tokens; 2 or more are needed to predict one.")
     if isinstance(tokenizer, ByteTokenizer):
         text_bytes = len(tokens) - 1
     else:
@@ -78,7 +81,7 @@ def score_text(
 
 
 def _cost(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
-    """Bits that ``targets`` [T] cost under ``logits`` [T, V]."""
+    """Bits that ``targets`` ``[T]`` cost under ``logits`` ``[T, V]``."""
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
     log_sums = np.log(np.exp(wide).sum(axis=1))

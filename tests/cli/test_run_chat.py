@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 import edgemem
 from edgemem.bundle import open_bundle
 from edgemem.generation_defaults import GenerationDefaults
-from edgemem.text.chat import ChatTemplate
+from edgemem.text.chat_template import ChatTemplate
 from tests.text import chat_templates
 from tests.text.tiny_tokenizers import byte_level
 

@@ -21,7 +21,7 @@ from edgemem.models.checkpoint import save_checkpoint
 from edgemem.models.config import DecoderConfig
 from edgemem.models.decoder import Decoder
 from edgemem.text import JsonTokenizer
-from edgemem.text.chat import ChatTemplate
+from edgemem.text.chat_template import ChatTemplate
 from tests.text import chat_templates
 from tests.text.tiny_tokenizers import MADE, byte_level, with_bos
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from edgemem.bundle import Bundle
 from edgemem.errors import BundleError, InputError, MissingDependencyError, SnapshotError
 from edgemem.text import JsonTokenizer
-from edgemem.text.chat import ChatTemplate, Conversation, open_chat_template
+from edgemem.text.chat import Conversation
+from edgemem.text.chat_template import ChatTemplate, open_chat_template
 from tests.text import chat_templates
 from tests.text.chat_templates import FAITHFUL
 from tests.text.tiny_tokenizers import MADE
@@ -70,10 +71,10 @@ def test_a_template_gives_the_text_that_transformers_gives(tokenizers, style, me
     assert template.render(messages, reply_follows=reply_follows) == expected
 
 
-def test_a_refusal_says_what_the_template_said_and_how_to_mend_it():
+def test_a_rejection_shows_the_templates_message_and_a_hint():
     template = ChatTemplate(chat_templates.NO_SYSTEM, SPECIAL, "bundle/chat_template.jinja")
     with pytest.raises(
-        InputError, match=r"bundle/chat_template\.jinja refuses .*System role not supported\n.*--system"
+        InputError, match=r"bundle/chat_template\.jinja rejects .*System role not supported\n.*--system"
     ):
         template.render([SYSTEM, user("a")], reply_follows=True)
     with pytest.raises(InputError, match=r"Roles must alternate[^\n]*$"):
@@ -89,7 +90,7 @@ def test_a_refusal_says_what_the_template_said_and_how_to_mend_it():
         ("{{ messages | nonsense }}", "here.*nonsense"),
     ],
 )
-def test_what_is_no_template_is_refused_at_once(source, message):
+def test_a_malformed_template_is_an_error_at_once(source, message):
     with pytest.raises(BundleError, match=message):
         ChatTemplate(source, {}, "here")
 
@@ -136,7 +137,7 @@ def test_a_bundle_without_a_template_has_none(tmp_path):
 
 
 def test_chat_imports_no_torch():
-    code = "import sys, edgemem.text.chat as c; c.ChatTemplate('', {}); assert 'torch' not in sys.modules"
+    code = "import sys, edgemem.text as c; c.ChatTemplate('', {}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -267,7 +268,7 @@ def test_a_conversation_on_top_of_a_state_does_not_begin_the_stream_again(tokeni
     assert said(later, later.say("a", fresh=False)).startswith("<|start|>user")
 
 
-def test_a_template_that_rewrites_the_past_is_said_and_the_new_turn_is_fed(tokenizers):
+def test_a_template_that_rewrites_the_past_causes_a_notice_and_the_new_turn_is_fed(tokenizers):
     thinking = conversation_of(tokenizers, chat_templates.FORGETS_THOUGHTS)
     thinking.say("a")
     answer(thinking, "b", end="<|im_end|>")
@@ -290,7 +291,7 @@ def test_a_template_that_leaves_replies_out_gets_each_message_by_itself(tokenize
     assert said(conversation, conversation.say("a")) == "<s>[INST]a[/INST]"
     answer(conversation, "b", end="</s>")
     assert said(conversation, conversation.say("c")) == "[INST]c[/INST]"
-    assert "a conversation of its own" in (conversation.notice or "")
+    assert "each message is fed as a new conversation" in (conversation.notice or "")
 
 
 def test_a_refused_message_leaves_the_conversation_as_it_was(tokenizers):

@@ -1,0 +1,148 @@
+"""Chat templates: how a checkpoint wants a conversation to be written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from edgemem.bundle import CHAT_TEMPLATE, Bundle
+from edgemem.errors import BundleError, InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import jinja2
+    from jinja2 import nodes
+    from jinja2.parser import Parser
+
+Message = Mapping[str, str]
+"""``role`` (``"system"``, ``"user"``, ``"assistant"``) and ``content``."""
+
+
+class ChatTemplate:
+    """The chat template of a checkpoint, in Jinja, rendered in a sandbox.
+
+    Args:
+        source: The template.
+        special_tokens: The values of ``bos_token``, ``eos_token`` and similar names in the template.
+        where: The name of the template in errors.
+
+    Raises:
+        MissingDependencyError: The ``jinja2`` package is not installed.
+        BundleError: The source is not a template.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str], where: str = CHAT_TEMPLATE) -> None:
+        try:
+            import jinja2
+        except ImportError:
+            raise MissingDependencyError(
+                "a chat template needs the jinja2 package.", hint='Install it with: pip install "edgemem[text]"'
+            ) from None
+        self._where = where
+        self._special_tokens = dict(special_tokens)
+        self._now = datetime.now()
+        try:
+            self._template = _environment(self).from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise BundleError(f"{where}, line {error.lineno}: {error.message}.") from error
+
+    @property
+    def bos_token(self) -> str:
+        """Text of the token that begins a conversation; it may be empty."""
+        return self._special_tokens.get("bos_token", "")
+
+    def render(self, messages: Sequence[Message], *, reply_follows: bool) -> str:
+        """The text of a conversation.
+
+        Args:
+            messages: The messages, oldest first.
+            reply_follows: Whether the assistant's turn is next, so that its header is added.
+
+        Raises:
+            InputError: The template rejects the messages.
+            BundleError: The template fails.
+        """
+        import jinja2
+
+        try:
+            # The names that templates use, with the values of transformers when there are no tools and no documents.
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=reply_follows,
+                **self._special_tokens,
+            )
+        except _RefusedError as error:
+            raise InputError(
+                f"{self._where} rejects the conversation: {error}",
+                hint="If the template has no system role, leave --system out."
+                if any(message["role"] == "system" for message in messages)
+                else None,
+            ) from error
+        except jinja2.TemplateError as error:
+            raise BundleError(f"{self._where} fails: {type(error).__name__}: {error}") from error
+        # A template calls methods of strings and lists, which may raise anything.
+        except Exception as error:
+            raise BundleError(f"{self._where} fails: {type(error).__name__}: {error}") from error
+
+    def now(self) -> datetime:
+        """The time that the template sees: the same in every rendering, because the model reads it only once."""
+        return self._now
+
+
+class _RefusedError(Exception):
+    """The template called ``raise_exception``."""
+
+
+def _environment(template: ChatTemplate) -> jinja2.Environment:
+    """Jinja with the additions that transformers makes for templates."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """``{% generation %}``, which marks a reply for training and does not change the text."""
+
+        tags = {"generation"}  # noqa: RUF012 (Jinja's interface)
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
+
+    def tojson(
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        # Jinja's own filter escapes the characters of HTML markup.
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    def raise_exception(message: str) -> None:
+        raise _RefusedError(message)
+
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made.filters["tojson"] = tojson
+    made.globals["raise_exception"] = raise_exception
+    made.globals["strftime_now"] = lambda form: template.now().strftime(form)
+    return made
+
+
+def open_chat_template(bundle: Bundle) -> ChatTemplate | None:
+    """The bundle's chat template, or ``None`` if it has none.
+
+    Raises:
+        MissingDependencyError: The ``jinja2`` package is not installed.
+        BundleError: The template cannot be read.
+    """
+    if CHAT_TEMPLATE not in bundle.manifest.files:
+        return None
+    path = bundle.file(CHAT_TEMPLATE)
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
+    return ChatTemplate(source, bundle.manifest.special_tokens, str(path))
