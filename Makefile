@@ -53,6 +53,7 @@ test: lint types unit
 lint: $(VENV)/.dev-installed
 	ruff check .
 	ruff format --check .
+	codespell
 
 types: $(VENV)/.dev-installed
 	mypy -p edgemem
