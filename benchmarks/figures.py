@@ -34,11 +34,11 @@ from edgemem.bench.tables import count, number, spread
 from edgemem.bundle import Bundle, open_bundle
 from edgemem.cli.bench_command import progress_bars
 from edgemem.console import console, print_table
+from edgemem.decoder_config import DecoderConfig
 from edgemem.errors import EdgememError
 from edgemem.export import export_bundle, sealed_twin, source_of
 from edgemem.export.source import from_config
 from edgemem.machine.facts import load_average
-from edgemem.models.config import DecoderConfig
 from edgemem.runtimes import Session
 from edgemem.runtimes.ort import OrtStream
 from edgemem.text.sampling import Sampler

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from training import Batch, train
 
 from edgemem.console import console, print_table
+from edgemem.decoder_config import MemorySpec
 from edgemem.models import Decoder, DecoderConfig, save_checkpoint
-from edgemem.models.config import MemorySpec
 
 SECONDS_TO_SETTLE = 2
 """Earlier predictions are neither trained nor scored: mean and deviation are not yet reliable."""

@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training import Batch, train
 
+from edgemem.decoder_config import MemorySpec
 from edgemem.models import Decoder, DecoderConfig, save_checkpoint
-from edgemem.models.config import MemorySpec
 
 HYBRID: list[MemorySpec] = [
     {"type": "sinks", "slots": 4},

@@ -27,7 +27,6 @@ from edgemem.contract import Contract
 from edgemem.errors import VerificationError
 from edgemem.export.graph import Sealed
 from edgemem.export.parity import Comparison, Expected, FarCall, Progress, chunkings, far_positions
-from edgemem.export.precision import Precision
 from edgemem.export.precision_check import (
     change,
     change_tolerance,
@@ -114,7 +113,7 @@ def check(
     """
     bundle = open_bundle(path)
     contract = bundle.contract
-    precision = Precision.from_json(bundle.manifest.precision)
+    precision = bundle.manifest.precision
     sealed = not same_states(source.contract, contract, precision)
     if sealed and not same_states(Sealed(source.module).contract(), contract, precision):
         raise VerificationError(

@@ -12,20 +12,22 @@ from torch import nn
 
 from edgemem.bundle import WEIGHTS, Bundle, GraphFile, Manifest, package_versions, write_bundle
 from edgemem.contract import METADATA_KEY, Contract
+from edgemem.decoder_config import DecoderConfig
 from edgemem.errors import ExportError
 from edgemem.export.check import check
 from edgemem.export.graph import Sealed, export_graph
 from edgemem.export.half import halve_graphs
 from edgemem.export.parity import Progress
-from edgemem.export.precision import DEFAULT_BLOCK_SIZE, Precision, StoredWeights
 from edgemem.export.quantize import quantize_graphs
 from edgemem.export.source import Source, from_config
+from edgemem.export.stored import StoredWeights
 from edgemem.export.text_files import TOKENIZER
 from edgemem.export.weights import store_weights
+from edgemem.manifest import SourceInfo
 from edgemem.memories import FullCache
 from edgemem.models.checkpoint import load_weights
-from edgemem.models.config import DecoderConfig
 from edgemem.models.decoder import Decoder
+from edgemem.precision import DEFAULT_BLOCK_SIZE, Precision
 
 MODEL = "model.onnx"
 
@@ -107,14 +109,9 @@ def _write(
     return Manifest(
         contract=contract,
         graphs=tuple(graph for graph, _ in graphs),
-        source={
-            "kind": source.kind,
-            "name": source.name,
-            "random_weights": source.has_random_weights,
-            **({"options": dict(source.options)} if source.options else {}),
-        },
-        model=exported.config.to_json() if exported.config else None,
-        precision=stored.described(precision).to_json(),
+        source=SourceInfo(source.kind, source.name, source.has_random_weights, source.options),
+        model=exported.config,
+        precision=stored.described(precision),
         tokenizer=tokenizer if source.text.tokenizer is None else TOKENIZER,
         special_tokens=source.text.special_tokens,
         generation=source.text.generation,
@@ -158,7 +155,7 @@ def sealed_twin(bundle: Bundle, out: str | Path) -> Path:
     Raises:
         ExportError: The bundle was not made from a decoder's configuration.
     """
-    options = Precision.from_json(bundle.manifest.precision).options
+    options = bundle.manifest.precision.options
     export_bundle(source_of(bundle), out, sealed=True, max_chunk=bundle.contract.max_chunk, verify=False, **options)
     return Path(out)
 
@@ -173,7 +170,7 @@ def growing_twin(bundle: Bundle, out: str | Path) -> Path:
         ExportError: The bundle was not made from a decoder's configuration.
     """
     config = replace(_config(bundle), memory=[{"type": FullCache.type_name}])
-    options = Precision.from_json(bundle.manifest.precision).options
+    options = bundle.manifest.precision.options
     export_bundle(from_config(config, f"growing twin of {bundle.path}"), out, verify=False, **options)
     return Path(out)
 
@@ -187,10 +184,10 @@ def source_of(bundle: Bundle) -> Source:
         ExportError: The bundle was not made from a decoder's configuration.
     """
     module = load_weights(Decoder(replace(_config(bundle), dtype="float32")), bundle.file(WEIGHTS))
-    return Source(module, str(bundle.manifest.source.get("kind", "checkpoint")), str(bundle.path), module.config)
+    return Source(module, bundle.manifest.source.kind, str(bundle.path), module.config)
 
 
 def _config(bundle: Bundle) -> DecoderConfig:
     if bundle.manifest.model is None:
         raise ExportError(f"{bundle.path} was made from a user's own module: it has no decoder configuration.")
-    return DecoderConfig.from_json(bundle.manifest.model, f"{bundle.path}: model")
+    return bundle.manifest.model

@@ -16,8 +16,9 @@ from torch import nn
 
 from edgemem.errors import ExportError
 from edgemem.export.parameters import ParameterNames, float_tensor
-from edgemem.export.precision import LEAST_ELEMENTS, Precision, StoredWeights
 from edgemem.export.quantize import constant_operand, remove_unused, replace_product
+from edgemem.export.stored import LEAST_ELEMENTS, StoredWeights
+from edgemem.precision import Precision
 from edgemem.protocol import TORCH_DTYPES
 
 _ONNX = {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}

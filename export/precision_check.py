@@ -27,12 +27,12 @@ from edgemem.contract import POSITION, Contract
 from edgemem.errors import BundleError, VerificationError
 from edgemem.export.emulate import emulate_bfloat16
 from edgemem.export.parameters import substituted
-from edgemem.export.precision import Precision, StoredWeights, half_key
 from edgemem.export.source import Source
+from edgemem.export.stored import StoredWeights, half_key
 from edgemem.models.blockwise import read_matrix
 from edgemem.models.checkpoint import load_weights
-from edgemem.models.config import DecoderConfig
 from edgemem.models.decoder import Decoder
+from edgemem.precision import Precision
 from edgemem.runtimes import Session
 from edgemem.runtimes.ort import OrtSession
 
@@ -144,12 +144,11 @@ def with_stored_weights(bundle: Bundle, source: Source) -> Iterator[Source]:
         bundle: The bundle.
         source: What it was exported from.
     """
-    precision = Precision.from_json(bundle.manifest.precision)
+    precision = bundle.manifest.precision
     if precision.is_plain:
         yield source
     elif bundle.manifest.model is not None:
-        config = DecoderConfig.from_json(bundle.manifest.model, f"{bundle.path}: model")
-        module = load_weights(Decoder(replace(config, dtype="float32")), bundle.file(WEIGHTS))
+        module = load_weights(Decoder(replace(bundle.manifest.model, dtype="float32")), bundle.file(WEIGHTS))
         yield replace(source, module=module, config=module.config)
     else:
         stored = read_stored(bundle, precision)
@@ -191,7 +190,7 @@ def read_stored(bundle: Bundle, precision: Precision) -> StoredWeights:
 @contextlib.contextmanager
 def exact_session(bundle: Bundle, threads: int) -> Iterator[Session]:
     """The bundle in an engine that rounds where its graphs say so, and nowhere else; closed at the end of the block."""
-    precision = Precision.from_json(bundle.manifest.precision)
+    precision = bundle.manifest.precision
     with contextlib.ExitStack() as stack:
         if precision.dtype == "bfloat16":
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgemem-bfloat16-")))
@@ -202,7 +201,7 @@ def exact_session(bundle: Bundle, threads: int) -> Iterator[Session]:
 @contextlib.contextmanager
 def running_session(bundle: Bundle, threads: int) -> Iterator[Session]:
     """The bundle as ONNX Runtime runs it for users; where it cannot (bfloat16), as :func:`exact_session` does."""
-    if bundle.manifest.precision.get("dtype") == "bfloat16":
+    if bundle.manifest.precision.dtype == "bfloat16":
         with exact_session(bundle, threads) as session:
             yield session
     else:

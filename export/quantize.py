@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from edgemem.errors import ExportError
 from edgemem.export.parameters import ParameterNames, float_tensor
-from edgemem.export.precision import BLOCK_SIZES, LEAST_ELEMENTS, Precision, StoredWeights
+from edgemem.export.stored import LEAST_ELEMENTS, StoredWeights
 from edgemem.models.blockwise import QuantizedMatrix, pack_int4, quantize_matrix
+from edgemem.precision import BLOCK_SIZES, Precision
 from edgemem.protocol import TORCH_DTYPES
 
 OPSET = 21

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from edgemem.bundle import GraphFile
 from edgemem.contract import Contract
+from edgemem.decoder_config import DecoderConfig
 from edgemem.errors import ExportError, ProtocolError
 from edgemem.export.discover import undeclared
 from edgemem.export.text_files import TextFiles, text_files
+from edgemem.manifest import LoadOptions
 from edgemem.models.checkpoint import CONFIG, load_checkpoint
-from edgemem.models.config import DecoderConfig
 from edgemem.models.decoder import Decoder
 from edgemem.protocol import StreamingModule, check_protocol, raised_at
 
@@ -43,8 +44,7 @@ class Source:
         reference: The full-sequence pass that the bundle is held to: data ``[B, T, ...]``, and the time steps whose
             outputs are wanted (int64 ``[S]``, or ``None`` for all), to outputs ``[B, S, ...]``; ``None`` where
             ``module`` itself takes a sequence of any length from position 0.
-        options: What :func:`load_source` was told besides the name, and a check must be told again: ``memory``,
-            ``max_length``.
+        options: Options of :func:`load_source` that a check needs again.
     """
 
     module: nn.Module
@@ -54,7 +54,7 @@ class Source:
     text: TextFiles = TextFiles()  # noqa: RUF009 (it cannot be changed)
     trace: Trace | None = None
     reference: Callable[[Tensor, Tensor | None], Tensor] | None = None
-    options: Mapping[str, str | int] = field(default_factory=dict)
+    options: LoadOptions = LoadOptions()  # noqa: RUF009 (immutable)
 
     @property
     def contract(self) -> Contract:

@@ -295,15 +295,15 @@ def _load(
     options.enable_mem_pattern = graph.max_time == 1
     # Pushing transposes through a step's small tensors makes more of them, each a call of its own.
     disabled = ["TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"]
-    if graph.min_time > 1 and bundle.manifest.precision.get("weights") is None:
+    if graph.min_time > 1 and bundle.manifest.precision.weights is None:
         # The step's engine holds the weights already, packed for its kernels: this one reads them from the file.
         options.add_session_config_entry("session.disable_prepacking", "1")
-        if bundle.manifest.precision.get("dtype") != "float16":  # whose weights are widened by folding
+        if bundle.manifest.precision.dtype != "float16":  # whose weights are widened by folding
             disabled.append("ConstantFolding")  # it would copy a table that is the output layer too, transposed
     options.log_severity_level = 4  # errors come as exceptions; the log would repeat them
     # Lets blockwise 4-bit and 8-bit weights use the int8 kernels; float graphs do not look at it.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1" if exact else "4")
-    if exact and bundle.manifest.precision.get("weights") == "int8":
+    if exact and bundle.manifest.precision.weights == "int8":
         # Of 8 bits there is no such kernel: weights would be widened for every product, not once when they are loaded.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     path = bundle.file(graph.file)
@@ -311,7 +311,7 @@ def _load(
         return onnxruntime.InferenceSession(str(path), options, providers=providers, disabled_optimizers=disabled)
     except Exception as error:
         text = str(error)
-        if bundle.manifest.precision.get("dtype") == "bfloat16" and "NOT_IMPLEMENTED" in text:
+        if bundle.manifest.precision.dtype == "bfloat16" and "NOT_IMPLEMENTED" in text:
             missing = re.search(r"for the node.*|for (\w+)\(\d+\)", text)
             raise RuntimeUnavailableError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot compute in bfloat16 here: it has no kernel "

@@ -25,7 +25,6 @@ def open_session(bundle: Bundle, *, threads: int | None, device: str, guard: boo
     """
     from edgemem.export.graph import Sealed
     from edgemem.models.checkpoint import load_weights
-    from edgemem.models.config import DecoderConfig
     from edgemem.models.decoder import Decoder
 
     if bundle.manifest.model is None:
@@ -33,8 +32,7 @@ def open_session(bundle: Bundle, *, threads: int | None, device: str, guard: boo
             f"{bundle.path} holds the graph of a module of your own, which the torch runtime cannot rebuild.",
             hint="Use runtime='onnxruntime', or TorchSession(contract, module) with the live module.",
         )
-    config = DecoderConfig.from_json(bundle.manifest.model, f"{bundle.path}: model")
-    module: nn.Module = load_weights(Decoder(config), bundle.file(WEIGHTS))
+    module: nn.Module = load_weights(Decoder(bundle.manifest.model), bundle.file(WEIGHTS))
     if bundle.contract.position == "none":
         module = Sealed(module)
     return TorchSession(bundle.contract, module, bundle=bundle, threads=threads, device=device, guard=guard)

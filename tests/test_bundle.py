@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +17,17 @@ from edgemem.bundle import (
     Bundle,
     GraphFile,
     Manifest,
-    fingerprint,
     is_bundle,
     open_bundle,
     package_versions,
     write_bundle,
 )
 from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
+from edgemem.decoder_config import DecoderConfig
 from edgemem.errors import BundleError, EdgememError
 from edgemem.generation_defaults import GenerationDefaults
+from edgemem.manifest import LoadOptions, SourceInfo
+from edgemem.precision import Precision
 
 CONTRACT = Contract(
     InputSpec("tokens", (), "int64", 5),
@@ -32,6 +35,7 @@ CONTRACT = Contract(
     (StateSpec("0.window.k", (1, 8, 2), update="append"),),
     max_chunk=8,
 )
+MODEL = DecoderConfig(d_model=8, layers=1, heads=1, vocab_size=5, memory=[{"type": "window", "window": 8}])
 FILES = {"step.onnx": b"step", "chunk.onnx": b"chunk", WEIGHTS: b"weights" * 100, "tokenizer.json": b"{}"}
 
 
@@ -39,8 +43,8 @@ def manifest(**changes: Any) -> Manifest:
     fields: dict[str, Any] = {
         "contract": CONTRACT,
         "graphs": (GraphFile("step.onnx", 1, 1), GraphFile("chunk.onnx", 1, 8)),
-        "source": {"kind": "checkpoint", "name": "été"},
-        "model": {"layers": 1},
+        "source": SourceInfo("checkpoint", "été", options=LoadOptions("sinks=4,window=8")),
+        "model": MODEL,
         "tokenizer": "tokenizer.json",
         "input_meaning": "bytes",
         "versions": {"edgemem": "0"},
@@ -116,7 +120,9 @@ def test_versions_are_of_installed_packages_only() -> None:
 
 
 def test_the_fingerprint_is_of_the_model_and_not_of_the_day_or_the_folder(tmp_path: Path, bundle: Bundle) -> None:
-    again = write(tmp_path / "again", created="1999-01-01T00:00:00+00:00", verification={"steps": 9}, source={})
+    again = write(
+        tmp_path / "again", created="1999-01-01T00:00:00+00:00", verification={"steps": 9}, source=SourceInfo()
+    )
     assert again.fingerprint == bundle.fingerprint
     assert len(bundle.fingerprint) == 64
 
@@ -129,7 +135,7 @@ def test_the_fingerprint_changes_with_every_file(tmp_path: Path, bundle: Bundle,
 
 def test_the_fingerprint_changes_with_the_contract(bundle: Bundle) -> None:
     other = replace(bundle.manifest, contract=replace(CONTRACT, output_indices=True))
-    assert fingerprint(other) != bundle.fingerprint
+    assert other.fingerprint != bundle.fingerprint
 
 
 # What is not a bundle
@@ -160,11 +166,13 @@ def test_a_manifest_that_is_a_folder_is_refused(bundle: Bundle) -> None:
         open_bundle(bundle.path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 2, 3, "1", None, True, [1]])
 def test_a_bundle_of_another_version_is_refused(bundle: Bundle, version: Any) -> None:
     edit(bundle, lambda data: data.update(version=version))
-    with pytest.raises(BundleError, match=f"version {version}, this edgemem reads version 1"):
+    with pytest.raises(BundleError, match=re.escape(f"version {version!r}, this edgemem reads version 1")) as refusal:
         open_bundle(bundle.path)
+    assert str(bundle.path / MANIFEST) in refusal.value.message
+    assert "Install the edgemem that wrote it" in (refusal.value.hint or "")
 
 
 MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -180,7 +188,19 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
     "files that are a list": lambda data: data.update(files=[]),
     "a file without a size": lambda data: data["files"][WEIGHTS].pop("bytes"),
     "a size that is no number": lambda data: data["files"][WEIGHTS].update(bytes="many"),
+    "a graph of less than one step": lambda data: data["graphs"][0].update(time=[0, 1]),
+    "a graph of text steps": lambda data: data["graphs"][0].update(time=["1", "8"]),
+    "a size below 0": lambda data: data["files"][WEIGHTS].update(bytes=-1),
     "a source that is a number": lambda data: data.update(source=3),
+    "a source without a name": lambda data: data["source"].update(name=None),
+    "an option of loading that is a number": lambda data: data["source"]["options"].update(memory=3),
+    "a length that is true": lambda data: data["source"]["options"].update(max_length=True),
+    "a model that is a list": lambda data: data.update(model=[]),
+    "a model without a format": lambda data: data.update(model={"layers": 2}),
+    "a model of many layers": lambda data: data["model"].update(layers="many"),
+    "a precision of another dtype": lambda data: data["precision"].update(dtype="float8"),
+    "verification that is a list": lambda data: data.update(verification=[]),
+    "versions that are numbers": lambda data: data.update(versions={"edgemem": 1}),
     "special tokens that are a list": lambda data: data.update(special_tokens=["<s>"]),
     "generation that is a list": lambda data: data.update(generation=[]),
     "a temperature below 0": lambda data: data.update(generation={"temperature": -1}),
@@ -201,14 +221,16 @@ def test_a_manifest_that_lacks_a_part_is_refused_by_its_name(bundle: Bundle, key
 def test_a_bundle_from_before_chat_templates_still_opens(bundle: Bundle) -> None:
     edit(bundle, lambda data: [data.pop(key) for key in YOUNGER])
     opened = open_bundle(bundle.path).manifest
-    assert (opened.special_tokens, opened.generation) == ({}, GenerationDefaults())
+    assert (opened.special_tokens, opened.generation, opened.precision) == ({}, GenerationDefaults(), Precision())
 
 
 @pytest.mark.parametrize("what", MALFORMED)
 def test_a_malformed_manifest_is_refused(bundle: Bundle, what: str) -> None:
     edit(bundle, MALFORMED[what])
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError) as refusal:
         open_bundle(bundle.path)
+    assert str(bundle.path) in refusal.value.message
+    assert refusal.value.hint or "lists no file" in refusal.value.message
 
 
 # What was changed on the way
@@ -224,14 +246,14 @@ def test_a_missing_file_is_named(bundle: Bundle, name: str) -> None:
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_file_cut_short_is_named_with_both_sizes(bundle: Bundle, verify: bool) -> None:
     (bundle.path / WEIGHTS).write_bytes(FILES[WEIGHTS][:-1])
-    with pytest.raises(BundleError, match=f"{WEIGHTS} holds 699 bytes, the manifest says 700"):
+    with pytest.raises(BundleError, match=f"{WEIGHTS} has 699 bytes, but the manifest lists 700"):
         open_bundle(bundle.path, verify=verify)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_one_changed_byte_is_found(bundle: Bundle, name: str) -> None:
     (bundle.path / name).write_bytes(FILES[name][:-1] + b"?")
-    with pytest.raises(BundleError, match=f"{name} does not have the SHA-256"):
+    with pytest.raises(BundleError, match=f"SHA-256 of {name} differs"):
         open_bundle(bundle.path)
     open_bundle(bundle.path, verify=False)
 

@@ -26,12 +26,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from edgemem.bundle import WEIGHTS, Bundle
+from edgemem.decoder_config import DecoderConfig
 from edgemem.errors import BundleError, MissingDependencyError
 from edgemem.machine import huge_pages
 from edgemem.runtimes.ort_import import import_onnxruntime
@@ -108,14 +108,14 @@ def weight_reads(bundle: Bundle) -> WeightReads:
     return WeightReads(shapes, counted)
 
 
-def is_lookup(name: str, model: dict[str, Any]) -> bool:
+def is_lookup(name: str, model: DecoderConfig) -> bool:
     """Whether a decoder's weight is only looked up: its token embedding, unless the output layer shares it.
 
     Args:
         name: The tensor's name in the weights file.
         model: The decoder's configuration, from the manifest.
     """
-    return name == "embedding" and not model.get("tie_embeddings", False)
+    return name == "embedding" and not model.tie_embeddings
 
 
 def matrix_shape(shape: Sequence[int], nbytes: int) -> tuple[int, int]:

@@ -190,7 +190,7 @@ def _subject(session: Session) -> Subject:
     return Subject(
         path=str(session.bundle.path),
         fingerprint=session.bundle.fingerprint,
-        source=manifest.source,
+        source=manifest.source.to_json(),
         runtime=session.runtime,
         device=session.device,
         input_meaning=manifest.input_meaning,

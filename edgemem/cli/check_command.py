@@ -45,8 +45,8 @@ def check(
 
     opened = open_bundle(bundle)
     if against is None and opened.manifest.model is None:
-        name = opened.manifest.source.get("name")
-        if opened.manifest.source.get("kind") == "transformers":
+        name = opened.manifest.source.name
+        if opened.manifest.source.kind == "transformers":
             what, how = "a transformers model", "FOLDER"
         else:
             what, how = "a module of your own", "package.module:factory"
@@ -58,8 +58,14 @@ def check(
     from edgemem.export import check as run_check
     from edgemem.export import load_source, source_of
 
+    options = opened.manifest.source.options
     source = (
-        load_source(against, trust_remote_code=trust_remote_code, **opened.manifest.load_options)
+        load_source(
+            against,
+            memory=options.memory,
+            max_length=options.max_length,
+            trust_remote_code=trust_remote_code,
+        )
         if against
         else source_of(opened)
     )

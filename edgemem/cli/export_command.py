@@ -10,9 +10,9 @@ from rich.markup import escape
 
 from edgemem.cli.export_tools import checking, needs_export_packages, print_report
 from edgemem.cli.options import option_group
-from edgemem.cli.precision import describe_precision
 from edgemem.cli.transformers_options import TransformersOptions
 from edgemem.console import console, print_json, readable_bytes
+from edgemem.precision import DEFAULT_BLOCK_SIZE
 
 _MOST_NOTES = 5
 
@@ -65,7 +65,6 @@ def export(
     transformers.check()
     from edgemem.export import export_bundle, load_source
     from edgemem.export.lint import notes
-    from edgemem.export.precision import DEFAULT_BLOCK_SIZE
 
     errors = console(stderr=True)
     loaded = load_source(source, **asdict(transformers))
@@ -96,6 +95,6 @@ def export(
         f"[bold]{out}[/]: {readable_bytes(files)}; state {readable_bytes(contract.state_bytes)} a stream in "
         f"{len(contract.states)} tensors; up to {contract.max_chunk} steps a call."
     )
-    if described := describe_precision(bundle.manifest.precision):
-        out_console.print(f"{escape(described)}.")
+    if not bundle.manifest.precision.is_plain:
+        out_console.print(f"{escape(str(bundle.manifest.precision))}.")
     print_report(out_console, bundle.manifest.verification)

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from edgemem.bundle import CHAT_TEMPLATE, Bundle, open_bundle
-from edgemem.cli.precision import describe_precision
 from edgemem.console import console, print_json, print_table, readable_bytes, readable_count
 from edgemem.contract import ITEM_BYTES, Contract
+from edgemem.decoder_config import DecoderConfig
+from edgemem.manifest import Manifest
 
 CONTEXTS = tuple(1024 * 4**power for power in range(7))
 """Context lengths of the memory table: 1k to 4M steps."""
@@ -22,11 +23,12 @@ CONTEXTS = tuple(1024 * 4**power for power in range(7))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show what BUNDLE is: its input and output, its states, its files, and its memory against the context length."""
-    facts = describe(open_bundle(bundle))
+    opened = open_bundle(bundle)
+    facts = describe(opened)
     if as_json:
         print_json(facts)
     else:
-        _print(facts)
+        _print(facts, opened.manifest)
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -48,11 +50,9 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "path": str(bundle.path),
         "fingerprint": bundle.fingerprint,
         "created": manifest.created,
-        "source": manifest.source,
-        "load_options": " ".join(
-            f"--{name.replace('_', '-')} {value}" for name, value in manifest.load_options.items()
-        ),
-        "precision": manifest.precision,
+        "source": manifest.source.to_json(),
+        "load_options": str(manifest.source.options),
+        "precision": manifest.precision.to_json(),
         "input_meaning": manifest.input_meaning,
         "tokenizer": manifest.tokenizer,
         "chat_template": CHAT_TEMPLATE if CHAT_TEMPLATE in manifest.files else None,
@@ -93,7 +93,7 @@ def _tensor(name: str, dtype: str, time: str, shape: tuple[int, ...]) -> dict[st
     return {"name": name, "dtype": dtype, "shape": ["batch", time, *shape]}
 
 
-def memory_by_context(contract: Contract, model: Mapping[str, Any] | None) -> dict[str, Any]:
+def memory_by_context(contract: Contract, model: DecoderConfig | None) -> dict[str, Any]:
     """Bytes that one stream keeps after as many steps as :data:`CONTEXTS` says.
 
     Returns:
@@ -125,34 +125,25 @@ def memory_kind(state_name: str) -> str:
     return ".".join(parts[1:-1]) if len(parts) > 2 else parts[0]
 
 
-def _kv_bytes_per_step(contract: Contract, model: Mapping[str, Any] | None) -> tuple[int | None, str | None]:
+def _kv_bytes_per_step(contract: Contract, model: DecoderConfig | None) -> tuple[int | None, str | None]:
     """Bytes that one step adds to a full cache of keys and values of the same shape, or the reason for none."""
     if model is None:
-        return None, "the bundle holds a module of its owner's, not a decoder whose heads are known"
-    try:
-        # Read here as DecoderConfig would: its package needs torch, and this command must do without.
-        heads = int(model["heads"])
-        kv_heads = int(model["kv_heads"] or heads)
-        head_dim = int(model["head_dim"] or model["d_model"] // heads)
-        layers = int(model["layers"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        return None, f"the manifest's model configuration is not a decoder's ({type(error).__name__}: {error})"
+        return None, "the bundle holds a custom module, and its attention heads are not known"
     kept = [state.dtype for state in contract if state.update == "append" or state.growing_axis is not None]
-    return 2 * layers * kv_heads * head_dim * ITEM_BYTES[kept[0] if kept else contract.output.dtype], None
+    width = model.kv_head_count * model.head_size
+    return 2 * model.layers * width * ITEM_BYTES[kept[0] if kept else contract.output.dtype], None
 
 
-def _print(facts: Mapping[str, Any]) -> None:
+def _print(facts: Mapping[str, Any], manifest: Manifest) -> None:
     out = console()
-    source = facts["source"]
-    weights = "random weights" if source.get("random_weights") else ""
-    parts = [str(source.get("kind", "")), str(source.get("name", "")), weights, facts["load_options"]]
-    said = ", ".join(part for part in parts if part)
+    source = manifest.source
+    parts = [source.kind, source.name, "random weights" if source.random_weights else "", str(source.options)]
     totals = facts["totals"]
     rows = {
         "bundle": facts["path"],
-        "source": said or "unknown",
+        "source": ", ".join(filter(None, parts)) or "unknown",
         "created": facts["created"],
-        "precision": describe_precision(facts["precision"]) or "float32",
+        "precision": str(manifest.precision),
         "input": f"{_shown(facts['input'])}{_vocabulary(facts['input'])}",
         "which is": facts["input_meaning"],
         "tokenizer": facts["tokenizer"] or "none",

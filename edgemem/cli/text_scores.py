@@ -59,7 +59,7 @@ def score_file(bundle: Bundle, source: Source | None, file: Path, progress: Call
         text = file.read_bytes().decode("utf-8", "surrogateescape")
     except OSError as error:
         raise InputError(f"the text {file} cannot be read: {error.strerror or error}") from error
-    runtime = "torch" if bundle.manifest.precision.get("dtype") == "bfloat16" else "onnxruntime"
+    runtime = "torch" if bundle.manifest.precision.dtype == "bfloat16" else "onnxruntime"
     with edgemem.open(bundle.path, runtime, device="cpu") as session:
         scored = score_text(session, tokenizer, text, lambda done, total: progress("text, bundle", done, total))
     original = None

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-QuantType = Literal["int8", "int4"]
+from edgemem.precision import QuantType
 
 _RANGE: dict[QuantType, tuple[int, int]] = {"int4": (-8, 7), "int8": (-127, 127)}
 # Where the largest weight of a block lands, before rounding. Beyond the range it is clipped, and the others are finer.

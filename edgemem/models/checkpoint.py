@@ -1,8 +1,7 @@
-"""A checkpoint: a folder with ``config.json``, ``model.safetensors`` and, where there is one, ``tokenizer.json``."""
+"""A checkpoint: a folder with ``config.json``, ``model.safetensors`` and, for text models, ``tokenizer.json``."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,15 +9,15 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from edgemem.decoder_config import DECODER, DecoderConfig
 from edgemem.errors import ConfigError, EdgememError
 from edgemem.files import replace_folder
 from edgemem.models.blockwise import read_matrix
-from edgemem.models.config import FORMAT, DecoderConfig
 from edgemem.models.decoder import Decoder
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-# What says how a model reads and writes text, under the names of transformers.
+# Files that describe how a model reads and writes text; the names are those of transformers.
 TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -29,22 +28,22 @@ TEXT_FILES = (
 
 
 def save_checkpoint(model: Decoder, folder: str | Path) -> None:
-    """Write a checkpoint; a checkpoint that was there is replaced only when the new one is complete.
+    """Write a checkpoint; an existing checkpoint is replaced only when the new one is complete.
 
-    A tokenizer, a chat template and generation defaults that lie in it (:data:`TEXT_FILES`) are kept.
+    Its tokenizer, chat template and generation defaults (:data:`TEXT_FILES`) are kept.
 
     Raises:
         EdgememError: The folder cannot be written, or holds something other than a checkpoint.
     """
     target = Path(folder)
     if target.exists() and not is_checkpoint(target) and (not target.is_dir() or any(target.iterdir())):
-        raise EdgememError(f"{target} exists and is not a checkpoint: it is left as it is.")
+        raise EdgememError(f"{target} exists and is not a checkpoint, so it was not changed.")
     with replace_folder(target) as new:
-        (new / CONFIG).write_text(json.dumps(model.config.to_json(), indent=1) + "\n", encoding="utf-8")
+        DECODER.write(new / CONFIG, model.config.to_json())
         tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
         try:
             safetensors.torch.save_file(tensors, new / WEIGHTS)
-        except SafetensorError as error:  # a full disk is no OSError here
+        except SafetensorError as error:  # a full disk does not raise OSError here
             raise EdgememError(f"cannot write {target / WEIGHTS}: {error}") from error
         for name in TEXT_FILES:
             if (target / name).is_file():
@@ -52,12 +51,8 @@ def save_checkpoint(model: Decoder, folder: str | Path) -> None:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether ``folder`` holds a configuration of ours, whatever state its weights are in."""
-    try:
-        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and data.get("format") == FORMAT
+    """Whether ``folder`` holds an edgemem configuration; its weights are not looked at."""
+    return DECODER.is_at(folder / CONFIG)
 
 
 def load_checkpoint(folder: str | Path) -> Decoder:
@@ -65,7 +60,7 @@ def load_checkpoint(folder: str | Path) -> Decoder:
 
     Raises:
         ConfigError: The configuration is malformed.
-        EdgememError: The weights are missing, damaged, or of another configuration.
+        EdgememError: The weights are missing, damaged, or belong to another configuration.
     """
     path = Path(folder)
     config = DecoderConfig.load(path / CONFIG)
@@ -75,10 +70,10 @@ def load_checkpoint(folder: str | Path) -> Decoder:
 def load_weights(model: Decoder, path: Path) -> Decoder:
     """Fill ``model`` from a safetensors file that holds at least its parameters, and set it to evaluation.
 
-    Quantised matrices (:mod:`edgemem.models.blockwise`) are dequantised; all take on the dtypes of the model.
+    Quantised matrices (:mod:`edgemem.models.blockwise`) are dequantised; every tensor is cast to the model's dtype.
 
     Raises:
-        EdgememError: The file is missing, damaged, lacks a parameter, or has one of another shape.
+        EdgememError: The file is missing or damaged, or a parameter is missing or has another shape.
     """
     wanted = model.state_dict()
     try:
@@ -108,7 +103,7 @@ def load_weights(model: Decoder, path: Path) -> Decoder:
     for name, tensor in found.items():
         if tensor.shape != wanted[name].shape:
             raise ConfigError(
-                f"{path}: {name} has shape {list(tensor.shape)}, the configuration wants {list(wanted[name].shape)}."
+                f"{path}: {name} has shape {list(tensor.shape)}, the configuration needs {list(wanted[name].shape)}."
             )
     model.load_state_dict(found)
     return model.eval()

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgemem.contract import POSITION, Contract, FloatDType, InputSpec, OutputSpec, StateSpec
+from edgemem.decoder_config import DecoderConfig
 from edgemem.memories import Attention, Clock, Dims
-from edgemem.models.config import DecoderConfig
 from edgemem.protocol import TORCH_DTYPES
 
 _INIT_STD = 0.02

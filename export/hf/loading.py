@@ -25,6 +25,7 @@ from edgemem.export.hf.quiet import quiet
 from edgemem.export.hf.registry import family_of
 from edgemem.export.source import Source
 from edgemem.export.text_files import text_files
+from edgemem.manifest import LoadOptions
 from edgemem.protocol import TORCH_DTYPES
 
 CONFIG = "config.json"
@@ -117,14 +118,8 @@ def load(
         text=text_files(path),
         trace=TwoGraphs(adapter) if adapter.is_recurrent else None,
         reference=adapter.full_sequence,
-        options=_options(option, max_length),
+        options=LoadOptions(None, max_length) if option is None else LoadOptions(str(option)),
     )
-
-
-def _options(memory: MemoryOption | None, max_length: int | None) -> dict[str, str | int]:
-    if memory is not None:
-        return {"memory": str(memory)}
-    return {} if max_length is None else {"max_length": max_length}
 
 
 def adapt(model: nn.Module, *, memory: MemoryOption | None = None, max_length: int | None = None) -> HuggingFaceModel:

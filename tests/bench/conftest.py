@@ -44,9 +44,14 @@ from edgemem.bench.result import (
 )
 from edgemem.bundle import WEIGHTS, Bundle, GraphFile, Manifest, open_bundle, write_bundle
 from edgemem.contract import METADATA_KEY, Contract, InputSpec, OutputSpec, StateSpec
+from edgemem.decoder_config import DecoderConfig
+from edgemem.manifest import SourceInfo
 
 VOCAB, WIDTH, WINDOW = 16, 8, 4
 Kind = Literal["append", "sealed", "growing"]
+UNTIED = DecoderConfig(
+    WIDTH, layers=1, heads=1, vocab_size=VOCAB, memory=[{"type": "window", "window": WINDOW}], tie_embeddings=False
+)
 
 
 def contract_of(kind: Kind) -> Contract:
@@ -70,7 +75,7 @@ def write_tiny(
     path: Path,
     kind: Kind = "append",
     *,
-    model: dict[str, Any] | None = None,
+    model: DecoderConfig | None = None,
     bias: float = 0.0,
     folded: np.ndarray[Any, Any] | None = None,
     max_position: int | None = None,
@@ -137,7 +142,7 @@ def write_tiny(
             Manifest(
                 contract,
                 (GraphFile("model.onnx", 1, contract.max_chunk),),
-                source={"kind": "factory", "name": "tiny"},
+                source=SourceInfo("factory", "tiny"),
                 model=model,
             )
         )
@@ -170,7 +175,7 @@ def decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
 
     monkeypatch.setattr(edgemem.export, "sealed_twin", twin("sealed"), raising=False)
     monkeypatch.setattr(edgemem.export, "growing_twin", twin("growing"), raising=False)
-    return write_tiny(tmp_path / "decoder", model={"tie_embeddings": False})
+    return write_tiny(tmp_path / "decoder", model=UNTIED)
 
 
 def example_state(warmth: float) -> DeviceState:

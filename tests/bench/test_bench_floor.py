@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import VOCAB, WIDTH, write_tiny
+from conftest import UNTIED, VOCAB, WIDTH, write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -20,21 +21,20 @@ READS = floor.WeightReads(((3, 5), (4, 5), (2, 7)), "three matrices")
 
 
 def test_an_embedding_that_is_only_looked_up_does_not_count(tmp_path: Path) -> None:
-    untied = floor.weight_reads(write_tiny(tmp_path / "untied", model={"tie_embeddings": False}))
+    untied = floor.weight_reads(write_tiny(tmp_path / "untied", model=UNTIED))
     assert untied.shapes == ((WIDTH, VOCAB),)
     assert untied.nbytes == 4 * WIDTH * VOCAB
     assert "except embedding" in untied.counted
 
 
 def test_an_embedding_that_the_output_layer_shares_counts(tmp_path: Path) -> None:
-    tied = floor.weight_reads(write_tiny(tmp_path / "tied", model={"tie_embeddings": True}))
+    tied = floor.weight_reads(write_tiny(tmp_path / "tied", model=replace(UNTIED, tie_embeddings=True)))
     assert tied.nbytes == 2 * 4 * WIDTH * VOCAB
 
 
 def test_a_table_that_the_exporter_folded_is_no_weight(tmp_path: Path) -> None:
-    model = {"tie_embeddings": False}
-    plain = floor.weight_reads(write_tiny(tmp_path / "plain", model=model))
-    folded = floor.weight_reads(write_tiny(tmp_path / "folded", model=model, folded=np.zeros((64, 64), np.float32)))
+    plain = floor.weight_reads(write_tiny(tmp_path / "plain", model=UNTIED))
+    folded = floor.weight_reads(write_tiny(tmp_path / "folded", model=UNTIED, folded=np.zeros((64, 64), np.float32)))
     assert folded == plain
 
 

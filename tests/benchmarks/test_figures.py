@@ -16,9 +16,9 @@ import edgemem
 from edgemem.bench.measure import silent
 from edgemem.bench.result import Interval
 from edgemem.bundle import Bundle
+from edgemem.decoder_config import DecoderConfig
 from edgemem.export import export_bundle
 from edgemem.export.source import from_config
-from edgemem.models.config import DecoderConfig
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "figures.py"
 

@@ -22,6 +22,7 @@ from onnx import numpy_helper
 from edgemem.bundle import GraphFile, Manifest, write_bundle
 from edgemem.cli import main
 from edgemem.contract import METADATA_KEY, Contract, InputSpec, OutputSpec, StateSpec
+from edgemem.manifest import SourceInfo
 
 RECITED = "the naïve café serves 東京 tea. "
 """What the reciting model says for ever, whatever it reads, in UTF-8: at position p it says byte p + 1."""
@@ -109,7 +110,7 @@ def write_reciter(folder: Path, tokenizer: str | None = "bytes") -> Path:
     """A model of tokens that says :data:`RECITED` over and over."""
     data = np.frombuffer(RECITED.encode(), dtype=np.uint8).astype(np.int64)
     tensors = {"text": data, "length": np.array([len(data)])}
-    facts = {"source": {"kind": "factory", "name": "reciter"}, "input_meaning": "UTF-8 bytes", "tokenizer": tokenizer}
+    facts = {"source": SourceInfo("factory", "reciter"), "input_meaning": "UTF-8 bytes", "tokenizer": tokenizer}
     return _write(folder, _RECITER_GRAPH, RECITER, tensors, **facts)
 
 
@@ -129,7 +130,7 @@ def write_token_reciter(
 
 def write_summer(folder: Path) -> Path:
     """A model of features that puts out the sum of every row so far."""
-    return _write(folder, _SUMMER_GRAPH, SUMMER, {}, source={"kind": "factory", "name": "summer"})
+    return _write(folder, _SUMMER_GRAPH, SUMMER, {}, source=SourceInfo("factory", "summer"))
 
 
 @pytest.fixture(scope="session")

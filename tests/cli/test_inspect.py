@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -9,11 +10,15 @@ import pytest
 from edgemem.bundle import GraphFile, Manifest, open_bundle, write_bundle
 from edgemem.cli.inspect_command import CONTEXTS, describe, memory_by_context, memory_kind
 from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
+from edgemem.decoder_config import DecoderConfig
 from edgemem.generation_defaults import GenerationDefaults
+from edgemem.manifest import SourceInfo
 
 from .conftest import RECITER, SUMMER, write_token_reciter
 
-MODEL = {"layers": 2, "heads": 8, "kv_heads": 4, "head_dim": 16, "d_model": 999}
+MODEL = DecoderConfig(
+    d_model=999, layers=2, heads=8, kv_heads=4, head_dim=16, vocab_size=256, memory=[{"type": "window", "window": 256}]
+)
 
 
 def contract_of(*states: StateSpec) -> Contract:
@@ -84,7 +89,7 @@ def test_what_the_export_measured_and_two_graphs_and_random_weights_are_shown(tm
         (writer.folder / "weights.safetensors").write_bytes(bytes(3 << 20))
         graphs = (GraphFile("step.onnx", 1, 1), GraphFile("chunk.onnx", 2, 8))
         verification = {"largest_difference": 1.25e-06, "steps": 600, "far": {"1000": 2.5e-07, "2000": 3e-07}}
-        source = {"kind": "config", "name": "tiny.json", "random_weights": True}
+        source = SourceInfo("config", "tiny.json", random_weights=True)
         writer.finish(Manifest(RECITER, graphs, source=source, verification=verification, versions={"torch": "2.13.0"}))
     lines = [line.split() for line in invoke("inspect", tmp_path / "bundle").stdout.splitlines()]
     for line in (
@@ -124,16 +129,13 @@ def test_a_growing_cache_of_the_models_own_is_as_large_as_the_one_to_compare_wit
     assert memory["kinds"]["full"] == memory["total"] == memory["kv_cache"]
 
 
-@pytest.mark.parametrize(
-    "model", [{**MODEL, "kv_heads": None, "heads": 4}, {**MODEL, "head_dim": None, "d_model": 128}]
-)
+@pytest.mark.parametrize("model", [replace(MODEL, kv_heads=None, heads=4), replace(MODEL, head_dim=None, d_model=128)])
 def test_what_a_configuration_leaves_open_is_derived_as_the_decoder_does(model):
     assert memory_by_context(HYBRID, model)["kv_cache"] == memory_by_context(HYBRID, MODEL)["kv_cache"]
 
 
-@pytest.mark.parametrize("model", [None, {}, {"layers": 2}, {**MODEL, "layers": "many"}])
-def test_without_a_decoders_configuration_the_reason_is_given(model):
-    memory = memory_by_context(HYBRID, model)
+def test_without_a_decoders_configuration_the_reason_is_given():
+    memory = memory_by_context(HYBRID, None)
     assert memory["kv_cache"] is None
     assert memory["kv_cache_skipped"]
 

@@ -11,16 +11,17 @@ import torch
 
 import edgemem
 from edgemem.bundle import open_bundle
-from edgemem.cli.precision import describe_precision
 from edgemem.errors import BundleError, ExportError, RuntimeUnavailableError, VerificationError
 from edgemem.export import check, export_bundle, sealed_twin, source_of
 from edgemem.export.parity import FAR_POSITIONS
-from edgemem.export.precision import Precision
 from edgemem.export.precision_check import change_tolerance, check_counters, rounding_tolerance
 from edgemem.export.source import from_config, load_source
+from edgemem.manifest import MANIFEST_FORMAT
 from edgemem.memories import Clock
 from edgemem.models import DecoderConfig
+from edgemem.precision import Precision
 from edgemem.runtimes.ort import OrtSession
+from edgemem.versioned import Fields
 from tests.export.conftest import lively
 
 OPTIONS = {
@@ -56,7 +57,7 @@ def int4_bundle(bundle_in):
 
 
 def test_each_precision_is_held_to_its_own_weights_and_to_the_float32_model(reduced):
-    report, precision = reduced.manifest.verification, Precision.from_json(reduced.manifest.precision)
+    report, precision = reduced.manifest.verification, reduced.manifest.precision
     assert report["tolerance"] == rounding_tolerance(precision)
     assert report["change_tolerance"] == change_tolerance(precision)
     assert set(report["far_errors"]) == {str(position) for position in FAR_POSITIONS}
@@ -70,11 +71,11 @@ def test_the_graph_is_valid_and_of_the_opset_that_it_needs(reduced):
     path = reduced.file("model.onnx")
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(path, load_external_data=False)
-    assert [entry.version for entry in model.opset_import] == [21 if reduced.manifest.precision["weights"] else 20]
+    assert [entry.version for entry in model.opset_import] == [21 if reduced.manifest.precision.weights else 20]
 
 
 def test_rings_and_sinks_are_in_half_precision_and_summaries_logits_and_norms_in_float32(reduced):
-    half = reduced.manifest.precision["dtype"]
+    half = reduced.manifest.precision.dtype
     dtypes = {state.name: state.dtype for state in reduced.contract}
     assert {dtypes[name] for name in ("0.window.k", "1.window.v", "0.sinks.k")} == {half}
     assert {dtypes[n] for n in ("0.cumulative.mean", "0.cumulative.carry", "1.gated_delta.matrix")} == {"float32"}
@@ -94,7 +95,7 @@ def test_the_torch_runtime_rebuilds_it_from_the_bundle(reduced, hybrid):
     with torch.inference_mode():
         wanted = hybrid.module(torch.from_numpy(TOKENS)[None])[0][0].numpy()
     assert got.dtype == np.float32
-    tolerance = change_tolerance(Precision.from_json(reduced.manifest.precision))
+    tolerance = change_tolerance(reduced.manifest.precision)
     assert 0 < np.sqrt(np.mean((got - wanted) ** 2)) / wanted.std() <= tolerance
 
 
@@ -105,7 +106,7 @@ def test_a_bundle_passes_its_check_again_without_its_source(reduced):
 
 
 def test_four_bits_take_an_eighth_of_the_bytes_and_the_scales_another(int4_bundle, hybrid):
-    matrices = int4_bundle.manifest.precision["matrices"]
+    matrices = int4_bundle.manifest.precision.matrices
     assert set(matrices) == {
         "head",
         *(f"layers.{layer}.{part}" for layer in (0, 1) for part in ("attention.qkv", "attention.out")),
@@ -134,7 +135,7 @@ def test_int4_streams_in_the_fast_kernels_near_the_exact_ones(int4_bundle):
 def test_the_sealed_twin_is_in_the_same_precision(tmp_path):
     bundle = export_bundle(lively(from_config(SMALL, "small")), tmp_path / "open", weights="int4", verify=False)
     sealed = open_bundle(sealed_twin(bundle, tmp_path / "sealed"))
-    assert sealed.manifest.precision["matrices"] == bundle.manifest.precision["matrices"]
+    assert sealed.manifest.precision.matrices == bundle.manifest.precision.matrices
     with OrtSession(bundle, device="cpu", exact=True) as a, OrtSession(sealed, device="cpu", exact=True) as b:
         one, two = (s.stream().feed(TOKENS, outputs="all") for s in (a, b))
     np.testing.assert_allclose(one, two, atol=1e-4)
@@ -218,17 +219,25 @@ def test_a_module_with_nothing_to_halve_is_refused(tmp_path):
 
 def test_precision_is_in_the_manifest_and_in_words(int4_bundle):
     data = json.loads((int4_bundle.path / "manifest.json").read_text())
-    assert data["precision"] == int4_bundle.manifest.precision
+    assert data["precision"] == int4_bundle.manifest.precision.to_json()
     assert data["model"]["tie_embeddings"] is False, "the head has its own matrix now"
-    words = describe_precision(data["precision"])
+    words = str(int4_bundle.manifest.precision)
     assert words == "float32, 9 matrices as int4 in blocks of 32; looked up, in 16 bits: embedding"
-    assert describe_precision({}) == ""
-    assert describe_precision(Precision().to_json()) == ""
-    assert describe_precision(Precision("bfloat16").to_json()) == "bfloat16"
+    assert str(Precision()) == "float32"
+    assert str(Precision("bfloat16")) == "bfloat16"
+
+
+def read_precision(data):
+    return Precision.from_json(Fields(data, "manifest.json: precision", MANIFEST_FORMAT))
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "float8"}, {"weights": "int2"}, {"matrices": None}, {"left": 3}])
 def test_a_malformed_precision_in_a_manifest_is_refused(wrong):
-    with pytest.raises(BundleError, match="precision is malformed"):
-        Precision.from_json(Precision().to_json() | wrong)
-    assert Precision.from_json(Precision("float16", "int8", 64).to_json()) == Precision("float16", "int8", 64)
+    with pytest.raises(BundleError, match=f"precision is malformed: {next(iter(wrong))} is"):
+        read_precision(Precision().to_json() | wrong)
+
+
+@pytest.mark.parametrize("precision", [Precision(), Precision("float16", "int8", 64, ("a", "b"), left={"c": "small"})])
+def test_a_precision_survives_json(precision):
+    assert read_precision(json.loads(json.dumps(precision.to_json()))) == precision
+    assert read_precision({}) == Precision(), "the first bundles stored no precision: they are float32"

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from edgemem.errors import ExportError
 from edgemem.export.half import halve_graphs
 from edgemem.export.parameters import substituted
-from edgemem.export.precision import Precision, StoredWeights
 from edgemem.export.quantize import quantize_graphs
+from edgemem.export.stored import StoredWeights
 from edgemem.export.weights import store_weights
+from edgemem.precision import Precision
 
 
 class Mixed(nn.Module):

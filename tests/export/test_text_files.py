@@ -13,12 +13,12 @@ import pytest
 from tokenizers import Tokenizer
 
 from edgemem.bundle import open_bundle
+from edgemem.decoder_config import DecoderConfig
 from edgemem.errors import ExportError
 from edgemem.export import export_bundle, load_source
 from edgemem.export.text_files import TextFiles, text_files
 from edgemem.generation_defaults import GenerationDefaults
 from edgemem.models.checkpoint import save_checkpoint
-from edgemem.models.config import DecoderConfig
 from edgemem.models.decoder import Decoder
 from edgemem.text import JsonTokenizer
 from edgemem.text.chat_template import ChatTemplate

@@ -147,5 +147,5 @@ def test_weights_of_another_size_are_refused_with_both_shapes(saved: Path) -> No
     tensors = safetensors.torch.load_file(saved / "model.safetensors")
     tensors["embedding"] = torch.zeros(6, 8)
     safetensors.torch.save_file(tensors, saved / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"embedding has shape \[6, 8\], the configuration wants \[5, 8\]"):
+    with pytest.raises(ConfigError, match=r"embedding has shape \[6, 8\], the configuration needs \[5, 8\]"):
         load_checkpoint(saved)

@@ -11,6 +11,7 @@ from edgemem.errors import InputError
 from edgemem.export import export_bundle
 from edgemem.export.hf.loading import load, load_model
 from edgemem.export.parity import FAR_POSITIONS
+from edgemem.manifest import LoadOptions
 from tests.export.hf.decoders import decoder, tokens
 
 
@@ -40,7 +41,7 @@ def test_an_export_is_held_to_the_models_full_sequence_pass(streaming):
     assert max(errors) <= 1e-4
     assert len(report["chunk_errors"]) == 3
     assert set(report["far_errors"]) == {str(position) for position in FAR_POSITIONS}
-    assert bundle.manifest.source["options"] == {"memory": "sinks=2,window=12,positions=slot"}
+    assert bundle.manifest.source.options == LoadOptions(memory="sinks=2,window=12,positions=slot")
 
 
 def test_a_bundle_streams_past_its_windows_as_the_model_reads_the_whole(streaming):
@@ -72,7 +73,7 @@ def test_rings_are_appended_to_and_never_copied(streaming):
 def test_a_maximal_length_is_exact_up_to_it_and_ends_there(ending):
     folder, bundle = ending
     assert bundle.contract.max_position == 24
-    assert bundle.manifest.source["options"] == {"max_length": 24}
+    assert bundle.manifest.source.options == LoadOptions(max_length=24)
     assert bundle.manifest.verification["far_errors"] == {}
     ids = tokens(24, batch=1)
     with torch.no_grad():

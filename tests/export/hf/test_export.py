@@ -113,4 +113,4 @@ def test_a_chunk_that_is_one_loop_takes_small_weights_too(checkpoint, tmp_path):
 def test_a_tied_table_in_half_precision_is_looked_up_one_way_and_multiplied_the_other(checkpoint, tmp_path):
     bundle = export_bundle(load_source(str(checkpoint("falcon_mamba"))), tmp_path / "bundle", steps=8, dtype="fp16")
     precision = bundle.manifest.precision
-    assert set(precision["lookups"]) & set(precision["halved"]) & set(precision["transposed"])
+    assert set(precision.lookups) & set(precision.halved) & set(precision.transposed)

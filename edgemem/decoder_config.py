@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,8 +9,15 @@ from typing import Any, get_args
 
 from edgemem.contract import FloatDType
 from edgemem.errors import ConfigError
+from edgemem.versioned import JsonFormat
 
-FORMAT = "edgemem.decoder"
+DECODER = JsonFormat(
+    "edgemem.decoder",
+    "an edgemem decoder's configuration",
+    ConfigError,
+    way_out='add "format": "edgemem.decoder", or name the folder if it is a transformers checkpoint.',
+    versions=(),
+)
 
 MemorySpec = dict[str, Any]
 
@@ -37,10 +43,10 @@ class DecoderConfig:
         norm_eps: RMSNorm's epsilon.
         tie_embeddings: Whether the output layer uses the token embedding.
         max_chunk: Most time steps of one call on a device; a ring or a memory may lower it.
-        tokenizer: ``"bytes"``, or ``None`` (the checkpoint's ``tokenizer.json``, where there is one).
+        tokenizer: ``"bytes"``, or ``None`` for the checkpoint's ``tokenizer.json``, if it has one.
         input_meaning: One line for people: what a token or a feature row is.
-        dtype: Of the weight matrices, of what they compute and of the window's keys and values: ``"float32"``,
-            ``"float16"`` or ``"bfloat16"``. Norms, softmax, summaries, counters and phases are float32 in any.
+        dtype: Of the weight matrices, their products, and the window's keys and values: ``"float32"``,
+            ``"float16"`` or ``"bfloat16"``. Norms, softmax, summaries and phases are always float32.
     """
 
     d_model: int
@@ -74,11 +80,11 @@ class DecoderConfig:
         if self.heads % self.kv_head_count != 0:
             raise ConfigError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_head_count}).")
         if self.head_dim is None and self.d_model % self.heads:
-            raise ConfigError(f"d_model ({self.d_model}) is no multiple of heads ({self.heads}): set head_dim.")
+            raise ConfigError(f"d_model ({self.d_model}) is not a multiple of heads ({self.heads}): set head_dim.")
         if self.head_size % 2:
             raise ConfigError(f"head_dim must be even for rotary positions, got {self.head_size}.")
         if self.tokenizer not in (None, "bytes"):
-            raise ConfigError(f"tokenizer {self.tokenizer!r} is neither 'bytes' nor null (a tokenizer.json beside it).")
+            raise ConfigError(f"tokenizer {self.tokenizer!r} must be 'bytes', or null to use a tokenizer.json.")
         if self.tokenizer == "bytes" and (self.vocab_size or 0) < 256:
             raise ConfigError(f"the byte tokenizer needs vocab_size of 256 or more, got {self.vocab_size}.")
         for name in ("rope_theta", "norm_eps"):
@@ -96,7 +102,7 @@ class DecoderConfig:
     @staticmethod
     def _positive(name: str, value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}.")
+            raise ConfigError(f"{name} must be an integer of 1 or more, got {value!r}.")
 
     @property
     def kv_head_count(self) -> int:
@@ -132,7 +138,7 @@ class DecoderConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as plain JSON values."""
-        return {"format": FORMAT, **asdict(self)}
+        return DECODER.stamp(asdict(self))
 
     @classmethod
     def from_json(cls, data: Any, where: str = "the configuration") -> DecoderConfig:
@@ -141,17 +147,14 @@ class DecoderConfig:
         Raises:
             ConfigError: It is not a decoder's configuration, has an unknown field, or a value out of range.
         """
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ConfigError(
-                f'{where} is not an edgemem decoder: its "format" must be "{FORMAT}".',
-                hint='The config.json of a transformers checkpoint has a "model_type".',
-            )
+        values = {name: value for name, value in DECODER.check(data, where).values.items() if name != "format"}
         known = [field.name for field in fields(cls)]
-        unknown = sorted(set(data) - set(known) - {"format"})
-        if unknown:
-            raise ConfigError(f"{where}: unknown {', '.join(unknown)}.", hint=f"Known: {', '.join(known)}.")
+        if unknown := sorted(set(values) - set(known)):
+            raise ConfigError(f"{where} has unknown fields: {', '.join(unknown)}.", hint=f"Known: {', '.join(known)}.")
         try:
-            return cls(**{name: value for name, value in data.items() if name != "format"})
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error.message}", hint=error.hint) from error
         except TypeError as error:
             raise ConfigError(f"{where}: {error}.") from error
 
@@ -162,8 +165,4 @@ class DecoderConfig:
         Raises:
             ConfigError: The file cannot be read, or is not a decoder's configuration.
         """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}") from error
-        return cls.from_json(data, str(path))
+        return cls.from_json(DECODER.load(path).values, str(path))

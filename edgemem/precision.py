@@ -1,0 +1,120 @@
+"""The precision in which a bundle computes, and the one in which it stores its weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from edgemem.contract import FloatDType
+from edgemem.errors import ExportError
+from edgemem.versioned import Fields
+
+QuantType = Literal["int8", "int4"]
+
+DTYPES: dict[str, FloatDType] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}
+BLOCK_SIZES = (16, 32, 64, 128)
+DEFAULT_BLOCK_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What was asked for, and what became of each matrix.
+
+    Attributes:
+        dtype: Of weights and matrix products, as the contract names dtypes: ``"float32"``, ``"float16"`` or
+            ``"bfloat16"``.
+        weights: ``"int8"`` or ``"int4"`` where matrices are stored as scaled integers; ``None``: in ``dtype``.
+        block_size: Rows of a matrix that share a scale.
+        matrices: Names of the quantised matrices.
+        halved: Names of the matrices that a pass over the graphs stored in ``dtype``.
+        transposed: Names of the matrices, among both, whose parameter is the transpose, as ``nn.Linear`` keeps it.
+        lookups: Names of the tables that are only looked up: they are stored in 16 bits.
+        left: Name of every large matrix that was left in ``dtype``, and why.
+    """
+
+    dtype: FloatDType = "float32"
+    weights: QuantType | None = None
+    block_size: int = DEFAULT_BLOCK_SIZE
+    matrices: tuple[str, ...] = ()
+    halved: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
+    lookups: tuple[str, ...] = ()
+    left: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, dtype: str | None, weights: str | None, block_size: int, *, default: FloatDType = "float32"
+    ) -> Precision:
+        """The precision that options name; ``default`` is the dtype if they name none.
+
+        Raises:
+            ExportError: An option has an unknown value.
+        """
+        if dtype is not None and dtype not in DTYPES:
+            raise ExportError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+        if weights is not None and weights not in get_args(QuantType):
+            raise ExportError(f"weights {weights!r} is not one of {', '.join(get_args(QuantType))}.")
+        if block_size not in BLOCK_SIZES:
+            raise ExportError(f"block size {block_size} is not one of {', '.join(map(str, BLOCK_SIZES))}.")
+        return cls(default if dtype is None else DTYPES[dtype], weights, block_size)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> Precision:
+        """Read what :meth:`to_json` wrote. The first bundles stored nothing here: they are float32.
+
+        Raises:
+            EdgememError: It is malformed; the class is that of the file's format.
+        """
+        if not fields.values:
+            return cls()
+        dtype, weights = fields.text("dtype"), fields.text_or_none("weights")
+        if dtype not in get_args(FloatDType):
+            raise fields.wrong("dtype", f"one of {', '.join(get_args(FloatDType))}")
+        if weights not in (None, *get_args(QuantType)):
+            raise fields.wrong("weights", f"null or one of {', '.join(get_args(QuantType))}")
+        return cls(
+            dtype=dtype,  # type: ignore[arg-type]
+            weights=weights,  # type: ignore[arg-type]
+            block_size=fields.integer_or_none("block_size", least=1) or DEFAULT_BLOCK_SIZE,
+            matrices=fields.texts("matrices"),
+            halved=fields.texts("halved"),
+            transposed=fields.texts("transposed"),
+            lookups=fields.texts("lookups"),
+            left=fields.mapping("left", str, "an object of texts"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, for the manifest."""
+        names = {key: list(getattr(self, key)) for key in ("matrices", "halved", "transposed", "lookups")}
+        return {**asdict(self), **names, "block_size": self.block_size if self.weights else None}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether everything is float32."""
+        return self.dtype == "float32" and self.weights is None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of :func:`~edgemem.export.export_bundle` that ask for this precision."""
+        short = next(short for short, dtype in DTYPES.items() if dtype == self.dtype)
+        return {"dtype": short, "weights": self.weights, "block_size": self.block_size}
+
+    def __str__(self) -> str:
+        """The precision in one line.
+
+        >>> str(Precision("float16"))
+        'float16'
+        """
+        words: str = self.dtype
+        if self.weights is not None:
+            noun = "matrix" if len(self.matrices) == 1 else "matrices"
+            words += f", {len(self.matrices)} {noun} as {self.weights} in blocks of {self.block_size}"
+            if self.dtype == "float32" and self.lookups:
+                words += f"; looked up, in 16 bits: {', '.join(self.lookups)}"
+        if self.left:
+            words += "; left: " + ", ".join(f"{name} ({reason})" for name, reason in self.left.items())
+        return words
