@@ -14,7 +14,10 @@ from tests import house
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("console", "dtypes", "files", "plugins"),
+    ("versioned",),
     ("contract", "generation_defaults"),
+    ("decoder_config", "precision"),
+    ("manifest",),
     ("bundle",),
     ("machine",),
     # These need torch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -58,17 +59,8 @@ def check(
     from edgemem.export import check as run_check
     from edgemem.export import load_source, source_of
 
-    options = opened.manifest.source.options
-    source = (
-        load_source(
-            against,
-            memory=options.memory,
-            max_length=options.max_length,
-            trust_remote_code=trust_remote_code,
-        )
-        if against
-        else source_of(opened)
-    )
+    options = asdict(opened.manifest.source.options)
+    source = load_source(against, trust_remote_code=trust_remote_code, **options) if against else source_of(opened)
     with checking(console(stderr=True)) as (announce, progress):
         announce("checking the bundle against the model")
         report = run_check(bundle, source, steps=steps, is_original=against is not None, seed=seed, progress=progress)
