@@ -67,9 +67,9 @@ class JsonFormat:
         """
         found = data.get(self.version_key)
         if self.versions and (isinstance(found, bool) or found not in self.versions):
-            known = " and ".join(map(str, self.versions))
+            known = f"version{'s' * (len(self.versions) > 1)} {' and '.join(map(str, self.versions))}"
             raise self.error(
-                f"{where} is {self.what} of version {shown(found)}, this edgemem reads version {known}.",
+                f"{where} is {self.what} of version {shown(found)}, this edgemem reads {known}.",
                 hint=f"Install the edgemem that wrote it, or {self.way_out}",
             )
 

@@ -6,13 +6,21 @@ position 13 of two streams, a recipe, and the sidecar of an engine.
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import edgemem
-from edgemem.bundle import Manifest, open_bundle
+from edgemem.bundle import MANIFEST, Manifest, open_bundle
+from edgemem.errors import EdgememError
+from edgemem.runtimes.trt import sidecar
+from edgemem.runtimes.trt.options import BuildOptions
+from edgemem.runtimes.trt.pack import BUNDLE, RECIPE, Recipe, is_pack, read_recipe
 
 DATA = Path(__file__).parent / "data" / "version1"
 TAKEN_AT = 13
@@ -63,3 +71,45 @@ def test_the_torch_runtime_rebuilds_the_decoder() -> None:
         stream = session.stream(batch=2)
         outputs = stream.feed(recorded["data"], "all")
         np.testing.assert_allclose(outputs, recorded["outputs"], rtol=0, atol=TOLERANCE["tokens"])
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """A packed folder: the recipe beside the bundle that it was packed with."""
+    folder = tmp_path / "packed"
+    shutil.copytree(DATA / "tokens", folder / BUNDLE)
+    shutil.copyfile(DATA / RECIPE, folder / RECIPE)
+    return folder
+
+
+def test_a_packed_folder_opens(packed: Path) -> None:
+    assert is_pack(packed)
+    recipe = read_recipe(packed)
+    assert recipe == Recipe("orin-nano", BuildOptions(workspace_bytes=536870912))
+    fingerprint = json.loads((packed / RECIPE).read_text())["fingerprint"]
+    assert open_bundle(packed / BUNDLE).fingerprint == fingerprint
+
+
+def test_the_sidecar_of_an_engine_is_read() -> None:
+    path = DATA / "model.engine.json"
+    read = sidecar.Sidecar.load(path)
+    assert json.loads(json.dumps(read.to_json())) == json.loads(path.read_text())
+    bundle = open_bundle(DATA / "tokens")
+    assert read.contract == bundle.contract.fingerprint
+    assert read.sources == sidecar.sources(bundle, bundle.manifest.graphs[0])
+
+
+@pytest.mark.parametrize("name", [f"{BUNDLE}/{MANIFEST}", RECIPE, "model.engine.json"])
+def test_a_file_of_version_3_is_refused_by_its_name(packed: Path, name: str) -> None:
+    shutil.copyfile(DATA / "model.engine.json", packed / "model.engine.json")
+    data = json.loads((packed / name).read_text())
+    key = "format_version" if "format_version" in data else "version"
+    (packed / name).write_text(json.dumps(data | {key: 3}))
+    read: dict[str, Callable[[], object]] = {
+        RECIPE: lambda: read_recipe(packed),
+        "model.engine.json": lambda: sidecar.Sidecar.load(packed / name),
+    }
+    with pytest.raises(EdgememError, match="of version 3, this edgemem reads version 1") as refusal:
+        read.get(name, lambda: open_bundle(packed / BUNDLE))()
+    assert str(packed / name) in refusal.value.message
+    assert re.search("Install the edgemem that wrote it, or .* with: edgemem", refusal.value.hint or "")

@@ -30,7 +30,7 @@ def cache_folder() -> Path:
 def key(bundle: Bundle, graph: GraphFile, flavour: Flavour, options: BuildOptions) -> str:
     """Name of an engine's entry: SHA-256 over everything that the engine follows from, in hexadecimal."""
     inputs = {
-        "format": sidecar.VERSION,
+        "format": sidecar.SIDECAR.versions[-1],
         "graph": graph.file,
         "sources": sidecar.sources(bundle, graph),
         "contract": bundle.contract.fingerprint,

@@ -95,7 +95,7 @@ def build_to(
     """
     if folder.exists() and (not folder.is_dir() or any(not _is_ours(file) for file in folder.iterdir())):
         raise EngineError(
-            f"{folder} exists and holds something other than engines: it is left as it is.",
+            f"{folder} exists and holds something other than engines, so it was not changed.",
             hint="Name another --out folder.",
         )
     made = []

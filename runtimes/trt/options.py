@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgemem.errors import EdgememError
+from edgemem.versioned import Fields
 
 TOP_K_LIMIT = 3840
 """Most entries that TensorRT's TopK layer gives."""
@@ -50,6 +51,18 @@ class BuildOptions:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> BuildOptions:
-        """Read what :meth:`to_json` wrote."""
-        return cls(**{**data, "compute_capabilities": tuple(data["compute_capabilities"])})
+    def from_json(cls, fields: Fields) -> BuildOptions:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            EdgememError: It is malformed; the class is that of the file's format.
+        """
+        if fields.integer("top_k") > TOP_K_LIMIT:
+            raise fields.wrong("top_k", f"an integer from 0 to {TOP_K_LIMIT}")
+        return cls(
+            max_batch=fields.integer("max_batch", least=1),
+            workspace_bytes=fields.integer_or_none("workspace_bytes", least=1),
+            top_k=fields.integer("top_k"),
+            compute_capabilities=fields.texts("compute_capabilities"),
+            max_length=fields.integer("max_length"),
+        )

@@ -1,4 +1,4 @@
-"""What to carry to a device so that its engines can be built there: a bundle and a recipe.
+"""A bundle and a recipe in one folder: copy it to a device and build the engines there.
 
 ::
 
@@ -9,22 +9,25 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgemem.bundle import MANIFEST, Bundle, package_versions
 from edgemem.errors import EngineError
-from edgemem.files import inside, replace_folder, write_atomic
+from edgemem.files import inside, replace_folder
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.targets import TARGETS, Target
+from edgemem.versioned import JsonFormat
 
 RECIPE = "recipe.json"
 BUNDLE = "bundle"
-FORMAT = "edgemem.recipe"
-VERSION = 1
+RECIPE_FORMAT = JsonFormat(
+    "edgemem.recipe",
+    "an edgemem recipe",
+    EngineError,
+    way_out="pack the bundle again with: edgemem build BUNDLE --target TARGET --out FOLDER",
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Recipe:
     Attributes:
         target: Name of the target.
         options: What to build for.
-        checks: What was found in the graphs before packing, in words.
+        checks: Notes on the graphs, found before packing.
     """
 
     target: str
@@ -46,41 +49,38 @@ def pack(bundle: Bundle, target: Target, recipe: Recipe, out: Path) -> None:
     """Write bundle and recipe to ``out``, which is replaced only when all is written.
 
     Raises:
-        EngineError: ``out`` exists and is no such folder.
+        EngineError: ``out`` exists and holds something else.
         EdgememError: It cannot be written.
     """
     if out.exists() and not is_pack(out) and (not out.is_dir() or any(out.iterdir())):
         raise EngineError(
-            f"{out} exists and was not written by edgemem build: it is left as it is.",
+            f"{out} exists and was not written by edgemem build, so it was not changed.",
             hint="Name another --out folder.",
         )
-    data = {
-        "format": FORMAT,
-        "version": VERSION,
-        "target": target.name,
-        "title": target.title,
-        "system": target.system,
-        "tensorrt": ".".join(map(str, target.tensorrt)),
-        "options": recipe.options.to_json(),
-        "fingerprint": bundle.fingerprint,
-        "checks": list(recipe.checks),
-        "versions": package_versions("tensorrt_rtx_cu12"),
-        "command": "edgemem build FOLDER",
-    }
+    data = RECIPE_FORMAT.stamp(
+        {
+            "target": target.name,
+            "title": target.title,
+            "system": target.system,
+            "tensorrt": ".".join(map(str, target.tensorrt)),
+            "options": recipe.options.to_json(),
+            "fingerprint": bundle.fingerprint,
+            "checks": list(recipe.checks),
+            "versions": package_versions("tensorrt_rtx_cu12"),
+            "command": "edgemem build FOLDER",
+        }
+    )
     with replace_folder(out) as folder:
         for name in (MANIFEST, *bundle.manifest.files):
             copy = inside(folder / BUNDLE, name)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(inside(bundle.path, name), copy)
-        write_atomic(folder / RECIPE, json.dumps(data, indent=1, ensure_ascii=False).encode())
+        RECIPE_FORMAT.write(folder / RECIPE, data)
 
 
 def is_pack(folder: Path) -> bool:
-    """Whether ``folder`` holds a recipe of ours."""
-    try:
-        return bool(_read(folder).get("format") == FORMAT)
-    except (OSError, ValueError, AttributeError):
-        return False
+    """Whether ``folder`` holds an edgemem recipe."""
+    return RECIPE_FORMAT.is_at(folder / RECIPE)
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -89,19 +89,8 @@ def read_recipe(folder: Path) -> Recipe:
     Raises:
         EngineError: It is malformed, or of a version or target not known here.
     """
-    where = folder / RECIPE
-    try:
-        data = _read(folder)
-        if data.get("format") != FORMAT or data.get("version") != VERSION or data["target"] not in TARGETS:
-            raise EngineError(
-                f"{where} is of version {data.get('version')} for target {data.get('target')!r}, which this edgemem "
-                "does not know.",
-                hint="Install the edgemem that packed it, or pack again with this one.",
-            )
-        return Recipe(data["target"], BuildOptions.from_json(data["options"]), tuple(map(str, data["checks"])))
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EngineError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def _read(folder: Path) -> Any:
-    return json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    fields = RECIPE_FORMAT.load(folder / RECIPE)
+    target = fields.text("target")
+    if target not in TARGETS:
+        raise fields.wrong("target", f"a target that this edgemem knows: {', '.join(TARGETS)}")
+    return Recipe(target, BuildOptions.from_json(fields.object("options")), fields.texts("checks"))

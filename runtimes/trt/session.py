@@ -17,7 +17,6 @@ Each stream has a CUDA stream of its own, so that streams may run in different t
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -393,6 +392,6 @@ def _shipped_options(bundle: Bundle, flavour: Flavour) -> BuildOptions:
     if path is None or not path.exists():
         return BuildOptions()
     try:
-        return sidecar.Sidecar.from_json(json.loads(path.read_text(encoding="utf-8")), str(path), "").options
-    except (OSError, ValueError, EdgememError):
+        return sidecar.Sidecar.load(path).options
+    except EdgememError:
         return BuildOptions()  # what is wrong with it is said when it is loaded

@@ -10,10 +10,9 @@ contract, deserialised at all, engine name, inputs and outputs.
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,15 @@ from edgemem.files import write_atomic
 from edgemem.runtimes.trt.builder import Built, IoTensor, engine_io, expected_io, io_difference
 from edgemem.runtimes.trt.flavour import Flavour, version_tuple
 from edgemem.runtimes.trt.options import BuildOptions
+from edgemem.versioned import Fields, JsonFormat
 
-FORMAT = "edgemem.engine"
-VERSION = 1
+SIDECAR = JsonFormat(
+    "edgemem.engine",
+    "the sidecar of an engine",
+    EngineError,
+    way_out="build the engine again with: edgemem build BUNDLE",
+    version_key="format_version",
+)
 _DATA_SUFFIXES = (".safetensors", ".data", ".bin")
 _OLDEST_PORTABLE = (8, 0)  # what TensorRT-RTX builds for where it is not told
 
@@ -69,36 +74,42 @@ class Sidecar:
 
     def to_json(self) -> dict[str, Any]:
         """The sidecar as plain JSON values."""
-        return {"format": FORMAT, "format_version": VERSION, **asdict(self), "options": self.options.to_json()}
+        return SIDECAR.stamp({**asdict(self), "options": self.options.to_json()})
 
     @classmethod
-    def from_json(cls, data: Any, where: str, rebuild: str) -> Sidecar:
-        """Read what :meth:`to_json` wrote.
+    def load(cls, path: Path, rebuild: str | None = None) -> Sidecar:
+        """Read a sidecar.
+
+        Args:
+            path: The file.
+            rebuild: The command that builds the engine again.
 
         Raises:
-            EngineError: It is not a sidecar of a version known here.
+            EngineError: The file cannot be read, or is not a sidecar of a version known here.
         """
-        if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("format_version") != VERSION:
-            raise EngineError(f"{where} is no engine sidecar of version {VERSION}.", hint=rebuild)
-        try:
-            return cls(
-                flavour=str(data["flavour"]),
-                version=str(data["version"]),
-                compute_capabilities=tuple(map(str, data["compute_capabilities"])),
-                device=str(data["device"]),
-                platform=str(data["platform"]),
-                plan_sha256=str(data["plan_sha256"]),
-                plan_bytes=int(data["plan_bytes"]),
-                graph=str(data["graph"]),
-                sources=dict(data["sources"]),
-                contract=str(data["contract"]),
-                options=BuildOptions.from_json(data["options"]),
-                profiles=tuple(data["profiles"]),
-                io=tuple(IoTensor(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in data["io"]),
-                created=str(data["created"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise EngineError(f"{where} is malformed: {type(error).__name__}: {error}", hint=rebuild) from error
+        way_out = SIDECAR.way_out if rebuild is None else f"build it again, here: {rebuild}"
+        fields = replace(SIDECAR, way_out=way_out).load(path)
+        return cls(
+            flavour=fields.text("flavour"),
+            version=fields.text("version"),
+            compute_capabilities=fields.texts("compute_capabilities"),
+            device=fields.text("device"),
+            platform=fields.text("platform"),
+            plan_sha256=fields.text("plan_sha256"),
+            plan_bytes=fields.integer("plan_bytes"),
+            graph=fields.text("graph"),
+            sources=fields.mapping("sources", str, "an object of texts"),
+            contract=fields.text("contract"),
+            options=BuildOptions.from_json(fields.object("options")),
+            profiles=fields.items("profiles", dict, "a list of objects"),
+            io=tuple(map(_tensor, fields.objects("io"))),
+            created=fields.text("created"),
+        )
+
+
+def _tensor(fields: Fields) -> IoTensor:
+    shape = fields.items("shape", int, "a list of integers")
+    return IoTensor(fields.text("name"), fields.flag("is_input"), fields.text("dtype"), shape)
 
 
 def describe(bundle: Bundle, graph: GraphFile, flavour: Flavour, options: BuildOptions, built: Built) -> Sidecar:
@@ -168,7 +179,7 @@ def save(folder: Path, graph: GraphFile, plan: bytes, sidecar: Sidecar) -> None:
         EdgememError: The folder cannot be written.
     """
     write_atomic(plan_path(folder, graph), plan)
-    write_atomic(sidecar_path(folder, graph), json.dumps(sidecar.to_json(), indent=1).encode())
+    SIDECAR.write(sidecar_path(folder, graph), sidecar.to_json())
 
 
 def load(
@@ -183,10 +194,7 @@ def load(
     hint = f"Build it again, here: {rebuild}"
     flavour.cuda.require()
     where = sidecar_path(folder, graph)
-    try:
-        sidecar = Sidecar.from_json(json.loads(where.read_text(encoding="utf-8")), str(where), hint)
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{where} cannot be read: {error}", hint=hint) from error
+    sidecar = Sidecar.load(where, rebuild)
     _refuse(_machine_difference(sidecar, flavour), where, hint)
     _refuse(_options_difference(sidecar.options, options), where, hint)
     try:

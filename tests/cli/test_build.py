@@ -78,7 +78,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(invoke, bundle, tmp_pa
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     result = invoke("build", str(bundle), "--target", "rtx", "--out", str(tmp_path / "mine"))
     assert result.exit_code == 1
-    assert "left as it is" in result.stderr
+    assert "it was not changed" in result.stderr
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
 
 
@@ -107,7 +107,7 @@ def test_packing_again_replaces_the_folder_and_nothing_else(invoke, bundle, tmp_
     assert read_recipe(out).options.max_batch == 2
     result = invoke("build", str(bundle), "--target", "thor", "--out", str(bundle))
     assert result.exit_code == 1
-    assert "left as it is" in result.stderr
+    assert "it was not changed" in result.stderr
 
 
 def test_a_packed_folder_is_built_on_the_board_by_its_recipe(invoke, bundle, tmp_path, on_board, monkeypatch):
