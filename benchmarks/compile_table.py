@@ -18,8 +18,8 @@ from typing import Any
 from edgemem.bundle import Bundle
 from edgemem.errors import EdgememError
 from edgemem.export import export_bundle
-from edgemem.export.lint import lint
 from edgemem.export.source import from_config
+from edgemem.export.targets.lint import lint
 from edgemem.files import write_atomic
 from edgemem.models import DecoderConfig
 from edgemem.runtimes.trt.builder import build_engine

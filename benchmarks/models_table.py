@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from families import Finding, causal_families, find, tiny_model
 
 from edgemem.console import console
 from edgemem.errors import EdgememError, ExportError
 from edgemem.export import Source, export_bundle, load_source
-from edgemem.export.hf.families import Finding, causal_families, find, tiny_model
 from edgemem.export.hf.quiet import quiet
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from edgemem.contract import POSITION, Contract, StateSpec
 from edgemem.errors import ProtocolError
-from edgemem.streaming.adapter import module_inside
-from edgemem.streaming.origins import Origins, changed, has_nan, in_words, kept
+from edgemem.origins import Origins, changed, has_nan, in_words, kept
 
 
 @runtime_checkable
@@ -48,6 +47,12 @@ TORCH_DTYPES = {
     "int32": torch.int32,
     "bool": torch.bool,
 }
+
+
+def module_inside(module: nn.Module) -> nn.Module:
+    """The module that the user wrote: an adapter around one has it as ``user_module``."""
+    inside: nn.Module = getattr(module, "user_module", module)
+    return inside
 
 
 def takes_output_indices(module: nn.Module) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from edgemem.export.check import CheckReport, check
 from edgemem.export.discover import discover
 from edgemem.export.exporter import export_bundle, growing_twin, sealed_twin, source_of
 from edgemem.export.source import Source, from_module, load_source
+from edgemem.export.verify.check import CheckReport, check
 
 __all__ = [
     "CheckReport",

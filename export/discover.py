@@ -17,9 +17,10 @@ from torch.utils import _pytree as pytree
 
 from edgemem.contract import InputSpec, OutputSpec
 from edgemem.errors import ProtocolError
+from edgemem.origins import Origins, changed, first_to_differ, has_nan, in_words, kept
 from edgemem.protocol import check_protocol, kept_in, raised_at
-from edgemem.streaming.adapter import MAX_CHUNK, Streaming, batch_axis, default_name, flatten
-from edgemem.streaming.origins import Origins, changed, first_to_differ, has_nan, in_words, kept
+from edgemem.streaming.adapter import Streaming
+from edgemem.streaming.leaves import MAX_CHUNK, batch_axis, default_name, flatten
 
 _CUTS = (3, 1, 3)
 """The chunks that are held against single steps, and all of them against one chunk."""

@@ -14,20 +14,21 @@ from edgemem.bundle import WEIGHTS, Bundle, GraphFile, Manifest, package_version
 from edgemem.contract import METADATA_KEY, Contract
 from edgemem.decoder_config import DecoderConfig
 from edgemem.errors import ExportError
-from edgemem.export.check import check
-from edgemem.export.graph import Sealed, export_graph
-from edgemem.export.half import halve_graphs
-from edgemem.export.parity import Progress
-from edgemem.export.quantize import quantize_graphs
+from edgemem.export.graph import export_graph
+from edgemem.export.passes.half import halve_graphs
+from edgemem.export.passes.quantize import quantize_graphs
+from edgemem.export.passes.store_weights import store_weights
 from edgemem.export.source import Source, from_config
 from edgemem.export.stored import StoredWeights
 from edgemem.export.text_files import TOKENIZER
-from edgemem.export.weights import store_weights
+from edgemem.export.verify.check import check
+from edgemem.export.verify.parity import Progress
 from edgemem.manifest import SourceInfo
 from edgemem.memories import FullCache
 from edgemem.models.checkpoint import load_weights
 from edgemem.models.decoder import Decoder
 from edgemem.precision import DEFAULT_BLOCK_SIZE, Precision
+from edgemem.streaming.sealed import Sealed
 
 MODEL = "model.onnx"
 
@@ -59,7 +60,7 @@ def export_bundle(
             configuration says, else ``"fp32"``.
         weights: ``"int8"`` or ``"int4"`` stores the large matrices as whole numbers, with a scale for each block.
         block_size: Rows of a matrix that share a scale: 16, 32, 64 or 128.
-        verify: Hold the bundle to the model (see :mod:`edgemem.export.check`).
+        verify: Hold the bundle to the model (see :mod:`edgemem.export.verify.check`).
         steps: Steps of that check.
         announce: Called with a line for each stage.
         progress: Called as the check goes.

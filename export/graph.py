@@ -7,20 +7,19 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from edgemem.contract import OUTPUT_INDICES, POSITION, Contract, StateSpec
+from edgemem.contract import OUTPUT_INDICES, POSITION, Contract
 from edgemem.errors import ExportError
-from edgemem.protocol import example_input, initial_tensors, takes_output_indices
-from edgemem.streaming.adapter import module_inside
+from edgemem.export.passes.name_axes import BATCH, LENGTH, OUTPUTS, TIME, name_axes
+from edgemem.export.passes.strip_traces import strip_traces
+from edgemem.protocol import example_input, initial_tensors, module_inside, takes_output_indices
 
 OPSET = 20
-_BATCH, _TIME, _OUTPUTS, _LENGTH = "batch", "time", "outputs", "length"
 
 
 class _Flat(nn.Module):
@@ -45,43 +44,6 @@ class _Flat(nn.Module):
         return (output, *(new[spec.name] for spec in self._contract))
 
 
-class Sealed(nn.Module):
-    """A module whose rings are written inside the graph: every state whole in, whole out, the position too.
-
-    For hosts that know no other way. Same weights, same numbers; every step copies the rings.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self._open: Contract = module.contract()  # type: ignore[operator]
-
-    def contract(self) -> Contract:
-        """The module's contract with ``replace`` everywhere and, where it has a position, a state of that name."""
-        states = [replace(spec, update="replace") for spec in self._open]
-        if self._open.position == "input":
-            states.append(StateSpec(POSITION, (), "int64"))
-        return replace(self._open, states=tuple(states), position="none", output_indices=False)
-
-    def forward(
-        self, x: Tensor, state: dict[str, Tensor], output_indices: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The module's call, then the ring writes."""
-        wanted = () if output_indices is None else (output_indices,)
-        output, new = self.module(x, state, *wanted)
-        sealed = dict(new)
-        if self._open.position == "input":
-            start, time = state[POSITION], x.shape[1]
-            sealed[POSITION] = start + time
-            positions = start[:, None] + torch.arange(time, device=x.device)  # [B, T]
-            for spec in self._open:
-                if spec.window is not None:
-                    slots = torch.remainder(positions, spec.window)[:, None, :, None]
-                    entries = new[spec.name]  # [B, H, T, D]
-                    sealed[spec.name] = state[spec.name].scatter(2, slots.expand_as(entries), entries)
-        return output, sealed
-
-
 def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None = None) -> ir.Model:
     """Trace ``module`` into an ONNX model whose inputs and outputs are the contract's.
 
@@ -102,16 +64,16 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
     x = example_input(contract, batch, time, torch.Generator().manual_seed(0))
     state = initial_tensors(contract, batch, length=length)
     args: list[Tensor] = [x]
-    axes: list[dict[int, str]] = [{0: _BATCH, 1: _TIME}]
+    axes: list[dict[int, str]] = [{0: BATCH, 1: TIME}]
     if contract.position == "input":
         args.append(torch.full((batch,), length, dtype=torch.int64))
-        axes.append({0: _BATCH})
+        axes.append({0: BATCH})
     if contract.output_indices:
         args.append(torch.arange(time)[-2:])
-        axes.append({0: _OUTPUTS})
+        axes.append({0: OUTPUTS})
     for spec in contract:
         args.append(state[spec.name])
-        axes.append({0: _BATCH} | ({1 + spec.growing_axis: _LENGTH} if spec.growing_axis is not None else {}))
+        axes.append({0: BATCH} | ({1 + spec.growing_axis: LENGTH} if spec.growing_axis is not None else {}))
     if time == 1:
         axes[0].pop(1)
     dynamic = [{axis: Dim.DYNAMIC for axis in named} for named in axes]
@@ -135,59 +97,9 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
         ) from error
     assert program is not None
     model = program.model
-    _name_axes(model, contract, axes)
-    _strip_traces(model)
+    name_axes(model, contract, axes)
+    strip_traces(model)
     return model
-
-
-def _name_axes(model: ir.Model, contract: Contract, axes: list[dict[int, str]]) -> None:
-    """Give the free axes their names, and fail where torch fixed one.
-
-    Shapes that torch noted inside the graph are dropped: some (those after an LSTM) are the example's, not the
-    model's, and engines infer their own.
-    """
-    for value, named in zip(model.graph.inputs, axes, strict=True):
-        assert value.shape is not None
-        sizes = list(value.shape)
-        for axis, name in named.items():
-            if isinstance(sizes[axis], int):
-                raise ExportError(
-                    f"the {name} axis of {value.name} was fixed to {sizes[axis]} by the trace.",
-                    hint="The module computes something from that size as a Python number; use tensor operations.",
-                )
-            sizes[axis] = ir.SymbolicDim(name)
-        value.shape = ir.Shape(sizes)
-    for graph in model.graphs():
-        for node in graph:
-            for value in node.outputs:
-                value.shape = None
-    time: int | str = axes[0].get(1, 1)
-    produced = _OUTPUTS if contract.output_indices else time
-    shapes: list[list[int | str]] = [[_BATCH, produced, *contract.output.shape]]
-    for spec in contract:
-        if spec.update == "append":
-            heads, _, width = spec.fixed_shape
-            shapes.append([_BATCH, heads, time, width])
-        else:
-            shapes.append([_BATCH, *(f"{_LENGTH} + {time}" if size is None else size for size in spec.shape)])
-    for value, shape in zip(model.graph.outputs, shapes, strict=True):
-        value.shape = ir.Shape(shape)
-
-
-def _strip_traces(model: ir.Model) -> None:
-    """Remove what torch notes beside every node: stack traces with this machine's paths, nine tenths of the file."""
-    model.metadata_props.clear()
-    model.doc_string = None
-    for graph in model.graphs():
-        graph.metadata_props.clear()
-        graph.doc_string = None
-        for node in graph:
-            node.metadata_props.clear()
-            node.doc_string = None
-            for value in node.outputs:
-                value.metadata_props.clear()
-        for value in (*graph.inputs, *graph.initializers.values()):
-            value.metadata_props.clear()
 
 
 def _forget_recurrent_dispatch() -> None:

@@ -23,9 +23,9 @@ def open_session(bundle: Bundle, *, threads: int | None, device: str, guard: boo
     Raises:
         BundleError: The bundle holds a user's own module, of which it knows the graph alone.
     """
-    from edgemem.export.graph import Sealed
     from edgemem.models.checkpoint import load_weights
     from edgemem.models.decoder import Decoder
+    from edgemem.streaming.sealed import Sealed
 
     if bundle.manifest.model is None:
         raise BundleError(

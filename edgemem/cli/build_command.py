@@ -23,7 +23,7 @@ from edgemem.runtimes.trt.pack import BUNDLE, Recipe, is_pack, pack, read_recipe
 from edgemem.runtimes.trt.targets import TARGETS, Target, narrowed, of_flavour
 
 if TYPE_CHECKING:
-    from edgemem.export.lint import Finding
+    from edgemem.export.targets.lint import Finding
 
 _LINT_HINT = 'pip install "edgemem[export]"'
 
@@ -172,7 +172,7 @@ def _lint(bundle: Bundle, target: Target, announce: Callable[[str], None], *, re
     if missing:
         announce(f"note: not checked by node, for want of {' and '.join(missing)} ({_LINT_HINT})")
         return None
-    from edgemem.export.lint import lint
+    from edgemem.export.targets.lint import lint
 
     announce(f"checking the graphs for {target.title}")
     return lint(bundle, target)
@@ -180,7 +180,7 @@ def _lint(bundle: Bundle, target: Target, announce: Callable[[str], None], *, re
 
 def _refuse(findings: list[Finding] | None, target: Target) -> None:
     if findings:
-        from edgemem.export.lint import refuse_errors
+        from edgemem.export.targets.lint import refuse_errors
 
         refuse_errors(findings, target)
 

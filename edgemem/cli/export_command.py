@@ -64,7 +64,7 @@ def export(
     needs_export_packages()
     transformers.check()
     from edgemem.export import export_bundle, load_source
-    from edgemem.export.lint import notes
+    from edgemem.export.targets.lint import notes
 
     errors = console(stderr=True)
     loaded = load_source(source, **asdict(transformers))

@@ -64,7 +64,7 @@ def score_file(bundle: Bundle, source: Source | None, file: Path, progress: Call
         scored = score_text(session, tokenizer, text, lambda done, total: progress("text, bundle", done, total))
     original = None
     if source is not None:
-        from edgemem.export.precision_check import in_float32
+        from edgemem.export.verify.precision_check import in_float32
         from edgemem.runtimes.torch_reference import TorchSession
 
         wide = in_float32(source)

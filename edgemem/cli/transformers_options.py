@@ -39,7 +39,7 @@ class TransformersOptions:
         Raises:
             click.UsageError: One of the two.
         """
-        from edgemem.export.hf.memory import MemoryOption
+        from edgemem.export.hf.bound import MemoryOption
 
         if self.memory is None:
             return

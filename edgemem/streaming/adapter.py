@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,32 +11,8 @@ from torch.utils import _pytree as pytree
 
 from edgemem.contract import POSITION, Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.errors import ContractError, ProtocolError
-
-MAX_CHUNK = 256
-_BATCHES = (2, 3)
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One tensor of a nested state.
-
-    Attributes:
-        path: Where in the nesting it lies, as Python writes it: ``.cell[0]["h"]``.
-        name: Its name in the contract.
-        shape: Its shape in the module, the batch axis left out.
-        dtype: Its dtype.
-        batch_axis: Which axis of the module's own tensor is the batch: 1 in ``nn.LSTM``'s ``[layers, B, width]``.
-        fill: Value of every element at the start; ``None`` where they differ.
-        initial: The value at the start ``[*shape]``.
-    """
-
-    path: str
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    batch_axis: int
-    fill: float | None
-    initial: Tensor
+from edgemem.streaming.leaves import MAX_CHUNK, Leaf, described, flatten, listed, read_start
+from edgemem.streaming.source_code import declaration
 
 
 class Streaming(nn.Module):
@@ -141,19 +114,19 @@ class Streaming(nn.Module):
         """
         found, _ = flatten(tree)
         if [path for path, _ in found] != [leaf.path for leaf in self.leaves]:
-            given = _listed(leaf.path for leaf in self.leaves)
+            given = listed(leaf.path for leaf in self.leaves)
             raise ProtocolError(
                 f"{type(self.module).__name__}.forward was given the state {given}, and returned "
-                f"{_listed(path for path, _ in found)}.",
+                f"{listed(path for path, _ in found)}.",
                 hint="What goes out must be nested as what comes in.",
             )
         for leaf, (_, value) in zip(self.leaves, found, strict=True):
             if not isinstance(value, Tensor) or value.ndim != len(leaf.shape) + 1:
-                got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else _described(value)
+                got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else described(value)
                 wanted = [*leaf.shape[: leaf.batch_axis], "batch", *leaf.shape[leaf.batch_axis :]]
                 raise ProtocolError(
                     f"{type(self.module).__name__}.forward: the state {leaf.name!r} came out as {got}, "
-                    f"it went in as {_shape_text(wanted)}."
+                    f"it went in as [{', '.join(map(str, wanted))}]."
                 )
         return {
             leaf.name: value.movedim(leaf.batch_axis, 0) for leaf, (_, value) in zip(self.leaves, found, strict=True)
@@ -161,105 +134,12 @@ class Streaming(nn.Module):
 
     def declaration(self) -> str:
         """The Python expression that makes this adapter, to be pasted."""
-        from edgemem.streaming.source_code import declaration
-
-        return declaration(self)
+        return declaration(self.module, self.start, self._contract, self.leaves, self._treespec)
 
     @property
-    def treespec(self) -> pytree.TreeSpec:
-        """How the state is nested."""
-        return self._treespec
-
-
-def module_inside(module: nn.Module) -> nn.Module:
-    """The module that the user wrote, whose name and paths they know."""
-    return module.module if isinstance(module, Streaming) else module
-
-
-def read_start(state: Callable[[int], Any], names: Sequence[str] | None) -> tuple[tuple[Leaf, ...], pytree.TreeSpec]:
-    """The tensors of a state at the start, and how they are nested.
-
-    Raises:
-        ProtocolError: See :class:`Streaming`.
-    """
-    try:
-        with torch.no_grad():
-            (few, treespec), (more, _) = (flatten(state(batch)) for batch in _BATCHES)
-    except ProtocolError:
-        raise
-    except Exception as error:
-        raise ProtocolError(
-            f"the state at the start, of {_BATCHES[0]} streams, raised {type(error).__name__}: {error}",
-            hint="state= is a function of the number of streams: lambda batch: torch.zeros(2, batch, 64)",
-        ) from error
-    if not few:
-        raise ProtocolError("the state at the start holds no tensor.")
-    if [path for path, _ in few] != [path for path, _ in more]:
-        raise ProtocolError("the state at the start is nested differently for two streams and for three.")
-    if names is None:
-        names = [default_name(path, len(few)) for path, _ in few]
-    elif len(names) != len(few):
-        raise ProtocolError(f"{len(names)} names for {len(few)} states: {_listed(path for path, _ in few)}.")
-    leaves = tuple(
-        _leaf(path, name, one, other) for name, (path, one), (_, other) in zip(names, few, more, strict=True)
-    )
-    return leaves, treespec
-
-
-def _leaf(path: str, name: str, two: Any, three: Any) -> Leaf:
-    what = f"the state {name!r} at the start"
-    if not isinstance(two, Tensor) or not isinstance(three, Tensor):
-        raise ProtocolError(
-            f"{what} is {_described(two)}, wanted a tensor.",
-            hint="A trace turns a Python value into a constant: keep it as a tensor with a batch axis.",
-        )
-    axis = batch_axis(what, two, three)
-    rows = two.detach().movedim(axis, 0)
-    if not torch.equal(rows[0], rows[1]) and not _both_nan(rows):
-        raise ProtocolError(f"{what} differs from stream to stream.", hint="Every stream must start alike.")
-    first = rows[0].clone()
-    fill = float(first.flatten()[0]) if first.numel() and bool((first == first.flatten()[0]).all()) else None
-    return Leaf(path, name, tuple(first.shape), first.dtype, axis, fill, first)
-
-
-def batch_axis(what: str, two: Tensor, three: Tensor) -> int:
-    """The axis that has size 2 with two streams and 3 with three.
-
-    Raises:
-        ProtocolError: There is none, or the batch is folded into another axis.
-    """
-    sizes = f"{list(two.shape)} for two streams, {list(three.shape)} for three"
-    differing = [axis for axis, (a, b) in enumerate(zip(two.shape, three.shape, strict=False)) if a != b]
-    if two.ndim != three.ndim or len(differing) > 1:
-        raise ProtocolError(f"{what} has no one batch axis: {sizes}.")
-    if not differing:
-        raise ProtocolError(
-            f"{what} has no batch axis: {sizes}.",
-            hint="Every stream needs a value of its own, and torch's recurrent layers batch_first=True.",
-        )
-    (axis,) = differing
-    if (two.shape[axis], three.shape[axis]) != _BATCHES:
-        raise ProtocolError(
-            f"{what} has its batch folded into another axis: {sizes}.", hint="Keep the batch on an axis of its own."
-        )
-    return axis
-
-
-def flatten(tree: Any) -> tuple[list[tuple[str, Any]], pytree.TreeSpec]:
-    """The leaves of a nested state with their paths, and how they are nested; dataclasses are opened too."""
-    leaves, treespec = pytree.tree_flatten_with_path(tree)
-    unknown = {type(leaf) for _, leaf in leaves if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type)}
-    if unknown:
-        for kind in unknown:
-            pytree.register_dataclass(kind)
-        return flatten(tree)
-    return [(pytree.keystr(path), leaf) for path, leaf in leaves], treespec
-
-
-def default_name(path: str, count: int) -> str:
-    """A name for the contract from a path: ``.cell[0]['h']`` is ``cell.0.h``; paths of numbers alone get ``state``."""
-    parts = [part for part in re.split(r"[^A-Za-z0-9_]+", path) if part]
-    return ".".join(["state", *parts] if all(part.isdigit() for part in parts) else parts)
+    def user_module(self) -> nn.Module:
+        """The module that the user wrote, whose name and paths they know."""
+        return self.module
 
 
 def _dtype_name(leaf: Leaf) -> Any:
@@ -268,19 +148,3 @@ def _dtype_name(leaf: Leaf) -> Any:
 
 def _buffer_name(leaf: Leaf) -> str:
     return "start_of_" + leaf.name.replace(".", "__")
-
-
-def _both_nan(rows: Tensor) -> bool:
-    return rows.is_floating_point() and torch.allclose(rows[0], rows[1], equal_nan=True)
-
-
-def _described(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
-
-
-def _listed(paths: Any) -> str:
-    return ", ".join(path or "(one tensor)" for path in paths) or "none"
-
-
-def _shape_text(sizes: Sequence[Any]) -> str:
-    return f"[{', '.join(map(str, sizes))}]"

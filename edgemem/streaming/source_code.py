@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Any
 
+from torch import nn
 from torch.utils import _pytree as pytree
 
-from edgemem.contract import InputSpec, OutputSpec
-
-if TYPE_CHECKING:
-    from edgemem.streaming.adapter import Leaf, Streaming
+from edgemem.contract import Contract, InputSpec, OutputSpec
+from edgemem.streaming.leaves import MAX_CHUNK, Leaf, default_name
 
 
 class _Code:
@@ -22,14 +22,25 @@ class _Code:
         return self.text
 
 
-def declaration(adapter: Streaming) -> str:
-    """The expression ``Streaming(module, ...)``; the module is called ``module`` in it."""
-    from edgemem.streaming.adapter import MAX_CHUNK, default_name
+def declaration(
+    module: nn.Module,
+    start: Callable[[int], Any],
+    contract: Contract,
+    leaves: Sequence[Leaf],
+    treespec: pytree.TreeSpec,
+) -> str:
+    """The expression ``Streaming(module, ...)``.
 
-    contract, leaves = adapter.contract(), adapter.leaves
+    Args:
+        module: The user's module; the expression calls it ``module``.
+        start: Makes the initial state of a number of streams.
+        contract: What the adapter takes, gives and carries.
+        leaves: The tensors of the state.
+        treespec: How they are nested.
+    """
     lines = [
         "module",
-        f"state={_start(adapter)}",
+        f"state={_start(module, start, leaves, treespec)}",
         f"input={_input(contract.input)}",
         f"output={_output(contract.output)}",
     ]
@@ -40,13 +51,13 @@ def declaration(adapter: Streaming) -> str:
     return "\n".join(["Streaming(", *(f"    {line}," for line in lines), ")"])
 
 
-def _start(adapter: Streaming) -> str:
-    if getattr(adapter.start, "__self__", None) is adapter.module:
-        return f"module.{adapter.start.__name__}"
-    if all(leaf.fill is not None for leaf in adapter.leaves):
-        tree = pytree.tree_unflatten([_Code(_filled(leaf)) for leaf in adapter.leaves], adapter.treespec)
+def _start(module: nn.Module, start: Callable[[int], Any], leaves: Sequence[Leaf], treespec: pytree.TreeSpec) -> str:
+    if getattr(start, "__self__", None) is module:
+        return f"module.{start.__name__}"
+    if all(leaf.fill is not None for leaf in leaves):
+        tree = pytree.tree_unflatten([_Code(_filled(leaf)) for leaf in leaves], treespec)
         return f"lambda batch: {tree!r}"
-    return getattr(adapter.start, "__qualname__", "the_start")
+    return getattr(start, "__qualname__", "the_start")
 
 
 def _filled(leaf: Leaf) -> str:

@@ -1,7 +1,7 @@
 """One streaming module for every transformers model whose state has a fixed size.
 
-It knows no family: it rebuilds what :mod:`edgemem.export.hf.probe` found around the tensors that it is given, calls the
-model, and reads the same leaves back.
+It knows no model family. It puts the given tensors into the structure that :mod:`edgemem.export.hf.find_states` found,
+calls the model, and reads the new tensors back.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from edgemem.contract import POSITION, Contract
 from edgemem.export.hf.attention import AttentionLayers
-from edgemem.export.hf.attention_probe import position_arguments
+from edgemem.export.hf.attention_calls import position_arguments
+from edgemem.export.hf.find_states import CACHE, MODULES, Carried
 from edgemem.export.hf.leaves import module_attributes, rebuild, set_attribute, tensors
-from edgemem.export.hf.probe import CACHE, MODULES, Carried
 from edgemem.export.hf.quiet import quiet
 from edgemem.export.hf.recurrences import Recurrences
 

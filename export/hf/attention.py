@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from edgemem.contract import StateSpec
 from edgemem.errors import ExportError
-from edgemem.export.hf.attention_probe import SHIFT, Heard, implementation, listen, register
-from edgemem.export.hf.memory import MemoryOption
+from edgemem.export.hf.attention_calls import SHIFT, AttentionCall, implementation, record_calls, register
+from edgemem.export.hf.bound import MemoryOption
 from edgemem.export.hf.reference import dense_attention
 from edgemem.export.hf.rotary import RotaryEmbeddings, RotaryTable, Rotation, find_rotation
 from edgemem.memories.attention import slot_mask
@@ -79,7 +79,7 @@ class AttentionLayer:
 
     Args:
         prefix: First part of its states' names.
-        heard: What it hands to its attention function.
+        call: What it hands to its attention function.
         memory: What bounds it, where it has no window of its own.
         max_length: Otherwise: the most positions that it keeps.
         rotation: How it turns queries and keys; ``None`` where nobody needs to know.
@@ -88,24 +88,24 @@ class AttentionLayer:
     def __init__(
         self,
         prefix: str,
-        heard: Heard,
+        call: AttentionCall,
         memory: MemoryOption | None,
         max_length: int | None,
         rotation: Rotation | None,
     ) -> None:
         self.prefix = prefix
-        self.name = heard.name
-        self.module = heard.module
-        self.bounded = memory if heard.window is None else None
-        window = heard.window or (memory.window if memory is not None else max_length)
+        self.name = call.name
+        self.module = call.module
+        self.bounded = memory if call.window is None else None
+        window = call.window or (memory.window if memory is not None else max_length)
         assert window is not None
         if max_length is not None:
             window = min(window, max_length)
         self.rotation = rotation
-        self.value_dim = heard.v.shape[-1]
-        heads, head_dim = heard.q.shape[1], heard.q.shape[-1]
-        dtype: Any = _DTYPE_NAMES[heard.k.dtype]
-        dims = _HeadDims(0, heads, heard.k.shape[1], head_dim, window, dtype=dtype, scaling=heard.scaling)
+        self.value_dim = call.v.shape[-1]
+        heads, head_dim = call.q.shape[1], call.q.shape[-1]
+        dtype: Any = _DTYPE_NAMES[call.k.dtype]
+        dims = _HeadDims(0, heads, call.k.shape[1], head_dim, window, dtype=dtype, scaling=call.scaling)
         self.dims = dims
         self.memories: dict[str, SlotMemory] = {"window": Window(dims, window)}
         if self.bounded is not None and self.bounded.sinks:
@@ -210,20 +210,20 @@ class AttentionLayers:
         register()
         _register()
         self.model = model
-        heard = listen(model)
-        full = [call.name for call in heard if call.window is None]
+        calls = record_calls(model)
+        full = [call.name for call in calls if call.window is None]
         _check_options(model, full, memory, max_length)
-        moved = listen(model, SHIFT) if heard else []
-        learned = _first_learned(heard, moved)
+        moved = record_calls(model, SHIFT) if calls else []
+        learned = _first_learned(calls, moved)
         if learned is not None:  # Griffin tells position 0, where it starts anew, from all others, and no more
-            learned = _first_learned(moved, listen(model, 2 * SHIFT))
+            learned = _first_learned(moved, record_calls(model, 2 * SHIFT))
         if learned is not None:
             _check_learned(model, learned, max_length)
-        span = _span([call.window for call in heard], memory, max_length)
+        span = _span([call.window for call in calls], memory, max_length)
         self.rotary = RotaryEmbeddings(model, span)
         self.layers: list[AttentionLayer] = []
-        prefixes = _prefixes(heard)
-        for prefix, call, later in zip(prefixes, heard, moved, strict=True):
+        prefixes = _prefixes(calls)
+        for prefix, call, later in zip(prefixes, calls, moved, strict=True):
             rotation = None
             if call.window is None and memory is not None and (memory.summary or memory.sinks):
                 rotation = _rotation(call, later, self.rotary.tables, memory)
@@ -340,11 +340,11 @@ def _register() -> None:
     AttentionMaskInterface.register(_REFERENCE, eager_mask)
 
 
-def _prefixes(heard: list[Heard]) -> list[str]:
+def _prefixes(calls: list[AttentionCall]) -> list[str]:
     """The layers' own numbers, or those of the calls where layers share a module."""
-    numbers = [getattr(call.module, "layer_idx", None) for call in heard]
+    numbers = [getattr(call.module, "layer_idx", None) for call in calls]
     if len(set(numbers)) < len(numbers) or any(not isinstance(number, int) or number < 0 for number in numbers):
-        numbers = list(range(len(heard)))
+        numbers = list(range(len(calls)))
     return [str(number) for number in numbers]
 
 
@@ -377,14 +377,14 @@ def _check_options(model: nn.Module, full: list[str], memory: MemoryOption | Non
         raise ExportError(f"{name} has no cache that grows: leave {option} out.")
 
 
-def _first_learned(heard: list[Heard], moved: list[Heard]) -> str | None:
+def _first_learned(calls: list[AttentionCall], moved: list[AttentionCall]) -> str | None:
     """The first layer whose values change with the position: then positions are added to what the model reads.
 
     Before the first attention nothing else tells the two runs apart, so that values are equal to the last bit where
     positions are relative; behind it, rotations have left their rounding.
     """
     allowed = _EQUAL
-    for call, later in zip(heard, moved, strict=True):
+    for call, later in zip(calls, moved, strict=True):
         if float((call.v - later.v).float().norm() / call.v.float().norm().clamp(min=1e-30)) > allowed:
             return call.name
         allowed = _ROUNDED
@@ -408,7 +408,9 @@ def _check_learned(model: nn.Module, layer: str, max_length: int | None) -> None
         raise ExportError(f"{type(model).__name__} knows {last} positions, --max-length asks for {max_length}.")
 
 
-def _rotation(call: Heard, later: Heard, tables: tuple[RotaryTable, ...], memory: MemoryOption) -> Rotation | None:
+def _rotation(
+    call: AttentionCall, later: AttentionCall, tables: tuple[RotaryTable, ...], memory: MemoryOption
+) -> Rotation | None:
     rotation = find_rotation(tables, call.q, later.q, SHIFT)
     if rotation is None and (memory.summary or memory.positions == "slot"):
         raise ExportError(

@@ -21,10 +21,11 @@ from torch import nn
 from edgemem.bundle import GraphFile
 from edgemem.contract import Contract
 from edgemem.errors import ExportError
-from edgemem.export.graph import Sealed, export_graph
+from edgemem.export.graph import export_graph
 from edgemem.export.hf.adapter import Form, HuggingFaceModel, advance
 from edgemem.export.hf.lift import lift, unseal
 from edgemem.protocol import example_input, initial_tensors
+from edgemem.streaming.sealed import Sealed
 
 STEP, CHUNK = "step.onnx", "chunk.onnx"
 Strategy = Literal["native", "scan", "block", "lifted", "none"]

@@ -17,10 +17,10 @@ from edgemem.contract import Contract, InputSpec, OutputSpec
 from edgemem.errors import ExportError, MissingDependencyError
 from edgemem.export.hf.adapter import MAX_CHUNK, HuggingFaceModel, can_select
 from edgemem.export.hf.attention import AttentionLayers
-from edgemem.export.hf.attention_probe import position_arguments
+from edgemem.export.hf.attention_calls import position_arguments
+from edgemem.export.hf.bound import MemoryOption
 from edgemem.export.hf.chunk import TwoGraphs
-from edgemem.export.hf.memory import MemoryOption
-from edgemem.export.hf.probe import CACHE_ARGUMENTS, cache_argument, forget_keys, probe
+from edgemem.export.hf.find_states import CACHE_ARGUMENTS, cache_argument, find_states, forget_keys
 from edgemem.export.hf.quiet import quiet
 from edgemem.export.hf.registry import family_of
 from edgemem.export.source import Source
@@ -140,7 +140,7 @@ def adapt(model: nn.Module, *, memory: MemoryOption | None = None, max_length: i
         if hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation(_EXPERTS)  # type: ignore[operator]
         attention = AttentionLayers(model, memory, max_length)
-        carried = probe(model, vocab_size, family.new_cache, forget_keys if attention else None)
+        carried = find_states(model, vocab_size, family.new_cache, forget_keys if attention else None)
         with torch.no_grad():
             logits = model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=False).logits
         selects = can_select(model)

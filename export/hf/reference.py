@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemem.errors import ExportError
-from edgemem.export.hf.memory import MemoryOption
+from edgemem.export.hf.bound import MemoryOption
 from edgemem.export.hf.rotary import Rotation
 
 

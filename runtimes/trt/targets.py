@@ -1,4 +1,4 @@
-"""What each target is and takes: memory, types, opset, operators. Data; :mod:`edgemem.export.lint` reads it.
+"""What each target is and takes: memory, types, opset, operators. Data; :mod:`edgemem.export.targets.lint` reads it.
 
 What is known of TensorRT-RTX was tried on its own parser and compiler (1.7). What is known of classic TensorRT comes
 from NVIDIA's release notes and support matrices, and of Jetson boards from their data sheets: nothing of that was run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgemem.export.hf.families import tiny_model
+from benchmarks.families import tiny_model
 
 from .conftest import edgemem
 

@@ -17,8 +17,8 @@ from edgemem.bundle import open_bundle, write_bundle
 from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.errors import ExportError, VerificationError
 from edgemem.export import check, export_bundle
-from edgemem.export.parity import FAR_POSITIONS, compared_steps
 from edgemem.export.source import load_source
+from edgemem.export.verify.parity import FAR_POSITIONS, compared_steps
 from tests.export.conftest import HYBRID, lively
 
 

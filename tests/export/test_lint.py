@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgemem.bundle import open_bundle
 from edgemem.errors import EngineError, ExportError
-from edgemem.export.lint import lint, lint_graph, lint_model, notes, refuse_errors
-from edgemem.export.lint_rules import RULES
+from edgemem.export.targets.lint import lint, lint_graph, lint_model, notes, refuse_errors
+from edgemem.export.targets.rules import RULES
 from edgemem.runtimes.trt.flavour import Cuda, Flavour
 from edgemem.runtimes.trt.targets import (
     JETSONS,

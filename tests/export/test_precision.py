@@ -13,9 +13,9 @@ import edgemem
 from edgemem.bundle import open_bundle
 from edgemem.errors import BundleError, ExportError, RuntimeUnavailableError, VerificationError
 from edgemem.export import check, export_bundle, sealed_twin, source_of
-from edgemem.export.parity import FAR_POSITIONS
-from edgemem.export.precision_check import change_tolerance, check_counters, rounding_tolerance
 from edgemem.export.source import from_config, load_source
+from edgemem.export.verify.parity import FAR_POSITIONS
+from edgemem.export.verify.precision_check import change_tolerance, check_counters, rounding_tolerance
 from edgemem.manifest import MANIFEST_FORMAT
 from edgemem.memories import Clock
 from edgemem.models import DecoderConfig

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from edgemem.errors import ExportError
-from edgemem.export.half import halve_graphs
 from edgemem.export.parameters import substituted
-from edgemem.export.quantize import quantize_graphs
+from edgemem.export.passes.half import halve_graphs
+from edgemem.export.passes.quantize import quantize_graphs
+from edgemem.export.passes.store_weights import store_weights
 from edgemem.export.stored import StoredWeights
-from edgemem.export.weights import store_weights
 from edgemem.precision import Precision
 
 

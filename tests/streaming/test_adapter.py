@@ -15,7 +15,7 @@ from edgemem import InputSpec, OutputSpec
 from edgemem.errors import ProtocolError
 from edgemem.protocol import check_protocol, initial_tensors
 from edgemem.streaming import Streaming
-from edgemem.streaming.adapter import flatten
+from edgemem.streaming.leaves import flatten
 
 IN, OUT = InputSpec("features", (3,)), OutputSpec("y", (1,))
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgemem.export.hf.families import VOCAB, tiny_model
+from benchmarks.families import VOCAB, tiny_model
 
 SLIDING = {"sliding_window": 9}
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemem.errors import ExportError
+from edgemem.export.hf.bound import MemoryOption
 from edgemem.export.hf.loading import adapt, load, load_model
-from edgemem.export.hf.memory import MemoryOption
 from edgemem.runtimes.torch_reference import TorchSession
 from tests.export.hf.decoders import DECODERS, LEARNED, decoder, tokens
 

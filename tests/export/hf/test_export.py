@@ -11,9 +11,9 @@ import torch
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 import edgemem  # noqa: E402
+from benchmarks.families import VOCAB, tiny_model  # noqa: E402
 from edgemem.errors import VerificationError  # noqa: E402
 from edgemem.export import export_bundle, load_source  # noqa: E402
-from edgemem.export.hf.families import VOCAB, tiny_model  # noqa: E402
 from edgemem.runtimes.trt.builder import build_engine  # noqa: E402
 from edgemem.runtimes.trt.flavour import load_flavour  # noqa: E402
 from edgemem.runtimes.trt.options import BuildOptions  # noqa: E402

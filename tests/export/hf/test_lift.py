@@ -13,9 +13,10 @@ from torch import nn
 
 from edgemem.bundle import GraphFile, Manifest, write_bundle
 from edgemem.contract import METADATA_KEY, Contract, InputSpec, OutputSpec, StateSpec
-from edgemem.export.graph import Sealed, export_graph
+from edgemem.export.graph import export_graph
 from edgemem.export.hf.lift import lift, unseal
 from edgemem.runtimes import open as open_session
+from edgemem.streaming.sealed import Sealed
 
 W, H, D, V = 4, 2, 3, 11
 

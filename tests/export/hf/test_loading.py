@@ -11,9 +11,9 @@ import torch
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+from benchmarks.families import tiny_model  # noqa: E402
 from edgemem.errors import ExportError  # noqa: E402
 from edgemem.export import export_bundle, load_source  # noqa: E402
-from edgemem.export.hf.families import tiny_model  # noqa: E402
 from edgemem.export.hf.loading import adapt, load_model  # noqa: E402
 
 LOUDER = """

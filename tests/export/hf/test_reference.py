@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from edgemem.export.hf.memory import MemoryOption
+from edgemem.export.hf.bound import MemoryOption
 from edgemem.export.hf.reference import dense_attention
 from edgemem.export.hf.rotary import Rotation
 from tests.export.hf.decoders import decoder

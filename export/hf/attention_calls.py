@@ -46,7 +46,7 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Heard:
+class AttentionCall:
     """One call of the attention function.
 
     Attributes:
@@ -71,14 +71,14 @@ class Heard:
 @dataclass
 class _Listener:
     names: Mapping[nn.Module, str]
-    calls: list[Heard] = field(default_factory=list)
+    calls: list[AttentionCall] = field(default_factory=list)
     masks: list[MaskFunction] = field(default_factory=list)
 
 
 _listener: _Listener | None = None
 
 
-def listen(model: nn.Module, shift: int = 0) -> list[Heard]:
+def record_calls(model: nn.Module, shift: int = 0) -> list[AttentionCall]:
     """Run ``model`` on a few tokens at positions from ``shift`` on, and give every attention call in its order.
 
     Raises:
@@ -153,15 +153,15 @@ def _hear(
     if key.shape[2] != query.shape[2]:
         raise ExportError(f"{name} attends to {key.shape[2]} keys from {query.shape[2]} tokens: not to its own text.")
     window = _said_window(name, attention_mask, options)
-    heard = Heard(name, module, query, key, value, attention_scaling(query, scaling), window)
-    _listener.calls.append(heard)
+    calls = AttentionCall(name, module, query, key, value, attention_scaling(query, scaling), window)
+    _listener.calls.append(calls)
     groups = query.shape[1] // key.shape[1]
     out = F.scaled_dot_product_attention(
         query,
         key.repeat_interleave(groups, dim=1),
         value.repeat_interleave(groups, dim=1),
         is_causal=True,
-        scale=heard.scaling,
+        scale=calls.scaling,
     )
     return out.transpose(1, 2).contiguous(), None
 

@@ -8,7 +8,7 @@ Three kinds of evidence:
   positions far away, equal torch's full-sequence pass. A mismatch is traced to the first step and tensor.
 
 A bundle in reduced precision is held to torch in float32 with the weights that the bundle holds, and its outputs to the
-float32 model's (:mod:`edgemem.export.precision_check`).
+float32 model's (:mod:`edgemem.export.verify.precision_check`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ import torch
 from edgemem.bundle import Bundle, open_bundle
 from edgemem.contract import Contract
 from edgemem.errors import VerificationError
-from edgemem.export.graph import Sealed
-from edgemem.export.parity import Comparison, Expected, FarCall, Progress, chunkings, far_positions
-from edgemem.export.precision_check import (
+from edgemem.export.source import Source
+from edgemem.export.verify.effects import check_graph, check_probes
+from edgemem.export.verify.parity import Comparison, Expected, FarCall, Progress, chunkings, far_positions
+from edgemem.export.verify.precision_check import (
     change,
     change_tolerance,
     exact_session,
@@ -37,10 +38,9 @@ from edgemem.export.precision_check import (
     same_states,
     with_stored_weights,
 )
-from edgemem.export.probes import check_graph, check_probes
-from edgemem.export.source import Source
 from edgemem.machine.paging import page_out
 from edgemem.protocol import example_input
+from edgemem.streaming.sealed import Sealed
 
 _BATCH = 2  # streams that must not see each other
 _LEAST_STEPS = 4  # the probes look at the state after each of the last three

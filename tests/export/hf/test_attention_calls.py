@@ -11,8 +11,8 @@ from transformers.masking_utils import (
 
 from edgemem.errors import ExportError
 from edgemem.export.hf.attention import AttentionLayers
-from edgemem.export.hf.attention_probe import SHIFT, listen, register, window_of
-from edgemem.export.hf.memory import MemoryOption
+from edgemem.export.hf.attention_calls import SHIFT, record_calls, register, window_of
+from edgemem.export.hf.bound import MemoryOption
 from tests.export.hf.decoders import decoder
 
 register()
@@ -43,7 +43,7 @@ def test_other_masks_are_refused(mask):
 
 
 def test_every_layer_tells_its_heads_its_scaling_and_its_window():
-    first, second = listen(decoder("gemma2", query_pre_attn_scalar=16))
+    first, second = record_calls(decoder("gemma2", query_pre_attn_scalar=16))
     assert first.name == "model.layers.0.self_attn"
     assert (first.window, second.window) == (9, None)
     assert (first.q.shape[1], first.k.shape[1], first.scaling) == (4, 2, 0.25)
@@ -53,18 +53,18 @@ def test_the_model_attends_as_before_when_nobody_listens_any_more():
     model = decoder("llama")
     ids = torch.arange(3, 12)[None]
     before = model(ids).logits
-    listen(model, SHIFT)
+    record_calls(model, SHIFT)
     assert torch.equal(model(ids).logits, before)
 
 
 def test_attention_in_blocks_is_refused():
     with pytest.raises(ExportError, match="neither causal nor a sliding window"):
-        listen(decoder("llama4_text"))
+        record_calls(decoder("llama4_text"))
 
 
 def test_a_mask_made_from_what_the_model_reads_is_refused():
     with pytest.raises(ExportError, match="makes a mask of its own"):
-        listen(decoder("doge"))
+        record_calls(decoder("doge"))
 
 
 class Biased(nn.Module):
@@ -82,7 +82,7 @@ def test_what_edgemem_does_not_know_is_not_dropped_in_silence():
     model.model.layers[0].self_attn.o_proj = nn.Sequential(model.model.layers[0].self_attn.o_proj, biased := Biased())
     biased.register_forward_pre_hook(lambda _, given: (given[0][:, None],))
     with pytest.raises(ExportError, match="hands position_bias to its attention"):
-        listen(model)
+        record_calls(model)
 
 
 def test_a_growing_cache_needs_a_bound():

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from edgemem.bundle import Bundle
 from edgemem.contract import StateSpec, initial_state
 from edgemem.errors import VerificationError
-from edgemem.export.precision_check import check_counters
+from edgemem.export.verify.precision_check import check_counters
 from edgemem.runtimes import Session, Stream, bfloat16
 
 

@@ -25,8 +25,8 @@ from safetensors import safe_open
 from edgemem.bundle import WEIGHTS, Bundle
 from edgemem.contract import POSITION, Contract
 from edgemem.errors import BundleError, VerificationError
-from edgemem.export.emulate import emulate_bfloat16
 from edgemem.export.parameters import substituted
+from edgemem.export.passes.emulate_bfloat16 import emulate_bfloat16
 from edgemem.export.source import Source
 from edgemem.export.stored import StoredWeights, half_key
 from edgemem.models.blockwise import read_matrix

@@ -12,7 +12,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from edgemem.bundle import Bundle
 from edgemem.errors import EngineError, ExportError
-from edgemem.export.lint_rules import RULES, Level
+from edgemem.export.targets.rules import RULES, Level
 from edgemem.runtimes.trt.targets import GIB, TARGETS, Target
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgemem.streaming.origins import Origins, changed, first_to_differ, has_nan, in_words, kept
+from edgemem.origins import Origins, changed, first_to_differ, has_nan, in_words, kept
 
 
 class Inner(nn.Module):

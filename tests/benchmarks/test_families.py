@@ -10,11 +10,11 @@ import torch
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
+from benchmarks.families import VOCAB, causal_families, find, stream_error, tiny_model  # noqa: E402
 from edgemem.errors import ExportError  # noqa: E402
+from edgemem.export.hf.bound import MemoryOption  # noqa: E402
 from edgemem.export.hf.chunk import chunk_error  # noqa: E402
-from edgemem.export.hf.families import VOCAB, causal_families, find, stream_error, tiny_model  # noqa: E402
 from edgemem.export.hf.loading import adapt  # noqa: E402
-from edgemem.export.hf.memory import MemoryOption  # noqa: E402
 from edgemem.protocol import initial_tensors  # noqa: E402
 
 RECURRENT = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma")

@@ -16,7 +16,7 @@ from torch import nn
 
 from edgemem.errors import ExportError
 from edgemem.export.parameters import ParameterNames, float_tensor
-from edgemem.export.quantize import constant_operand, remove_unused, replace_product
+from edgemem.export.passes.quantize import constant_operand, remove_unused, replace_product
 from edgemem.export.stored import LEAST_ELEMENTS, StoredWeights
 from edgemem.precision import Precision
 from edgemem.protocol import TORCH_DTYPES

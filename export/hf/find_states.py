@@ -57,7 +57,7 @@ def cache_argument(model: nn.Module) -> str | None:
     return next((name for name in CACHE_ARGUMENTS if name in parameters), None)
 
 
-def probe(
+def find_states(
     model: nn.Module,
     vocab_size: int,
     new_cache: NewCache | None = None,

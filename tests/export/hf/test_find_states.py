@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edgemem.errors import ExportError
-from edgemem.export.hf.probe import forget_keys, probe
+from edgemem.export.hf.find_states import find_states, forget_keys
 
 V, H = 7, 3
 
@@ -29,7 +29,7 @@ class Toy(nn.Module):
 
 
 def states(further):
-    return {spec.name: spec for spec in probe(Toy(further), V).states.values()}
+    return {spec.name: spec for spec in find_states(Toy(further), V).states.values()}
 
 
 def test_a_tensor_that_keeps_its_shape_and_changes_is_a_state():
@@ -68,7 +68,7 @@ def test_an_initial_state_of_more_than_one_value_is_refused():
         return SimpleNamespace(layers=[{"sum_state": torch.arange(float(H)).expand(batch, H)}])
 
     with pytest.raises(ExportError, match="begins with more than one value"):
-        probe(Toy(lambda x: {}), V, fresh)
+        find_states(Toy(lambda x: {}), V, fresh)
 
 
 def test_keys_and_values_are_forgotten_and_the_rest_is_kept():

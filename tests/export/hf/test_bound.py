@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemem.errors import ConfigError
-from edgemem.export.hf.memory import MemoryOption
+from edgemem.export.hf.bound import MemoryOption
 
 
 @given(

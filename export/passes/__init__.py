@@ -1,0 +1,1 @@
+"""Passes over traced ONNX graphs, one file each; :mod:`edgemem.export.pipeline` runs them in order."""
