@@ -49,8 +49,6 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS = {
     "edgemem.bench.suite.run",
-    "edgemem.cli.inspect_command._print",
-    "edgemem.cli.inspect_command.describe",
     "edgemem.export.graph.export_graph",
     "edgemem.export.passes.half._halve",
     "edgemem.export.hf.lift.lift",

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from edgemem.bundle import GraphFile, Manifest, open_bundle, write_bundle
-from edgemem.cli.inspect_command import CONTEXTS, describe, memory_by_context, memory_kind
+from edgemem.cli.description import CONTEXTS, describe, kind_of_state, state_bytes_by_context
 from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.decoder_config import DecoderConfig
 from edgemem.generation_defaults import GenerationDefaults
@@ -106,7 +106,7 @@ def test_what_the_export_measured_and_two_graphs_and_random_weights_are_shown(tm
 
 
 def test_memory_is_constant_for_fixed_memories_and_grows_for_a_kv_cache():
-    memory = memory_by_context(HYBRID, MODEL)
+    memory = state_bytes_by_context(HYBRID, MODEL)
     assert memory["kinds"] == {
         "window": [4 * 4 * 256 * 16 * 4] * len(CONTEXTS),
         "cumulative": [2 * 4 * 32 * 4] * len(CONTEXTS),
@@ -119,23 +119,23 @@ def test_memory_is_constant_for_fixed_memories_and_grows_for_a_kv_cache():
 
 def test_the_kv_cache_has_the_dtype_of_the_window():
     states = [StateSpec(state.name, state.shape, "float16", state.update) for state in HYBRID]
-    halved = memory_by_context(contract_of(*states), MODEL)["kv_cache"]
-    assert [2 * size for size in halved] == memory_by_context(HYBRID, MODEL)["kv_cache"]
+    halved = state_bytes_by_context(contract_of(*states), MODEL)["kv_cache"]
+    assert [2 * size for size in halved] == state_bytes_by_context(HYBRID, MODEL)["kv_cache"]
 
 
 def test_a_growing_cache_of_the_models_own_is_as_large_as_the_one_to_compare_with():
     states = [StateSpec(f"{layer}.full.{tensor}", (4, None, 16)) for layer in "01" for tensor in "kv"]
-    memory = memory_by_context(contract_of(*states), MODEL)
+    memory = state_bytes_by_context(contract_of(*states), MODEL)
     assert memory["kinds"]["full"] == memory["total"] == memory["kv_cache"]
 
 
 @pytest.mark.parametrize("model", [replace(MODEL, kv_heads=None, heads=4), replace(MODEL, head_dim=None, d_model=128)])
 def test_what_a_configuration_leaves_open_is_derived_as_the_decoder_does(model):
-    assert memory_by_context(HYBRID, model)["kv_cache"] == memory_by_context(HYBRID, MODEL)["kv_cache"]
+    assert state_bytes_by_context(HYBRID, model)["kv_cache"] == state_bytes_by_context(HYBRID, MODEL)["kv_cache"]
 
 
 def test_without_a_decoders_configuration_the_reason_is_given():
-    memory = memory_by_context(HYBRID, None)
+    memory = state_bytes_by_context(HYBRID, None)
     assert memory["kv_cache"] is None
     assert memory["kv_cache_skipped"]
 
@@ -145,7 +145,7 @@ def test_without_a_decoders_configuration_the_reason_is_given():
     [("0.window.k", "window"), ("3.a.b.c", "a.b"), ("lstm.h", "lstm"), ("position", "position")],
 )
 def test_states_are_grouped_by_the_memory_in_their_name(name, kind):
-    assert memory_kind(name) == kind
+    assert kind_of_state(name) == kind
 
 
 def test_a_damaged_bundle_is_an_error(invoke, tmp_path, summer):

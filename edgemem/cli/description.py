@@ -1,0 +1,120 @@
+"""What ``edgemem inspect`` shows of a bundle, as plain JSON values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgemem.bundle import CHAT_TEMPLATE, Bundle
+from edgemem.contract import ITEM_BYTES, Contract
+from edgemem.decoder_config import DecoderConfig
+from edgemem.manifest import Manifest
+
+CONTEXTS = tuple(1024 * 4**power for power in range(7))
+"""Context lengths of the table of state sizes: 1k to 4M steps."""
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """Everything that ``inspect`` shows."""
+    manifest = bundle.manifest
+    return {
+        "path": str(bundle.path),
+        "fingerprint": bundle.fingerprint,
+        "created": manifest.created,
+        "source": manifest.source.to_json(),
+        "load_options": str(manifest.source.options),
+        "precision": manifest.precision.to_json(),
+        "input_meaning": manifest.input_meaning,
+        "tokenizer": manifest.tokenizer,
+        "chat_template": CHAT_TEMPLATE if CHAT_TEMPLATE in manifest.files else None,
+        "special_tokens": manifest.special_tokens,
+        "generation": manifest.generation.to_json(),
+        **_contract(bundle.contract),
+        **_files(bundle, manifest),
+        "memory": state_bytes_by_context(bundle.contract, manifest.model),
+        "verification": manifest.verification,
+        "versions": manifest.versions,
+    }
+
+
+def _contract(contract: Contract) -> dict[str, Any]:
+    given, output = contract.input, contract.output
+    output_time = "output_indices" if contract.output_indices else "time"
+    return {
+        "input": {**_tensor(given.name, given.dtype, "time", given.shape), "vocab_size": given.vocab_size},
+        "output": _tensor(output.name, output.dtype, output_time, output.shape),
+        "position": contract.position,
+        "output_indices": contract.output_indices,
+        "max_chunk": contract.max_chunk,
+        "max_position": contract.max_position,
+        "has_fixed_size": contract.has_fixed_size,
+        "states": [
+            {
+                "name": state.name,
+                "shape": ["batch", *("length" if size is None else size for size in state.shape)],
+                "dtype": state.dtype,
+                "update": state.update,
+                "initial": state.initial,
+                "bytes": state.nbytes,
+            }
+            for state in contract
+        ],
+    }
+
+
+def _tensor(name: str, dtype: str, time: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"name": name, "dtype": dtype, "shape": ["batch", time, *shape]}
+
+
+def _files(bundle: Bundle, manifest: Manifest) -> dict[str, Any]:
+    graphs = [{**graph.to_json(), "bytes": manifest.files[graph.file][1]} for graph in manifest.graphs]
+    return {
+        "graphs": graphs,
+        "files": {name: {"bytes": size, "sha256": sha} for name, (sha, size) in manifest.files.items()},
+        "totals": {
+            "state_bytes": bundle.contract.state_bytes,
+            "weights_bytes": bundle.weights_bytes,
+            "graph_bytes": sum({graph["file"]: graph["bytes"] for graph in graphs}.values()),
+            "bundle_bytes": sum(size for _, size in manifest.files.values()),
+        },
+    }
+
+
+def state_bytes_by_context(contract: Contract, model: DecoderConfig | None) -> dict[str, Any]:
+    """Bytes of one stream's state after each number of steps in :data:`CONTEXTS`.
+
+    Returns:
+        ``contexts``; ``kinds``, the bytes of each kind of memory; ``total``; and ``kv_cache``, the bytes of a cache
+        of every key and value in the same layers, or ``None`` and the reason in ``kv_cache_skipped``.
+    """
+    kinds: dict[str, list[int]] = {}
+    for state in contract:
+        row = kinds.setdefault(kind_of_state(state.name), [0] * len(CONTEXTS))
+        for column, context in enumerate(CONTEXTS):
+            row[column] += state.nbytes_at(context)
+    per_step, skipped = _kv_bytes_per_step(contract, model)
+    return {
+        "contexts": list(CONTEXTS),
+        "kinds": kinds,
+        "total": [contract.state_bytes_at(context) for context in CONTEXTS],
+        "kv_cache": None if per_step is None else [per_step * context for context in CONTEXTS],
+        "kv_cache_skipped": skipped,
+    }
+
+
+def kind_of_state(name: str) -> str:
+    """The ``<memory>`` of ``<layer>.<memory>.<tensor>``; of another name, the first part.
+
+    >>> kind_of_state("0.window.k"), kind_of_state("lstm.h"), kind_of_state("position")
+    ('window', 'lstm', 'position')
+    """
+    parts = name.split(".")
+    return ".".join(parts[1:-1]) if len(parts) > 2 else parts[0]
+
+
+def _kv_bytes_per_step(contract: Contract, model: DecoderConfig | None) -> tuple[int | None, str | None]:
+    """Bytes that one step adds to a full cache of keys and values of the same shape, or the reason for none."""
+    if model is None:
+        return None, "the bundle holds a custom module, and its attention heads are not known"
+    kept = [state.dtype for state in contract if state.update == "append" or state.growing_axis is not None]
+    width = model.kv_head_count * model.head_size
+    return 2 * model.layers * width * ITEM_BYTES[kept[0] if kept else contract.output.dtype], None
