@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from edgemem.contract import FloatDType
+from edgemem.dtypes import FloatDType
 from edgemem.errors import ConfigError
 from edgemem.versioned import JsonFormat
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from edgemem.contract import FloatDType
+from edgemem.dtypes import FloatDType
 from edgemem.errors import ExportError
 from edgemem.versioned import Fields
 

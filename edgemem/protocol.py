@@ -18,12 +18,14 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from edgemem.contract import POSITION, Contract, StateSpec
+from edgemem.bundle import GraphFile
+from edgemem.contract import POSITION, Contract, InputSpec, Sizes, StateSpec, initial_state
+from edgemem.dtypes import ELEMENT_TYPES
 from edgemem.errors import ProtocolError
 from edgemem.origins import Origins, changed, has_nan, in_words, kept
 
@@ -39,14 +41,7 @@ class StreamingModule(Protocol):
         """Outputs for the ``T`` time steps of ``x``, and the new state."""
 
 
-TORCH_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "bool": torch.bool,
-}
+TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in ELEMENT_TYPES}
 
 
 def module_inside(module: nn.Module) -> nn.Module:
@@ -60,25 +55,57 @@ def takes_output_indices(module: nn.Module) -> bool:
     return "output_indices" in inspect.signature(module.forward).parameters
 
 
-def example_input(contract: Contract, batch: int, time: int, generator: torch.Generator) -> Tensor:
-    """Random data of the contract's kind: ``[B, T]`` token ids, or ``[B, T, F]`` standard normal values."""
-    spec = contract.input
-    shape = (batch, time, *spec.shape)
+def example_inputs(contract: Contract, batch: int, time: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Random values for every input of a call of ``time`` steps, as the graph takes them.
+
+    Token ids are uniform, real values standard normal; a fixed input has its value.
+    """
+    found = {}
+    for tensor in contract.inputs(GraphFile("", time, time)):
+        spec = tensor.spec
+        if isinstance(spec, InputSpec):
+            found[spec.name] = _example(spec, tensor.shape(Sizes(batch, time)), generator)
+    return found
+
+
+def _example(spec: InputSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    dtype = TORCH_DTYPES[spec.dtype]
+    if spec.role == "fixed":
+        return torch.tensor(spec.value, dtype=dtype)
     if spec.is_tokens:
-        return torch.randint(0, spec.vocab_size or 1, shape, generator=generator, dtype=TORCH_DTYPES[spec.dtype])
-    return torch.randn(shape, generator=generator).to(TORCH_DTYPES[spec.dtype])
+        return torch.randint(0, spec.vocab_size or 1, shape, generator=generator, dtype=dtype)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def example_input(contract: Contract, batch: int, time: int, generator: torch.Generator) -> Tensor:
+    """The same for a model of one input: ``[B, T]`` token ids, or ``[B, T, F]`` standard normal values."""
+    return example_inputs(contract, batch, time, generator)[contract.input.name]
+
+
+def as_one(contract: Contract, tensors: Mapping[str, Tensor]) -> Any:
+    """What ``forward`` gets as ``x``: the tensor where the contract has one input, else all of them by name."""
+    return tensors[contract.input.name] if len(contract.input_specs) == 1 else dict(tensors)
+
+
+def by_name(contract: Contract, output: Any) -> dict[str, Tensor]:
+    """What ``forward`` gives, by name: it may give a tensor where there is one output, a tuple, or a mapping."""
+    names = [spec.name for spec in contract.output_specs]
+    if isinstance(output, Mapping):
+        return {name: output[name] for name in names}
+    return dict(zip(names, (output,) if isinstance(output, Tensor) else output, strict=True))
 
 
 def initial_tensors(contract: Contract, batch: int, *, length: int = 0) -> dict[str, Tensor]:
-    """The state at position 0, by name; a growing axis gets ``length`` entries."""
-    state = {
-        spec.name: torch.full(
-            (batch, *(length if size is None else size for size in spec.shape)),
-            spec.initial,
-            dtype=TORCH_DTYPES[spec.dtype],
-        )
-        for spec in contract
-    }
+    """The state at position 0, by name, as the graph takes it; a growing axis gets ``length`` entries."""
+    state = {}
+    for spec in contract:
+        value = torch.from_numpy(initial_state(spec, batch))
+        if spec.dtype == "bfloat16":
+            value = value.view(torch.int16).view(torch.bfloat16)
+        if spec.growing_axis is not None:
+            sizes = (length if size is None else size for size in spec.shape)
+            value = torch.full((batch, *sizes), float(spec.initial), dtype=TORCH_DTYPES[spec.dtype])
+        state[spec.name] = value[0] if spec.batch_axis is None else value.movedim(0, spec.batch_axis)
     if contract.position == "input":
         state[POSITION] = torch.zeros(batch, dtype=torch.int64)
     return state

@@ -6,18 +6,26 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from edgemem.contract import OUTPUT_INDICES, POSITION, Contract
+from edgemem.bundle import GraphFile
+from edgemem.contract import OUTPUT_INDICES, POSITION, Axis, Contract, Sizes, TensorSpec
 from edgemem.errors import ExportError
-from edgemem.export.passes.name_axes import BATCH, LENGTH, OUTPUTS, TIME, name_axes
+from edgemem.export.passes.name_axes import name_axes
 from edgemem.export.passes.strip_traces import strip_traces
-from edgemem.protocol import example_input, initial_tensors, module_inside, takes_output_indices
+from edgemem.protocol import (
+    as_one,
+    by_name,
+    example_inputs,
+    initial_tensors,
+    module_inside,
+    takes_output_indices,
+)
 
 OPSET = 20
 
@@ -30,18 +38,17 @@ class _Flat(nn.Module):
         self.module = module
         self._contract = contract
 
-    def forward(self, x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        extra = len(rest) - len(self._contract.states)
-        names = self._contract.graph_inputs[1 : 1 + extra]
-        given = dict(zip(names, rest[:extra], strict=True))
-        state = {spec.name: value for spec, value in zip(self._contract, rest[extra:], strict=True)}
-        if POSITION in given:
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        contract = self._contract
+        given = dict(zip(contract.graph_inputs, tensors, strict=True))
+        state = {spec.name: given[spec.input_name] for spec in contract}
+        if contract.position == "input":
             state[POSITION] = given[POSITION]
-        if OUTPUT_INDICES in given:
-            output, new = self.module(x, state, output_indices=given[OUTPUT_INDICES])
-        else:
-            output, new = self.module(x, state)
-        return (output, *(new[spec.name] for spec in self._contract))
+        x = as_one(contract, {spec.name: given[spec.name] for spec in contract.input_specs})
+        wanted = {OUTPUT_INDICES: given[OUTPUT_INDICES]} if contract.output_indices else {}
+        output, new = self.module(x, state, **wanted)
+        outputs = by_name(contract, output)
+        return (*(outputs[spec.name] for spec in contract.output_specs), *(new[spec.name] for spec in contract))
 
 
 def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None = None) -> ir.Model:
@@ -60,22 +67,11 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
     use_indices = contract.output_indices and takes_output_indices(module)
     if contract.output_indices != use_indices:
         raise ExportError(f"{type(module).__name__}.forward has no parameter output_indices, which its contract names.")
-    batch, time, length = 2, min(3, max_time or contract.max_chunk), 4
-    x = example_input(contract, batch, time, torch.Generator().manual_seed(0))
-    state = initial_tensors(contract, batch, length=length)
-    args: list[Tensor] = [x]
-    axes: list[dict[int, str]] = [{0: BATCH, 1: TIME}]
-    if contract.position == "input":
-        args.append(torch.full((batch,), length, dtype=torch.int64))
-        axes.append({0: BATCH})
-    if contract.output_indices:
-        args.append(torch.arange(time)[-2:])
-        axes.append({0: OUTPUTS})
-    for spec in contract:
-        args.append(state[spec.name])
-        axes.append({0: BATCH} | ({1 + spec.growing_axis: LENGTH} if spec.growing_axis is not None else {}))
-    if time == 1:
-        axes[0].pop(1)
+    graph = GraphFile("", 1, max_time or contract.max_chunk)
+    sizes = Sizes(batch=2, time=min(3, graph.max_time), selected=min(2, graph.max_time), length=4)
+    tensors = contract.inputs(graph)
+    args = _examples(contract, tensors, sizes)
+    axes = [_free_axes(tensor) for tensor in tensors]
     dynamic = [{axis: Dim.DYNAMIC for axis in named} for named in axes]
     try:
         _forget_recurrent_dispatch()
@@ -87,7 +83,7 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
                 opset_version=OPSET,
                 input_names=list(contract.graph_inputs),
                 output_names=list(contract.graph_outputs),
-                dynamic_shapes=(dynamic[0], tuple(dynamic[1:])),
+                dynamic_shapes=(tuple(dynamic),),
                 verbose=False,
             )
     except Exception as error:
@@ -97,9 +93,27 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
         ) from error
     assert program is not None
     model = program.model
-    name_axes(model, contract, axes)
+    name_axes(model, axes, contract.outputs(graph))
     strip_traces(model)
     return model
+
+
+def _examples(contract: Contract, tensors: Sequence[TensorSpec], sizes: Sizes) -> list[Tensor]:
+    """Values to trace with, in the order of the graph's inputs."""
+    generator = torch.Generator().manual_seed(0)
+    state = initial_tensors(contract, sizes.batch, length=sizes.length)
+    given = {
+        **example_inputs(contract, sizes.batch, sizes.time, generator),
+        **{spec.input_name: state[spec.name] for spec in contract},
+        POSITION: torch.full((sizes.batch,), sizes.length, dtype=torch.int64),
+        OUTPUT_INDICES: torch.arange(sizes.time)[-sizes.selected :],
+    }
+    return [given[tensor.name] for tensor in tensors]
+
+
+def _free_axes(tensor: TensorSpec) -> dict[int, str]:
+    """The axes that a call sizes, with their names."""
+    return {at: str(axis) for at, axis in enumerate(tensor.axes) if isinstance(axis, Axis) and axis.only is None}
 
 
 def _forget_recurrent_dispatch() -> None:

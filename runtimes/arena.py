@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgemem.contract import Contract, StateSpec, initial_state, numpy_dtype
+from edgemem.contract import Contract, StateSpec, initial_state
+from edgemem.dtypes import numpy_dtype
 from edgemem.runtimes.memory import Array, Block, Box, Memory
 
 

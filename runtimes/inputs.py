@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from edgemem.contract import InputSpec, numpy_dtype
+from edgemem.contract import InputSpec
+from edgemem.dtypes import encode_bfloat16, numpy_dtype
 from edgemem.errors import InputError
-from edgemem.runtimes import bfloat16
 from edgemem.runtimes.memory import Array
 
 
@@ -88,7 +88,7 @@ def _checked(spec: InputSpec, array: Array) -> Array:
         where = f" (stream {row}, time step {time} of {array.shape[1]})" if array.size > 1 else ""
         raise token_error(spec, int(array[row, time]), where)
     if spec.dtype == "bfloat16":
-        return bfloat16.encode(array)
+        return encode_bfloat16(array)
     return array.astype(numpy_dtype(spec.dtype), copy=False)
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from edgemem.bundle import Bundle, GraphFile
-from edgemem.contract import OUTPUT_INDICES, POSITION, Contract, numpy_dtype
+from edgemem.contract import Contract
+from edgemem.dtypes import decode_bfloat16, element_type, numpy_dtype
 from edgemem.errors import BundleError, EdgememError, RuntimeUnavailableError
 from edgemem.machine import huge_pages
-from edgemem.runtimes import bfloat16
 from edgemem.runtimes.arena import Arena, Place
 from edgemem.runtimes.arena_stream import ArenaStream
 from edgemem.runtimes.memory import Array, Block, HostMemory, Memory
@@ -27,7 +27,6 @@ from edgemem.runtimes.ort_graph import check_graph
 from edgemem.runtimes.ort_import import import_onnxruntime
 from edgemem.runtimes.session import Session, Stream
 
-_ONNX_BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16: numpy has no such dtype
 _CPU, _CUDA, _TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
 
 
@@ -171,7 +170,7 @@ class OrtStream(ArenaStream):
         super().__init__(session, batch, arena)
         self._engine_for: Callable[[int], Any] = session.engine_for
         self._run: Callable[[Any], None] = session.engine_for(1).run_with_iobinding
-        self._elements = _elements(session.contract)
+        self._elements = _elements(session.contract, session.bundle.manifest.graphs[0])
         self._step_bindings = tuple(self._bind(1, 1, side, arena.block, arena.layout.step_output) for side in (0, 1))
         self._chunk_bindings: dict[int, Any] = {}
         self._direct = session.memory.on_host and not self._bfloat16_output
@@ -220,7 +219,7 @@ class OrtStream(ArenaStream):
             raise self._failed(error) from error
         arena.fetch_output()
         if self._bfloat16_output:
-            return bfloat16.decode(self._step_output)
+            return decode_bfloat16(self._step_output)
         return self._step_output
 
     def _compute_chunk(self, data: Array, every: bool) -> Array:
@@ -248,7 +247,7 @@ class OrtStream(ArenaStream):
         block.download(place.offset, output)
         if wanted == time and not every:
             output = output[:, -1:]
-        return bfloat16.decode(output) if self._bfloat16_output else output
+        return decode_bfloat16(output) if self._bfloat16_output else output
 
     def _failed(self, error: Exception) -> EdgememError:
         if isinstance(error, EdgememError):
@@ -266,13 +265,12 @@ def _closed(_: Any) -> None:
     raise EdgememError("the session is closed.", hint="Open the bundle again.")
 
 
-def _elements(contract: Contract) -> dict[str, Any]:
+def _elements(contract: Contract, graph: GraphFile) -> dict[str, Any]:
     """The element type of every input and output of a graph, as ONNX Runtime's bindings take it."""
-    dtypes = {contract.input.name: contract.input.dtype, contract.output.name: contract.output.dtype}
-    dtypes |= {POSITION: "int64", OUTPUT_INDICES: "int64"}
-    for state in contract:
-        dtypes |= {state.input_name: state.dtype, state.output_name: state.dtype}
-    return {name: _ONNX_BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype) for name, dtype in dtypes.items()}
+    return {
+        tensor.name: element_type(tensor.dtype).for_ort
+        for tensor in (*contract.inputs(graph), *contract.outputs(graph))
+    }
 
 
 def _load(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemem.contract import OUTPUT_INDICES, POSITION, StateSpec, initial_state, numpy_dtype
+from edgemem.contract import OUTPUT_INDICES, POSITION, StateSpec, initial_state
+from edgemem.dtypes import numpy_dtype
 from edgemem.errors import EdgememError, InputError
 from edgemem.runtimes.memory import Array
 from edgemem.runtimes.session import Stream

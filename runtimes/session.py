@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemem.bundle import Bundle, GraphFile
-from edgemem.contract import POSITION, Contract, StateSpec, initial_state, numpy_dtype
+from edgemem.contract import POSITION, Contract, StateSpec, initial_state
+from edgemem.dtypes import decode_bfloat16, numpy_dtype
 from edgemem.errors import EdgememError, InputError, NonFiniteError, SnapshotError
 from edgemem.files import write_atomic
-from edgemem.runtimes import bfloat16, snapshot
+from edgemem.runtimes import snapshot
 from edgemem.runtimes.inputs import chunk_array, step_array, token_error
 from edgemem.runtimes.memory import Array
 from edgemem.runtimes.top import Top, largest
@@ -519,7 +520,7 @@ def _decoded(dtype: str) -> str:
 def _first_nonfinite(dtype: str, array: Array) -> tuple[int, ...] | None:
     """Index of the first NaN or infinity, or ``None``."""
     if dtype == "bfloat16":
-        array = bfloat16.decode(array)
+        array = decode_bfloat16(array)
     if array.dtype.kind != "f" or (finite := np.isfinite(array)).all():
         return None
     return tuple(int(i) for i in np.argwhere(~finite)[0])
@@ -527,4 +528,4 @@ def _first_nonfinite(dtype: str, array: Array) -> tuple[int, ...] | None:
 
 def _value(dtype: str, array: Array, index: tuple[int, ...]) -> str:
     value = array[index]
-    return str(bfloat16.decode(np.asarray(value))[()] if dtype == "bfloat16" else value)
+    return str(decode_bfloat16(np.asarray(value))[()] if dtype == "bfloat16" else value)

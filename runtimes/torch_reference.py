@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from edgemem.bundle import WEIGHTS, Bundle
-from edgemem.contract import POSITION, Contract, StateSpec, initial_state, numpy_dtype
+from edgemem.contract import POSITION, Contract, StateSpec, initial_state
+from edgemem.dtypes import decode_bfloat16, numpy_dtype
 from edgemem.errors import BundleError, EdgememError, RuntimeUnavailableError
 from edgemem.protocol import takes_output_indices
-from edgemem.runtimes import bfloat16
 from edgemem.runtimes.memory import Array
 from edgemem.runtimes.session import Session, Stream
 
@@ -104,7 +104,7 @@ class TorchStream(Stream):
                 output, new = self._module(x, state)
         self._new = {spec.name: new[spec.name] for spec in contract}
         values = _to_numpy(output if every else output[:, -1:])
-        return bfloat16.decode(values) if contract.output.dtype == "bfloat16" else values
+        return decode_bfloat16(values) if contract.output.dtype == "bfloat16" else values
 
     def _compute_step(self) -> Array:
         output = self._compute(self._step_input, True)[:, 0]

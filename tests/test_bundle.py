@@ -30,8 +30,8 @@ from edgemem.manifest import LoadOptions, SourceInfo
 from edgemem.precision import Precision
 
 CONTRACT = Contract(
-    InputSpec("tokens", (), "int64", 5),
-    OutputSpec("logits", (5,)),
+    (InputSpec("tokens", (), "int64", 5),),
+    (OutputSpec("logits", (5,)),),
     (StateSpec("0.window.k", (1, 8, 2), update="append"),),
     max_chunk=8,
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,16 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgemem.contract import (
-    ITEM_BYTES,
-    Contract,
-    DType,
-    InputSpec,
-    OutputSpec,
-    StateSpec,
-    initial_state,
-    numpy_dtype,
-)
+from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec, initial_state
+from edgemem.dtypes import DType, element_type, numpy_dtype
 from edgemem.errors import ContractError
 
 TOKENS = InputSpec("tokens", (), "int64", 256)
@@ -53,10 +47,12 @@ def contracts(draw: st.DrawFn) -> Contract:
     states = state_specs(max_chunk, append=position == "input")
     vocab_size = draw(st.none() | sizes)
     return Contract(
-        input=TOKENS
-        if vocab_size is None
-        else InputSpec("ids", (), draw(st.sampled_from(["int64", "int32"])), vocab_size),
-        output=OutputSpec(draw(part), tuple(draw(st.lists(sizes, max_size=2))), draw(dtypes)),
+        input_specs=(
+            TOKENS
+            if vocab_size is None
+            else InputSpec("ids", (), draw(st.sampled_from(["int64", "int32"])), vocab_size),
+        ),
+        output_specs=(OutputSpec(draw(part), tuple(draw(st.lists(sizes, max_size=2))), draw(dtypes)),),
         states=tuple(draw(st.lists(states, max_size=5, unique_by=lambda state: state.name))),
         max_chunk=max_chunk,
         position=position,
@@ -86,7 +82,7 @@ def test_sorting_the_names_pairs_every_input_with_its_own_output(contract: Contr
 
 def test_graph_names_come_in_a_fixed_order() -> None:
     states = (StateSpec("0.window.k", (2, 8, 4), update="append"), StateSpec("0.cumulative.mean", (4, 1, 4)))
-    contract = Contract(TOKENS, LOGITS, states, max_chunk=8, output_indices=True)
+    contract = Contract((TOKENS,), (LOGITS,), states, max_chunk=8, output_indices=True)
     assert contract.graph_inputs == (
         "tokens",
         "position",
@@ -95,12 +91,12 @@ def test_graph_names_come_in_a_fixed_order() -> None:
         "past.0.cumulative.mean",
     )
     assert contract.graph_outputs == ("logits", "append.0.window.k", "present.0.cumulative.mean")
-    assert Contract(TOKENS, LOGITS, (), position="none").graph_inputs == ("tokens",)
+    assert Contract((TOKENS,), (LOGITS,), (), position="none").graph_inputs == ("tokens",)
 
 
 def test_states_are_found_by_name_and_come_in_order() -> None:
     states = (StateSpec("b", (1,)), StateSpec("a", (2,)))
-    contract = Contract(TOKENS, LOGITS, states)
+    contract = Contract((TOKENS,), (LOGITS,), states)
     assert tuple(contract) == states
     assert contract["a"] is states[1]
     with pytest.raises(KeyError):
@@ -128,7 +124,7 @@ def test_bytes_are_those_of_the_tensors(contract: Contract, position: int, batch
 
 @pytest.mark.parametrize("dtype", get_args(DType))
 def test_every_dtype_has_its_item_size(dtype: str) -> None:
-    assert numpy_dtype(dtype).itemsize == ITEM_BYTES[dtype]
+    assert numpy_dtype(dtype).itemsize == element_type(dtype).nbytes
 
 
 def test_an_initial_value_fills_the_state() -> None:
@@ -148,15 +144,15 @@ def test_an_initial_bfloat16_is_the_nearest_one(value: float) -> None:
 
 
 BASE = Contract(
-    TOKENS,
-    LOGITS,
+    (TOKENS,),
+    (LOGITS,),
     (StateSpec("0.window.k", (2, 8, 4), update="append"), StateSpec("0.cumulative.mean", (4, 1, 4))),
     max_chunk=8,
 )
 OTHERS: list[dict[str, Any]] = [
-    {"input": InputSpec("tokens", (), "int64", 255)},
-    {"output": OutputSpec("logits", (255,))},
-    {"output": OutputSpec("logits", (256,), "float16")},
+    {"input_specs": (InputSpec("tokens", (), "int64", 255),)},
+    {"output_specs": (OutputSpec("logits", (255,)),)},
+    {"output_specs": (OutputSpec("logits", (256,), "float16"),)},
     {"states": BASE.states[::-1]},
     {"states": BASE.states[:1]},
     {"states": (BASE.states[0], StateSpec("0.cumulative.mean", (4, 1, 4), initial=1.0))},
@@ -169,10 +165,9 @@ OTHERS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("change", OTHERS)
 def test_the_fingerprint_changes_with_anything_in_the_contract(change: dict[str, Any]) -> None:
-    same = Contract(BASE.input, BASE.output, BASE.states, BASE.max_chunk)
+    same = Contract((BASE.input,), (BASE.output,), BASE.states, BASE.max_chunk)
     assert same.fingerprint == BASE.fingerprint
-    fields = {"input": BASE.input, "output": BASE.output, "states": BASE.states, "max_chunk": BASE.max_chunk}
-    assert Contract(**{**fields, **change}).fingerprint != BASE.fingerprint
+    assert replace(BASE, **change).fingerprint != BASE.fingerprint
 
 
 # Refusals
@@ -207,19 +202,21 @@ BROKEN: list[tuple[Callable[[], object], str]] = [
     (lambda: InputSpec("x", (), "float32", 5), "vocabulary"),
     (lambda: OutputSpec("y", (3,), "complex64"), "complex64"),  # type: ignore[arg-type]
     (lambda: OutputSpec("y", (2, -3)), "shape"),
-    (lambda: Contract(TOKENS, LOGITS, (StateSpec("s", (1,)), StateSpec("s", (2,)))), "share a name"),
-    (lambda: Contract(InputSpec("past.s"), LOGITS, (StateSpec("s", (1,)),)), "share a name"),
-    (lambda: Contract(InputSpec("position"), LOGITS, ()), "share a name"),
-    (lambda: Contract(TOKENS, OutputSpec("present.s", (1,)), (StateSpec("s", (1,)),)), "share a name"),
-    (lambda: Contract(TOKENS, LOGITS, (), max_chunk=0), "max_chunk"),
-    (lambda: Contract(TOKENS, LOGITS, (), max_chunk=2.5), "max_chunk"),  # type: ignore[arg-type]
-    (lambda: Contract(TOKENS, LOGITS, (), max_position=0), "max_position"),
-    (lambda: Contract(TOKENS, LOGITS, (), max_position=True), "max_position"),
-    (lambda: Contract(TOKENS, LOGITS, (), position="given"), "given"),  # type: ignore[arg-type]
-    (lambda: Contract(TOKENS, LOGITS, (), output_indices="no"), "output_indices"),  # type: ignore[arg-type]
-    (lambda: Contract(TOKENS, LOGITS, (StateSpec("s", (1, 7, 1), update="append"),), max_chunk=8), "ring of 7"),
+    (lambda: Contract((TOKENS,), (LOGITS,), (StateSpec("s", (1,)), StateSpec("s", (2,)))), "share a name"),
+    (lambda: Contract((InputSpec("past.s"),), (LOGITS,), (StateSpec("s", (1,)),)), "share a name"),
+    (lambda: Contract((InputSpec("position"),), (LOGITS,), ()), "share a name"),
+    (lambda: Contract((TOKENS,), (OutputSpec("present.s", (1,)),), (StateSpec("s", (1,)),)), "share a name"),
+    (lambda: Contract((TOKENS,), (LOGITS,), (), max_chunk=0), "max_chunk"),
+    (lambda: Contract((TOKENS,), (LOGITS,), (), max_chunk=2.5), "max_chunk"),  # type: ignore[arg-type]
+    (lambda: Contract((TOKENS,), (LOGITS,), (), max_position=0), "max_position"),
+    (lambda: Contract((TOKENS,), (LOGITS,), (), max_position=True), "max_position"),
+    (lambda: Contract((TOKENS,), (LOGITS,), (), position="given"), "given"),  # type: ignore[arg-type]
+    (lambda: Contract((TOKENS,), (LOGITS,), (), output_indices="no"), "output_indices"),  # type: ignore[arg-type]
+    (lambda: Contract((TOKENS,), (LOGITS,), (StateSpec("s", (1, 7, 1), update="append"),), max_chunk=8), "ring of 7"),
     (
-        lambda: Contract(TOKENS, LOGITS, (StateSpec("s", (1, 8, 1), update="append"),), max_chunk=8, position="none"),
+        lambda: Contract(
+            (TOKENS,), (LOGITS,), (StateSpec("s", (1, 8, 1), update="append"),), max_chunk=8, position="none"
+        ),
         "position",
     ),
 ]
@@ -231,8 +228,58 @@ def test_what_no_host_could_drive_is_refused(make: Callable[[], object], named: 
         make()
 
 
-def edited(path: list[Any], value: Any) -> Any:
-    data = copy.deepcopy(BASE.to_json())
+# Version 1, as edgemem 0.1.0 wrote it; and version 2.
+
+VERSION_1: dict[str, Any] = {
+    "format": "edgemem.contract",
+    "version": 1,
+    "input": {"name": "tokens", "shape": [], "dtype": "int64", "vocab_size": 256},
+    "output": {"name": "logits", "shape": [256], "dtype": "float32"},
+    "position": "input",
+    "output_indices": False,
+    "max_chunk": 8,
+    "states": [
+        {
+            "name": "0.window.k",
+            "input": "past.0.window.k",
+            "output": "append.0.window.k",
+            "shape": ["batch", 2, 8, 4],
+            "dtype": "float32",
+            "initial": 0.0,
+            "update": "append",
+            "bytes": 256,
+        },
+        {
+            "name": "0.cumulative.mean",
+            "input": "past.0.cumulative.mean",
+            "output": "present.0.cumulative.mean",
+            "shape": ["batch", 4, 1, 4],
+            "dtype": "float32",
+            "initial": 0.0,
+            "update": "replace",
+            "bytes": 64,
+        },
+    ],
+}
+
+
+def test_version_1_reads_as_the_same_contract() -> None:
+    assert Contract.from_json(VERSION_1) == BASE
+
+
+def test_a_contract_keeps_the_fingerprint_of_the_json_it_was_read_from() -> None:
+    canonical = json.dumps(VERSION_1, sort_keys=True, separators=(",", ":")).encode()
+    assert Contract.from_json(VERSION_1).fingerprint == hashlib.sha256(canonical).hexdigest()
+    assert (
+        Contract.from_json(BASE.to_json()).fingerprint == BASE.fingerprint != Contract.from_json(VERSION_1).fingerprint
+    )
+    assert (
+        replace(Contract.from_json(VERSION_1), max_chunk=8).fingerprint == BASE.fingerprint
+    )  # no longer as it was read
+
+
+def edited(data: Any, path: list[Any], value: Any) -> Any:
+    data = copy.deepcopy(data)
     place: Any = data
     for key in path[:-1]:
         place = place[key]
@@ -249,46 +296,89 @@ def test_json_that_is_no_contract_is_refused(data: Any) -> None:
         Contract.from_json(data)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_a_contract_of_another_version_is_refused_with_a_way_out(version: Any) -> None:
     with pytest.raises(ContractError, match=f"version {version}") as refusal:
-        Contract.from_json(edited(["version"], version))
+        Contract.from_json(edited(BASE.to_json(), ["version"], version))
     assert refusal.value.hint
+
+
+TAMPERED_IN_BOTH: list[tuple[list[Any], Any]] = [
+    *(([key], ...) for key in ("position", "output_indices", "max_chunk", "states")),
+    *((["states", 0, key], ...) for key in ("name", "dtype", "update", "initial", "input", "output", "bytes")),
+    (["position"], "somewhere"),
+    (["output_indices"], "yes"),
+    (["max_chunk"], "8"),
+    (["max_chunk"], 9),
+    (["max_position"], 0),
+    (["max_position"], "100"),
+    (["states"], 3),
+    (["states"], [3]),
+    (["states", 0, "name"], 3),
+    (["states", 0, "name"], "0.cumulative.mean"),
+    (["states", 0, "dtype"], ["float32"]),
+    (["states", 0, "dtype"], "float16"),
+    (["states", 0, "initial"], None),
+    (["states", 0, "bytes"], 3),
+]
 
 
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        *(([key], ...) for key in ("input", "output", "position", "output_indices", "max_chunk", "states")),
-        *(
-            (["states", 0, key], ...)
-            for key in ("name", "shape", "dtype", "update", "initial", "input", "output", "bytes")
-        ),
+        *TAMPERED_IN_BOTH,
+        (["input"], ...),
+        (["output"], ...),
+        (["states", 0, "shape"], ...),
         (["input"], 3),
         (["input", "extra"], 3),
         (["input", "shape"], "abc"),
         (["output", "shape"], [2.5]),
-        (["position"], "somewhere"),
-        (["output_indices"], "yes"),
-        (["max_chunk"], "8"),
-        (["max_chunk"], 9),
-        (["max_position"], 0),
-        (["max_position"], "100"),
-        (["states"], 3),
-        (["states"], [3]),
-        (["states", 0, "name"], 3),
-        (["states", 0, "name"], "0.cumulative.mean"),
         (["states", 0, "shape"], ["batch", 2, 8.0, 4]),
         (["states", 0, "shape"], ["batch", 2, 9, 4]),
         (["states", 0, "shape"], []),
-        (["states", 0, "dtype"], ["float32"]),
-        (["states", 0, "dtype"], "float16"),
-        (["states", 0, "initial"], None),
         (["states", 0, "update"], "replace"),
         (["states", 0, "input"], "past.1.window.k"),
-        (["states", 0, "bytes"], 3),
     ],
 )
-def test_a_contract_that_was_tampered_with_is_refused(path: list[Any], value: Any) -> None:
+def test_a_contract_of_version_1_that_was_tampered_with_is_refused(path: list[Any], value: Any) -> None:
     with pytest.raises(ContractError):
-        Contract.from_json(edited(path, value))
+        Contract.from_json(edited(VERSION_1, path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *TAMPERED_IN_BOTH,
+        *(([key], ...) for key in ("inputs", "outputs")),
+        *((["inputs", 0, key], ...) for key in ("name", "axes", "dtype", "role", "takes")),
+        *((["outputs", 0, key], ...) for key in ("name", "axes", "dtype", "gives")),
+        (["inputs"], []),
+        (["outputs"], []),
+        (["inputs"], 3),
+        (["inputs", 0, "extra"], 3),
+        (["outputs", 0, "extra"], 3),
+        (["states", 0, "extra"], 3),
+        (["inputs", 0, "axes"], "abc"),
+        (["inputs", 0, "axes"], ["batch", "batch", "time"]),
+        (["inputs", 0, "axes"], ["batch", "length"]),
+        (["inputs", 0, "takes"], 0),
+        (["inputs", 0, "role"], "given"),
+        (["inputs", 0, "value"], 3),
+        (["inputs", 0, "front_end"], {"kind": "mel"}),
+        (["inputs", 0, "front_end"], {"kind": "framing", "context": 2}),  # of tokens
+        (["outputs", 0, "axes"], ["batch", "time", 2.5]),
+        (["outputs", 0, "gives"], "1"),
+        (["outputs", 0, "back_end"], {"kind": "framing", "context": 2}),
+        (["states", 0, "axes"], ["batch", 2, 8.0, 4]),
+        (["states", 0, "axes"], ["batch", 2, 9, 4]),
+        (["states", 0, "axes"], [2, "batch", 8, 4]),  # a ring has its batch axis first
+        (["states", 0, "axes"], []),
+        (["states", 0, "initial"], {"base64": "AAAA"}),
+        (["states", 0, "initial"], {"base64": "no!"}),
+        (["states", 0, "input"], "tokens"),
+    ],
+)
+def test_a_contract_of_version_2_that_was_tampered_with_is_refused(path: list[Any], value: Any) -> None:
+    with pytest.raises(ContractError):
+        Contract.from_json(edited(BASE.to_json(), path, value))

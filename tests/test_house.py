@@ -45,11 +45,9 @@ LONG_FILES = {
     "edgemem.bench.tables",
     "edgemem.export.hf.attention",
     "edgemem.runtimes.session",
-    "edgemem.runtimes.trt.builder",
 }
 LONG_FUNCTIONS = {
     "edgemem.bench.suite.run",
-    "edgemem.export.graph.export_graph",
     "edgemem.export.passes.half._halve",
     "edgemem.export.hf.lift.lift",
     "edgemem.export.hf.lift.unseal",
@@ -61,6 +59,11 @@ EXPORTED = {
     "edgemem": [
         *("Bundle", "Contract", "EdgememError", "InputSpec", "OutputSpec", "Session", "StateSpec", "Stream"),
         *("open", "open_bundle"),
+    ],
+    "edgemem.contract": [
+        *("METADATA_KEY", "OUTPUT_INDICES", "POSITION", "VERSION", "Axis", "Contract", "FoundTensor", "Framing"),
+        *("FrontEnd", "InputSpec", "OutputSpec", "Role", "Sizes", "StateSpec", "Stft", "TensorSpec", "Times"),
+        *("UpdateRule", "difference", "initial_bytes", "initial_state"),
     ],
     "edgemem.runtimes": ["DEVICES", "Runtime", "Session", "Stream", "known_runtimes", "open"],
     "edgemem.export": [

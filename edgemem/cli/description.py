@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from edgemem.bundle import CHAT_TEMPLATE, Bundle
-from edgemem.contract import ITEM_BYTES, Contract
+from edgemem.contract import Contract
 from edgemem.decoder_config import DecoderConfig
+from edgemem.dtypes import element_type
 from edgemem.manifest import Manifest
 
 CONTEXTS = tuple(1024 * 4**power for power in range(7))
@@ -117,4 +118,4 @@ def _kv_bytes_per_step(contract: Contract, model: DecoderConfig | None) -> tuple
         return None, "the bundle holds a custom module, and its attention heads are not known"
     kept = [state.dtype for state in contract if state.update == "append" or state.growing_axis is not None]
     width = model.kv_head_count * model.head_size
-    return 2 * model.layers * width * ITEM_BYTES[kept[0] if kept else contract.output.dtype], None
+    return 2 * model.layers * width * element_type(kept[0] if kept else contract.output.dtype).nbytes, None

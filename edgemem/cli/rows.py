@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemem.cli.interrupt import Interrupt
-from edgemem.contract import InputSpec, numpy_dtype
+from edgemem.contract import InputSpec
+from edgemem.dtypes import numpy_dtype
 from edgemem.errors import InputError
 
 _NPY_MAGIC = b"\x93NUMPY"

@@ -19,7 +19,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from edgemem.contract import FloatDType, StateSpec
+from edgemem.contract import StateSpec
+from edgemem.dtypes import FloatDType
 from edgemem.errors import ConfigError
 from edgemem.memories.clock import Clock, rotate
 

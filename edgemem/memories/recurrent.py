@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgemem.contract import StateSpec
+from edgemem.contract import StateSpec, initial_state
 from edgemem.memories.averages import Bias, Summary, decay_matrix, wide_linear
 from edgemem.memories.base import Chunk, Dims, MatrixMemory, States, register_memory
 
@@ -179,12 +179,7 @@ class RecurrentMemory(Summary):
         names = [spec.name for spec in self.states()]
         if past is None:
             batch = pairs.shape[0]
-            state = {
-                s.name: torch.full(
-                    (batch, *s.fixed_shape), s.initial, dtype=getattr(torch, s.dtype), device=pairs.device
-                )
-                for s in self.states()
-            }
+            state = {s.name: torch.from_numpy(initial_state(s, batch)).to(pairs.device) for s in self.states()}
         else:
             state = dict(past)
         if torch.compiler.is_exporting():

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgemem.contract import POSITION, Contract, FloatDType, InputSpec, OutputSpec, StateSpec
+from edgemem.contract import POSITION, Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.decoder_config import DecoderConfig
+from edgemem.dtypes import FloatDType
 from edgemem.memories import Attention, Clock, Dims
 from edgemem.protocol import TORCH_DTYPES
 
@@ -130,12 +131,16 @@ class Decoder(nn.Module):
         config, states = self.config, self.states()
         limits = [memory.max_chunk for _, layer in self._layers() for _, memory in layer.attention.named_memories()]
         return Contract(
-            input=InputSpec("tokens", (), "int64", config.vocab_size)
-            if config.vocab_size is not None
-            else InputSpec("features", (config.features or 0,)),
-            output=OutputSpec("logits", (config.vocab_size,))
-            if config.vocab_size is not None
-            else OutputSpec("predictions", (config.outputs or 0,)),
+            input_specs=(
+                InputSpec("tokens", (), "int64", config.vocab_size)
+                if config.vocab_size is not None
+                else InputSpec("features", (config.features or 0,)),
+            ),
+            output_specs=(
+                OutputSpec("logits", (config.vocab_size,))
+                if config.vocab_size is not None
+                else OutputSpec("predictions", (config.outputs or 0,)),
+            ),
             states=states,
             max_chunk=min([config.max_chunk, *(limit for limit in limits if limit is not None)]),
             output_indices=True,

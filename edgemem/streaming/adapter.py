@@ -55,8 +55,8 @@ class Streaming(nn.Module):
             self.register_buffer(_buffer_name(leaf), leaf.initial, persistent=False)
         try:
             self._contract = Contract(
-                input=input,
-                output=output,
+                input_specs=(input,),
+                output_specs=(output,),
                 states=tuple(
                     StateSpec(leaf.name, leaf.shape, _dtype_name(leaf), initial=leaf.fill or 0.0)
                     for leaf in self.leaves

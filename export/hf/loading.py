@@ -154,8 +154,8 @@ def adapt(model: nn.Module, *, memory: MemoryOption | None = None, max_length: i
             else f"Its forward() must name what it takes its past from: {', '.join(CACHE_ARGUMENTS)}.",
         )
     contract = Contract(
-        input=InputSpec("tokens", (), "int64", vocab_size),
-        output=OutputSpec("logits", (int(logits.shape[-1]),), _DTYPES[logits.dtype]),
+        input_specs=(InputSpec("tokens", (), "int64", vocab_size),),
+        output_specs=(OutputSpec("logits", (int(logits.shape[-1]),), _DTYPES[logits.dtype]),),
         states=tuple(sorted(states, key=lambda state: _layer(state.name))),
         max_chunk=min([MAX_CHUNK, *(state.window for state in states if state.window is not None)]),
         position="input" if looks_at_position else "none",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
-from edgemem.contract import Contract
+from edgemem.contract import Axis, TensorSpec
 from edgemem.errors import ExportError
 
-BATCH, TIME, OUTPUTS, LENGTH = "batch", "time", "outputs", "length"
 
-
-def name_axes(model: ir.Model, contract: Contract, axes: list[dict[int, str]]) -> None:
+def name_axes(model: ir.Model, axes: Sequence[dict[int, str]], outputs: Sequence[TensorSpec]) -> None:
     """Name the dynamic axes of inputs and outputs.
 
     Shapes that torch noted inside the graph are dropped: some (those after an LSTM) are the example's, not the
@@ -21,8 +21,8 @@ def name_axes(model: ir.Model, contract: Contract, axes: list[dict[int, str]]) -
 
     Args:
         model: The graph; changed in place.
-        contract: Its contract.
         axes: For each input, its dynamic axes and their names.
+        outputs: The outputs of the contract.
 
     Raises:
         ExportError: The trace fixed an axis that must be dynamic.
@@ -42,14 +42,11 @@ def name_axes(model: ir.Model, contract: Contract, axes: list[dict[int, str]]) -
         for node in graph:
             for value in node.outputs:
                 value.shape = None
-    time: int | str = axes[0].get(1, 1)
-    produced = OUTPUTS if contract.output_indices else time
-    shapes: list[list[int | str]] = [[BATCH, produced, *contract.output.shape]]
-    for spec in contract:
-        if spec.update == "append":
-            heads, _, width = spec.fixed_shape
-            shapes.append([BATCH, heads, time, width])
-        else:
-            shapes.append([BATCH, *(f"{LENGTH} + {time}" if size is None else size for size in spec.shape)])
-    for value, shape in zip(model.graph.outputs, shapes, strict=True):
-        value.shape = ir.Shape(shape)
+    for value, tensor in zip(model.graph.outputs, outputs, strict=True):
+        value.shape = ir.Shape([_size(axis) for axis in tensor.axes])
+
+
+def _size(axis: int | Axis) -> int | str:
+    if isinstance(axis, int):
+        return axis
+    return str(axis) if axis.only is None else axis.only

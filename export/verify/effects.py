@@ -10,9 +10,10 @@ import onnx_ir as ir
 
 from edgemem.bundle import Bundle
 from edgemem.contract import StateSpec, initial_state
+from edgemem.dtypes import decode_bfloat16, encode_bfloat16
 from edgemem.errors import VerificationError
 from edgemem.export.verify.precision_check import check_counters
-from edgemem.runtimes import Session, Stream, bfloat16
+from edgemem.runtimes import Session, Stream
 
 
 def check_graph(bundle: Bundle) -> None:
@@ -97,7 +98,7 @@ def _equal(a: Mapping[str, np.ndarray[Any, Any]], b: Mapping[str, np.ndarray[Any
 
 def _changed(value: np.ndarray[Any, Any], dtype: str) -> np.ndarray[Any, Any]:
     if dtype == "bfloat16":
-        return bfloat16.encode(bfloat16.decode(value) * 1.5 + 0.25)
+        return encode_bfloat16(decode_bfloat16(value) * 1.5 + 0.25)
     if value.dtype == np.bool_:
         return np.asarray(~value)
     if value.dtype.kind == "f":

@@ -16,10 +16,11 @@ import torch
 
 from edgemem.bundle import Bundle
 from edgemem.contract import POSITION, Contract
+from edgemem.dtypes import decode_bfloat16, encode_bfloat16
 from edgemem.errors import VerificationError
 from edgemem.export.source import Source
 from edgemem.protocol import TORCH_DTYPES, initial_tensors
-from edgemem.runtimes import Session, bfloat16
+from edgemem.runtimes import Session
 
 FAR_POSITIONS = (2**24 - 1, 2**31 - 1, 10**12)
 
@@ -235,7 +236,7 @@ class Comparison:
                 reference = theirs.state()
                 for name, value in ours.state().items():
                     if self.session.contract[name].dtype == "bfloat16":
-                        value = bfloat16.decode(value)
+                        value = decode_bfloat16(value)
                     wanted = reference[name].astype(np.float64)
                     error = np.abs(value.astype(np.float64) - wanted) / (1 + np.abs(wanted))
                     if not (error <= self.tolerance).all():
@@ -249,7 +250,7 @@ class Comparison:
 def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """A state as runtimes take it: bfloat16 as its bits."""
     if tensor.dtype == torch.bfloat16:
-        return bfloat16.encode(tensor.float().numpy())
+        return encode_bfloat16(tensor.float().numpy())
     return np.asarray(tensor.numpy())
 
 

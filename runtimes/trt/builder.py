@@ -14,13 +14,12 @@ from types import FrameType
 from typing import Any
 
 from edgemem.bundle import Bundle, GraphFile
-from edgemem.contract import OUTPUT_INDICES, POSITION, Contract
+from edgemem.contract import POSITION, Contract
 from edgemem.errors import EngineError
 from edgemem.runtimes.trt.flavour import BuildLog, Flavour
+from edgemem.runtimes.trt.io import TOP_INDICES, TOP_VALUES, IoTensor, io_difference, network_io
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.profiles import Profile, profiles
-
-TOP_VALUES, TOP_INDICES = "top_values", "top_indices"
 
 Announce = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -31,31 +30,6 @@ _PRECISION = re.compile(
     r"HW-specific datatypes|FP32 GEMM is not supported|\b(?:bf16|bfloat16|fp8|fp4|int4)\b.*\bsupport", re.IGNORECASE
 )
 _BYTES = re.compile(r"(\d{4,})\s*(?:bytes|B\b)|memory \((\d{4,})", re.IGNORECASE)
-_DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT64": "int64",
-    "INT32": "int32",
-    "BOOL": "bool",
-}
-
-
-@dataclass(frozen=True)
-class IoTensor:
-    """One input or output of an engine.
-
-    Attributes:
-        name: Its name.
-        is_input: Input rather than output.
-        dtype: Element type, by the contract's names.
-        shape: Its shape; -1 for an axis that the caller sizes.
-    """
-
-    name: str
-    is_input: bool
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -162,93 +136,11 @@ def build_engine(
     return Built(bytes(plan), network_io(network), made, tuple(log.warnings), _timing(flavour, config))
 
 
-def network_io(network: Any) -> tuple[IoTensor, ...]:
-    """Inputs and outputs of a network definition, which needs no GPU, as an engine's own list does."""
-    tensors = [(True, network.get_input(i)) for i in range(network.num_inputs)]
-    tensors += [(False, network.get_output(i)) for i in range(network.num_outputs)]
-    return tuple(
-        IoTensor(tensor.name, is_input, dtype_name(tensor.dtype), tuple(int(size) for size in tensor.shape))
-        for is_input, tensor in tensors
-    )
-
-
-def engine_io(flavour: Flavour, engine: Any) -> tuple[IoTensor, ...]:
-    """Inputs and outputs of a loaded engine."""
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    return tuple(
-        IoTensor(
-            name,
-            engine.get_tensor_mode(name) == flavour.module.TensorIOMode.INPUT,
-            dtype_name(engine.get_tensor_dtype(name)),
-            tuple(int(size) for size in engine.get_tensor_shape(name)),
-        )
-        for name in names
-    )
-
-
-def dtype_name(dtype: Any) -> str:
-    """The contract's name of a TensorRT ``DataType``."""
-    name = str(getattr(dtype, "name", dtype))
-    return _DTYPES.get(name, name.lower())
-
-
-def expected_io(contract: Contract, graph: GraphFile, top_k: int = 0) -> tuple[IoTensor, ...]:
-    """Inputs and outputs that an engine of the graph must have; -1 for an axis that the caller sizes."""
-    time = 1 if graph.max_time == 1 else -1
-    outputs = -1 if contract.output_indices else time
-    found = [IoTensor(contract.input.name, True, contract.input.dtype, (-1, time, *contract.input.shape))]
-    if contract.position == "input":
-        found.append(IoTensor(POSITION, True, "int64", (-1,)))
-    if contract.output_indices:
-        found.append(IoTensor(OUTPUT_INDICES, True, "int64", (-1,)))
-    sizes = {state.name: tuple(-1 if size is None else size for size in state.shape) for state in contract}
-    found += [IoTensor(state.input_name, True, state.dtype, (-1, *sizes[state.name])) for state in contract]
-    found.append(IoTensor(contract.output.name, False, contract.output.dtype, (-1, outputs, *contract.output.shape)))
-    for state in contract:
-        shape = sizes[state.name]
-        if state.update == "append":
-            shape = (shape[0], time, shape[2])
-        found.append(IoTensor(state.output_name, False, state.dtype, (-1, *shape)))
-    if top_k:
-        found.append(IoTensor(TOP_VALUES, False, contract.output.dtype, (-1, outputs, top_k)))
-        found.append(IoTensor(TOP_INDICES, False, "int32 or int64", (-1, outputs, top_k)))
-    return tuple(found)
-
-
-def io_difference(found: tuple[IoTensor, ...], wanted: tuple[IoTensor, ...]) -> str:
-    """The first difference between two lists of inputs and outputs, in words; ``""`` where there is none.
-
-    Where a size of an output is fixed, TensorRT need not have inferred it (-1 in ``found``): what comes out has it. And
-    a graph of single steps may leave T free.
-    """
-    have = {(tensor.is_input, tensor.name): tensor for tensor in found}
-    want = {(tensor.is_input, tensor.name): tensor for tensor in wanted}
-    for is_input, kind in ((True, "inputs"), (False, "outputs")):
-        missing = sorted(name for side, name in want.keys() - have.keys() if side == is_input)
-        extra = sorted(name for side, name in have.keys() - want.keys() if side == is_input)
-        if missing or extra:
-            return f"its {kind} lack {missing or 'nothing'} and add {extra or 'nothing'}"
-    for key, wish in want.items():
-        tensor = have[key]
-        if tensor.dtype not in wish.dtype.split(" or "):
-            return f"{tensor.name!r} is {tensor.dtype}, wanted {wish.dtype}"
-        if len(tensor.shape) != len(wish.shape) or any(
-            size != wanted_size and (size != -1 or (wish.is_input and wanted_size != 1))
-            for size, wanted_size in zip(tensor.shape, wish.shape, strict=True)
-        ):
-            return f"{tensor.name!r} has shape {_shape(tensor.shape)}, wanted {_shape(wish.shape)}"
-    return ""
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return f"[{', '.join('any' if size < 0 else str(size) for size in shape)}]"
-
-
 def _check_network(io: tuple[IoTensor, ...], contract: Contract, graph: GraphFile) -> None:
-    difference = io_difference(io, expected_io(contract, graph))
-    if difference:
+    differs = io_difference(io, contract, graph)
+    if differs:
         raise EngineError(
-            f"{graph.file}: what TensorRT reads does not keep the contract: {difference}.",
+            f"{graph.file}: what TensorRT reads does not keep the contract: {differs}.",
             hint="The graph and the manifest do not belong together: export the bundle again.",
         )
 

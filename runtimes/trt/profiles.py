@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgemem.bundle import GraphFile
-from edgemem.contract import OUTPUT_INDICES, POSITION, Contract
+from edgemem.contract import Contract, Sizes
 from edgemem.runtimes.trt.options import BuildOptions
 
 Shape = tuple[int, ...]
@@ -48,21 +48,11 @@ def profile_for(graph: GraphFile, time: int) -> int:
 
 
 def _profile(contract: Contract, min_time: int, max_time: int, options: BuildOptions) -> dict[str, Range]:
-    def over(*sizes: int | str) -> Range:
-        """A range of shapes ``sizes``, in which ``"batch"``, ``"time"``… stand for what grows."""
-        return Range(*(tuple(point[size] if isinstance(size, str) else size for size in sizes) for point in points))
-
-    points = (
-        {"batch": 1, "time": min_time, "outputs": 1, "length": 0},
-        {"batch": options.max_batch, "time": max_time, "outputs": 1, "length": min(1024, options.max_length)},
-        {"batch": options.max_batch, "time": max_time, "outputs": max_time, "length": options.max_length},
-    )
-    ranges = {contract.input.name: over("batch", "time", *contract.input.shape)}
-    if contract.position == "input":
-        ranges[POSITION] = over("batch")
-    if contract.output_indices:
-        ranges[OUTPUT_INDICES] = over("outputs")
-    for state in contract:
-        sizes = ("length" if size is None else size for size in state.shape)
-        ranges[state.input_name] = over("batch", *sizes)
-    return ranges
+    batch = options.max_batch
+    smallest = Sizes(time=min_time)
+    usual = Sizes(batch, max_time, selected=1, length=min(1024, options.max_length))
+    largest = Sizes(batch, max_time, selected=max_time, length=options.max_length)
+    return {
+        tensor.name: Range(tensor.shape(smallest), tensor.shape(usual), tensor.shape(largest))
+        for tensor in contract.inputs(GraphFile("", min_time, max_time))
+    }

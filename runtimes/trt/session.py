@@ -26,9 +26,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgemem.bundle import Bundle, GraphFile
-from edgemem.contract import numpy_dtype
+from edgemem.dtypes import decode_bfloat16, numpy_dtype
 from edgemem.errors import BundleError, EdgememError, InputError, RuntimeUnavailableError
-from edgemem.runtimes import bfloat16
 from edgemem.runtimes.arena import Arena, Place
 from edgemem.runtimes.arena_stream import ArenaStream
 from edgemem.runtimes.cuda import CudaBlock, CudaMemory
@@ -36,10 +35,10 @@ from edgemem.runtimes.memory import Array
 from edgemem.runtimes.session import Session, Stream
 from edgemem.runtimes.top import Top
 from edgemem.runtimes.trt import sidecar
-from edgemem.runtimes.trt.builder import TOP_INDICES, TOP_VALUES, dtype_name
 from edgemem.runtimes.trt.contexts import Bound, Contexts, bind
 from edgemem.runtimes.trt.engine import open_engine, shipped_folder
 from edgemem.runtimes.trt.flavour import Flavour, load_flavour
+from edgemem.runtimes.trt.io import TOP_INDICES, TOP_VALUES, dtype_name
 from edgemem.runtimes.trt.kernels import KernelCache
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.profiles import profile_for
@@ -262,7 +261,7 @@ class TrtStream(ArenaStream):
         arena = self._arena
         self._launch[arena.side]()
         arena.fetch_output()
-        return bfloat16.decode(self._step_output) if self._bfloat16_output else self._step_output
+        return decode_bfloat16(self._step_output) if self._bfloat16_output else self._step_output
 
     def _picks(self, k: int) -> bool:
         return self._top is not None and k <= self._top.k
@@ -303,7 +302,7 @@ class TrtStream(ArenaStream):
                 output = np.empty((self.batch, 1, *place.shape[2:]), place.dtype)
                 for row, last in enumerate(output):
                     block.download((row + 1) * place.row_bytes - last.nbytes, last)
-        return bfloat16.decode(output) if self._bfloat16_output else output
+        return decode_bfloat16(output) if self._bfloat16_output else output
 
     def _wide_output(self, wanted: int) -> Place:
         """The outputs of several steps, in a block of their own: they may take more than the whole state."""
@@ -374,7 +373,7 @@ class TopOutputs:
     def fetch(self, k: int) -> Top:
         """The ``k`` largest values and their indices, ``[B, k]`` each, of the step issued last."""
         self.block.download(0, self._host)
-        values = bfloat16.decode(self._host_values) if self._bfloat16 else self._host_values
+        values = decode_bfloat16(self._host_values) if self._bfloat16 else self._host_values
         return values[:, :k].astype(np.float32), self._host_indices[:, :k].astype(np.int64)
 
     def _start(self, wanted: int) -> int:

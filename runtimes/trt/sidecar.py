@@ -20,8 +20,9 @@ from typing import Any
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.errors import EngineError
 from edgemem.files import write_atomic
-from edgemem.runtimes.trt.builder import Built, IoTensor, engine_io, expected_io, io_difference
+from edgemem.runtimes.trt.builder import Built
 from edgemem.runtimes.trt.flavour import Flavour, version_tuple
+from edgemem.runtimes.trt.io import IoTensor, engine_io, io_difference
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.versioned import Fields, JsonFormat
 
@@ -236,9 +237,9 @@ def check_engine(
             f"{bundle.contract.fingerprint[:12]}….",
             hint=hint,
         )
-    difference = io_difference(engine_io(flavour, engine), expected_io(bundle.contract, graph, options.top_k))
-    if difference:
-        raise EngineError(f"the engine of {graph.file} does not keep the contract: {difference}.", hint=hint)
+    differs = io_difference(engine_io(flavour, engine), bundle.contract, graph, options.top_k)
+    if differs:
+        raise EngineError(f"the engine of {graph.file} does not keep the contract: {differs}.", hint=hint)
     return engine
 
 

@@ -63,8 +63,8 @@ def contract_of(kind: Kind) -> Contract:
         "growing": (total, StateSpec("0.kv.k", (1, None, WIDTH))),
     }[kind]
     return Contract(
-        InputSpec("tokens", (), "int64", VOCAB),
-        OutputSpec("logits", (VOCAB,)),
+        (InputSpec("tokens", (), "int64", VOCAB),),
+        (OutputSpec("logits", (VOCAB,)),),
         states,
         max_chunk=WINDOW if kind == "append" else 1,
         position="none" if kind == "sealed" else "input",

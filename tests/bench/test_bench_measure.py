@@ -17,7 +17,7 @@ from edgemem.bundle import Bundle
 from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.errors import NonFiniteError
 
-FEATURES = Contract(InputSpec("features", (3,)), OutputSpec("predictions", (2,)), (StateSpec("h", (2,)),))
+FEATURES = Contract((InputSpec("features", (3,)),), (OutputSpec("predictions", (2,)),), (StateSpec("h", (2,)),))
 
 
 class FakeClock:
@@ -187,8 +187,8 @@ def test_a_model_that_puts_out_nan_is_not_measured(broken: Bundle) -> None:
 @pytest.mark.parametrize("position", [0, 1, 3, 7])
 def test_an_injected_state_stands_at_its_position(position: int) -> None:
     sealed = Contract(
-        InputSpec("tokens", (), "int64", 4),
-        OutputSpec("logits", (4,)),
+        (InputSpec("tokens", (), "int64", 4),),
+        (OutputSpec("logits", (4,)),),
         (StateSpec("position", (), "int64"), StateSpec("kv.k", (2, None, 3)), StateSpec("sum", (5,))),
         position="none",
     )
@@ -207,7 +207,7 @@ def test_an_injected_state_stands_at_its_position(position: int) -> None:
 
 def test_an_empty_growing_state_cannot_be_stretched() -> None:
     growing = Contract(
-        InputSpec("tokens", (), "int64", 4), OutputSpec("logits", (4,)), (StateSpec("kv.k", (2, None, 3)),)
+        (InputSpec("tokens", (), "int64", 4),), (OutputSpec("logits", (4,)),), (StateSpec("kv.k", (2, None, 3)),)
     )
     with pytest.raises(ValueError, match="nothing to repeat"):
         measure.state_at(growing, {"kv.k": np.zeros((1, 2, 0, 3), dtype=np.float32)}, 4)

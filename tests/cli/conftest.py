@@ -28,14 +28,14 @@ RECITED = "the naïve café serves 東京 tea. "
 """What the reciting model says for ever, whatever it reads, in UTF-8: at position p it says byte p + 1."""
 
 RECITER = Contract(
-    input=InputSpec("tokens", (), "int64", vocab_size=256),
-    output=OutputSpec("logits", (256,)),
+    input_specs=(InputSpec("tokens", (), "int64", vocab_size=256),),
+    output_specs=(OutputSpec("logits", (256,)),),
     states=(StateSpec("0.sum.total", (1,)),),
     max_chunk=16,
 )
 SUMMER = Contract(
-    input=InputSpec("features", (2,)),
-    output=OutputSpec("sums", (2,)),
+    input_specs=(InputSpec("features", (2,)),),
+    output_specs=(OutputSpec("sums", (2,)),),
     states=(StateSpec("0.sum.total", (2,)),),
     max_chunk=16,
     position="none",
@@ -120,8 +120,8 @@ def write_token_reciter(
     """A model of ``vocab_size`` tokens that says ``ids`` over and over: at position p it says id p + 1."""
     contract = replace(
         RECITER,
-        input=InputSpec("tokens", (), "int64", vocab_size=vocab_size),
-        output=OutputSpec("logits", (vocab_size,)),
+        input_specs=(InputSpec("tokens", (), "int64", vocab_size=vocab_size),),
+        output_specs=(OutputSpec("logits", (vocab_size,)),),
     )
     graph = _RECITER_GRAPH.replace("256", str(vocab_size))
     tensors = {"text": np.array(ids, dtype=np.int64), "length": np.array([len(ids)])}

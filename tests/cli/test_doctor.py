@@ -30,8 +30,8 @@ one_op (float[batch, 1, 3] features, float[batch, 1, 3] "past.sum")
 def test_the_bundle_of_one_operator_holds_what_its_source_says():
     bundle = open_bundle(ONE_OP)
     assert bundle.contract == Contract(
-        input=InputSpec("features", (3,)),
-        output=OutputSpec("total", (3,)),
+        input_specs=(InputSpec("features", (3,)),),
+        output_specs=(OutputSpec("total", (3,)),),
         states=(StateSpec("sum", (1, 3)),),
         max_chunk=1,
         position="none",

@@ -22,7 +22,7 @@ MODEL = DecoderConfig(
 
 
 def contract_of(*states: StateSpec) -> Contract:
-    return Contract(InputSpec("tokens", (), "int64", 256), OutputSpec("logits", (256,)), states, max_chunk=8)
+    return Contract((InputSpec("tokens", (), "int64", 256),), (OutputSpec("logits", (256,)),), states, max_chunk=8)
 
 
 HYBRID = contract_of(

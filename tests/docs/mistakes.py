@@ -145,8 +145,8 @@ class LayersFirst(SensorLSTM):
 
     def contract(self):
         return Contract(
-            InputSpec("features", (6,)),
-            OutputSpec("predictions", (3,)),
+            (InputSpec("features", (6,)),),
+            (OutputSpec("predictions", (3,)),),
             (StateSpec("lstm.h", (2, 64)), StateSpec("lstm.c", (2, 64))),
             position="none",
         )
@@ -169,7 +169,7 @@ class NeverChanges(LayersFirst):
 class NoEffect(LayersFirst):
     def contract(self):
         own = super().contract()
-        return Contract(own.input, own.output, (*own.states, StateSpec("level", (1,))), position="none")
+        return Contract((own.input,), (own.output,), (*own.states, StateSpec("level", (1,))), position="none")
 
     def forward(self, x, state):
         y, new = super().forward(x, state)

@@ -22,8 +22,8 @@ class Gru(nn.Module):
 
     def contract(self) -> Contract:
         return Contract(
-            InputSpec("features", (3,)),
-            OutputSpec("predictions", (2,)),
+            (InputSpec("features", (3,)),),
+            (OutputSpec("predictions", (2,)),),
             (StateSpec("0.gru.h", (1, 16)),),
             position="none",
         )
@@ -40,8 +40,8 @@ class Lstm(Gru):
 
     def contract(self) -> Contract:
         return Contract(
-            InputSpec("features", (3,)),
-            OutputSpec("predictions", (2,)),
+            (InputSpec("features", (3,)),),
+            (OutputSpec("predictions", (2,)),),
             (StateSpec("lstm.h", (2, 16)), StateSpec("lstm.c", (2, 16))),
             position="none",
         )
@@ -64,8 +64,8 @@ class RingSum(nn.Module):
 
     def contract(self) -> Contract:
         return Contract(
-            InputSpec("features", (1,)),
-            OutputSpec("sums", (1,)),
+            (InputSpec("features", (1,)),),
+            (OutputSpec("sums", (1,)),),
             (StateSpec("0.ring.x", (1, self.window, 1), update="append"),),
             max_chunk=self.window,
         )
@@ -143,7 +143,7 @@ class LayersFirst(Gru):
 
     def contract(self) -> Contract:
         own = super().contract()
-        return Contract(own.input, own.output, (StateSpec("0.gru.h", (2, 16)),), position="none")
+        return Contract((own.input,), (own.output,), (StateSpec("0.gru.h", (2, 16)),), position="none")
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         y, _ = super().forward(x, {"0.gru.h": state["0.gru.h"][:, :1]})
@@ -160,7 +160,7 @@ class IgnoresOneState(Gru):
 
     def contract(self) -> Contract:
         own = super().contract()
-        return Contract(own.input, own.output, (*own.states, StateSpec("0.gru.count", (1,))), position="none")
+        return Contract((own.input,), (own.output,), (*own.states, StateSpec("0.gru.count", (1,))), position="none")
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         y, new = super().forward(x, state)
@@ -177,7 +177,7 @@ class BakesInPosition(nn.Module):
 
     def contract(self) -> Contract:
         return Contract(
-            InputSpec("features", (1,)), OutputSpec("sums", (1,)), (StateSpec("0.sum.s", (1,)),), position="none"
+            (InputSpec("features", (1,)),), (OutputSpec("sums", (1,)),), (StateSpec("0.sum.s", (1,)),), position="none"
         )
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
@@ -209,7 +209,7 @@ class FloatCounter(nn.Module):
         self.scale = nn.Parameter(torch.tensor(1.0))
 
     def contract(self) -> Contract:
-        return Contract(InputSpec("features", (1,)), OutputSpec("y", (1,)), (StateSpec("0.sum.s", (1,)),))
+        return Contract((InputSpec("features", (1,)),), (OutputSpec("y", (1,)),), (StateSpec("0.sum.s", (1,)),))
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         sums = state["0.sum.s"][:, None] + x.cumsum(1) * self.scale

@@ -41,7 +41,9 @@ def test_the_report_covers_stepping_chunks_and_far_positions(hybrid_bundle):
 
 @given(steps=st.integers(4, 5_000), width=st.integers(1, 200_000), batch=st.integers(1, 4))
 def test_all_outputs_are_compared_or_as_many_as_memory_holds(steps, width, batch):
-    contract = Contract(InputSpec("features", (1,)), OutputSpec("sums", (width,)), (StateSpec("s", (1,)),), max_chunk=8)
+    contract = Contract(
+        (InputSpec("features", (1,)),), (OutputSpec("sums", (width,)),), (StateSpec("s", (1,)),), max_chunk=8
+    )
     compared = compared_steps(contract, batch, steps)
     assert compared[0] == 0
     assert compared[-1] == steps - 1

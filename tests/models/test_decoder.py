@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgemem.contract import numpy_dtype
+from edgemem.dtypes import numpy_dtype
 from edgemem.models import Decoder, DecoderConfig
 from edgemem.models.decoder import GatedMLP, RMSNorm
 from edgemem.runtimes.torch_reference import TorchSession

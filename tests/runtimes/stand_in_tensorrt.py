@@ -20,12 +20,13 @@ import numpy as np
 import onnxruntime
 
 from edgemem.bundle import Bundle, GraphFile
-from edgemem.contract import ITEM_BYTES, OUTPUT_INDICES, Contract, numpy_dtype
-from edgemem.runtimes import bfloat16
+from edgemem.contract import OUTPUT_INDICES, Contract
+from edgemem.dtypes import decode_bfloat16, element_type, numpy_dtype
 from edgemem.runtimes.trt import sidecar
-from edgemem.runtimes.trt.builder import TOP_INDICES, TOP_VALUES, Built, expected_io
+from edgemem.runtimes.trt.builder import Built
 from edgemem.runtimes.trt.engine import shipped_folder
 from edgemem.runtimes.trt.flavour import load_flavour
+from edgemem.runtimes.trt.io import TOP_INDICES, TOP_VALUES, expected_io
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.profiles import profiles
 from tests.runtimes.stand_in_cuda import CudaError, StandIn
@@ -323,11 +324,11 @@ def _element(dtype: str) -> Any:
 
 
 def _values(array: np.ndarray, dtype: str) -> np.ndarray:
-    return bfloat16.decode(array) if dtype == "bfloat16" else array.astype(np.float32)
+    return decode_bfloat16(array) if dtype == "bfloat16" else array.astype(np.float32)
 
 
 def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
-    return int(np.prod(shape)) * ITEM_BYTES[dtype]
+    return int(np.prod(shape)) * element_type(dtype).nbytes
 
 
 def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:

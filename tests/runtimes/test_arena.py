@@ -49,7 +49,7 @@ def memory(request: pytest.FixtureRequest) -> Memory:
 
 
 def contract_of(states: list[StateSpec], max_chunk: int) -> Contract:
-    return Contract(InputSpec("tokens", (), "int64", 9), OutputSpec("logits", (5,)), tuple(states), max_chunk)
+    return Contract((InputSpec("tokens", (), "int64", 9),), (OutputSpec("logits", (5,)),), tuple(states), max_chunk)
 
 
 @st.composite

@@ -125,16 +125,16 @@ def reshaped(model: onnx.ModelProto, name: str, axis: int, size: int | str) -> N
     [
         (
             lambda m: rename(m, "past.1.count.n", "past.1.count.m"),
-            r"inputs .* lack \['past.1.count.n'\] and add \['past.1",
+            r"inputs lack \['past.1.count.n'\] and add \['past.1",
         ),
-        (lambda m: without_output(m, "append.0.window.v"), r"outputs of the graph lack \['append.0.window.v'\]"),
+        (lambda m: without_output(m, "append.0.window.v"), r"outputs lack \['append.0.window.v'\]"),
         (lambda m: unused_input(m, "past.9.extra.x"), r"add \['past.9.extra.x'\]"),
         (
             lambda m: reshaped(m, "past.0.window.k", 2, "W"),
-            r"'past.0.window.k' has shape .*, the contract says \['any', 2, 4",
+            r"'past.0.window.k' has shape .*, the contract has \[batch, 2, 4",
         ),
-        (lambda m: reshaped(m, "tokens", 0, 1), r"input 'tokens' has shape \[1, 'T'\]"),
-        (lambda m: m.metadata_props.clear(), "carries no edgemem.contract"),
+        (lambda m: reshaped(m, "tokens", 0, 1), r"input 'tokens' has shape \[1, any\]"),
+        (lambda m: m.metadata_props.clear(), "has no edgemem.contract"),
         (lambda m: m.metadata_props.__getitem__(0).__setattr__("value", "{"), "is not JSON"),
     ],
     ids=["renamed", "dropped", "added", "unfixed", "fixed", "bare", "broken"],
@@ -148,7 +148,7 @@ def test_a_graph_that_breaks_the_contract_is_refused(tmp_path: Path, break_it: A
 
 def test_a_graph_of_another_contract_is_refused(tmp_path: Path) -> None:
     other = replace(tiny.TOKENS, max_chunk=3)
-    with pytest.raises(ContractError, match="carries another contract"):
+    with pytest.raises(ContractError, match="has another contract"):
         opened(saved(tmp_path / "b", tiny.tokens_model(), contract=other))
 
 
@@ -157,7 +157,7 @@ def test_a_state_of_another_dtype_is_refused(tmp_path: Path) -> None:
     contract = replace(tiny.TOKENS, states=states)
     model = tiny.tokens_model()
     onnx.helper.set_model_props(model, {"edgemem.contract": json.dumps(contract.to_json())})
-    with pytest.raises(ContractError, match=r"input 'past.1.count.n' is tensor\(int64\), the contract says int32"):
+    with pytest.raises(ContractError, match=r"input 'past.1.count.n' is int64, the contract has int32"):
         opened(saved(tmp_path / "b", model, contract=contract))
 
 

@@ -102,8 +102,8 @@ TABLE = np.random.default_rng(0).normal(size=(VOCAB, WIDTH)).astype(np.float32)
 TABLE.flags.writeable = False
 
 TOKENS = Contract(
-    input=InputSpec("tokens", (), "int64", VOCAB),
-    output=OutputSpec("logits", (WIDTH + 2,)),
+    input_specs=(InputSpec("tokens", (), "int64", VOCAB),),
+    output_specs=(OutputSpec("logits", (WIDTH + 2,)),),
     states=(
         StateSpec("0.window.k", (2, WINDOW, WIDTH), update="append"),
         StateSpec("0.decayed.m", (WIDTH,), initial=0.5),
@@ -204,8 +204,8 @@ def stacked(states: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 # Models of real values: the state is replaced alone, the host need not know the position.
 
 FEATURES = Contract(
-    input=InputSpec("features", (2,)),
-    output=OutputSpec("predictions", (2,)),
+    input_specs=(InputSpec("features", (2,)),),
+    output_specs=(OutputSpec("predictions", (2,)),),
     states=(StateSpec("0.sum.s", (2,)), StateSpec("position", (), "int64")),
     max_chunk=5,
     position="none",
@@ -227,8 +227,8 @@ def features_model(contract: Contract = FEATURES) -> onnx.ModelProto:
 
 
 BFLOAT16 = Contract(
-    input=InputSpec("features", (2,), "bfloat16"),
-    output=OutputSpec("predictions", (2,), "bfloat16"),
+    input_specs=(InputSpec("features", (2,), "bfloat16"),),
+    output_specs=(OutputSpec("predictions", (2,), "bfloat16"),),
     states=(StateSpec("0.sum.s", (2,), "bfloat16", initial=1.5),),
     max_chunk=3,
     position="none",
@@ -249,8 +249,8 @@ def bfloat16_model(contract: Contract = BFLOAT16) -> onnx.ModelProto:
 # A full cache beside a ring: the baseline.
 
 GROWING = Contract(
-    input=InputSpec("tokens", (), "int64", VOCAB),
-    output=OutputSpec("logits", (WIDTH + 1,)),
+    input_specs=(InputSpec("tokens", (), "int64", VOCAB),),
+    output_specs=(OutputSpec("logits", (WIDTH + 1,)),),
     states=(StateSpec("0.full.k", (1, None, WIDTH)), StateSpec("1.window.k", (1, LONG, 1), update="append")),
     max_chunk=5,
     output_indices=True,
@@ -293,8 +293,8 @@ KINDS = (
 
 
 OVERFLOW = Contract(
-    input=InputSpec("features", (1,)),
-    output=OutputSpec("predictions", (1,)),
+    input_specs=(InputSpec("features", (1,)),),
+    output_specs=(OutputSpec("predictions", (1,)),),
     states=(StateSpec("0.ring.k", (1, 4, 1), update="append"), StateSpec("0.total.s", (1,))),
     max_chunk=4,
 )

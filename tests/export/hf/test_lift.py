@@ -31,8 +31,8 @@ class Mixed(nn.Module):
 
     def contract(self) -> Contract:
         return Contract(
-            InputSpec("tokens", (), "int64", V),
-            OutputSpec("logits", (V,)),
+            (InputSpec("tokens", (), "int64", V),),
+            (OutputSpec("logits", (V,)),),
             (
                 StateSpec("0.leaky.sum", (H * D,), initial=0.5),
                 StateSpec("0.window.k", (H, W, D), update="append"),

@@ -36,7 +36,7 @@ def contracts(draw: st.DrawFn) -> Contract:
         for i in range(draw(st.integers(0, 3)))
     ]
     draw(st.randoms(use_true_random=False)).shuffle(states)
-    return Contract(InputSpec("tokens", (), "int64", 9), OutputSpec("logits", (WIDTH,)), tuple(states), max_chunk)
+    return Contract((InputSpec("tokens", (), "int64", 9),), (OutputSpec("logits", (WIDTH,)),), tuple(states), max_chunk)
 
 
 def pattern(state: StateSpec, index: int) -> np.ndarray:

@@ -12,9 +12,10 @@ import pytest
 from edgemem.bundle import open_bundle
 from edgemem.errors import EdgememError, EngineError, RuntimeUnavailableError
 from edgemem.runtimes.trt import cache, engine, sidecar
-from edgemem.runtimes.trt.builder import Built, expected_io
+from edgemem.runtimes.trt.builder import Built
 from edgemem.runtimes.trt.engine import build_to, open_engine, shipped_folder
 from edgemem.runtimes.trt.flavour import Cuda, Flavour
+from edgemem.runtimes.trt.io import expected_io
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.profiles import profiles
 from tests.cli.conftest import write_reciter, write_summer
@@ -280,7 +281,7 @@ def test_an_engine_whose_tensors_are_not_the_contracts_is_refused(bundle):
     with pytest.raises(EngineError, match=r"its outputs lack \['present\.0\.sum\.total'\]"):
         open_engine(bundle, only(bundle), flavour)
     flavour.makes = lambda name, io: Engine(name, (*io[:-1], replace(io[-1], dtype="float16")))
-    with pytest.raises(EngineError, match=r"'present\.0\.sum\.total' is float16, wanted float32"):
+    with pytest.raises(EngineError, match=r"'present\.0\.sum\.total' is float16, the contract has float32"):
         open_engine(bundle, only(bundle), flavour)
 
 

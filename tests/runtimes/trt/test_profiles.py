@@ -12,8 +12,8 @@ from edgemem.runtimes.trt.profiles import profile_for, profiles
 def contract(max_chunk=8, **changes):
     return Contract(
         **{
-            "input": InputSpec("features", (3,)),
-            "output": OutputSpec("predictions", (2,)),
+            "input_specs": (InputSpec("features", (3,)),),
+            "output_specs": (OutputSpec("predictions", (2,)),),
             "states": (StateSpec("0.window.k", (2, 16, 4), update="append"), StateSpec("0.mean.sum", (5,))),
             "max_chunk": max_chunk,
             "output_indices": True,

@@ -1,0 +1,179 @@
+"""The parts of a contract as JSON: version 2 is written, versions 1 and 2 are read."""
+
+from __future__ import annotations
+
+import base64
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgemem.contract.axes import insert_axes, remove_axes
+from edgemem.contract.front_end import Stft, front_end_from_json, front_end_to_json
+from edgemem.contract.specs import InputSpec, OutputSpec, StateSpec
+from edgemem.errors import ContractError
+
+FORMAT = "edgemem.contract"
+VERSION = 2
+
+
+def contract_fields(data: Any) -> dict[str, Any]:
+    """The fields of a contract from its JSON, of any version known here.
+
+    Raises:
+        ContractError: The JSON is not a contract of a version known here, or contradicts itself.
+    """
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise ContractError(f"not an edgemem contract: {str(data)[:80]}")
+    if data.get("version") not in _READERS:
+        raise ContractError(
+            f"contract version {data.get('version')}, this edgemem reads versions {' and '.join(map(str, _READERS))}.",
+            hint="Export the model again, or install the edgemem that wrote it.",
+        )
+    try:
+        fields = _READERS[data["version"]](data)
+        for state, entry in zip(fields["states"], data["states"], strict=True):
+            if entry.get("bytes") != state.nbytes:
+                raise ContractError(
+                    f"state {state.name!r}: the contract has {entry.get('bytes')} bytes, its shape {state.nbytes}."
+                )
+        options = ("position", "output_indices", "max_chunk")
+        return {**fields, **{key: data[key] for key in options}, "max_position": data.get("max_position")}
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ContractError(f"malformed contract: {type(error).__name__}: {error}") from error
+
+
+def input_to_json(spec: InputSpec) -> dict[str, Any]:
+    """An input as plain JSON values, its axes in the graph's order."""
+    found: dict[str, Any] = {
+        "name": spec.name,
+        "dtype": spec.dtype,
+        "axes": insert_axes(spec.shape, {"batch": spec.batch_axis, "time": spec.time_axis}),
+        "role": spec.role,
+        "takes": spec.takes,
+    }
+    if spec.vocab_size is not None:
+        found["vocab_size"] = spec.vocab_size
+    if spec.role == "fixed":
+        found["value"] = np.asarray(spec.value).tolist()
+    if spec.front_end is not None:
+        found["front_end"] = front_end_to_json(spec.front_end)
+    return found
+
+
+def output_to_json(spec: OutputSpec, selected: bool) -> dict[str, Any]:
+    """An output as plain JSON values; ``selected``: its time axis holds the steps asked for."""
+    time = "selected" if selected else "time"
+    found: dict[str, Any] = {
+        "name": spec.name,
+        "dtype": spec.dtype,
+        "axes": insert_axes(spec.shape, {"batch": spec.batch_axis, time: spec.time_axis}),
+        "gives": spec.gives,
+    }
+    if spec.back_end is not None:
+        found["back_end"] = front_end_to_json(spec.back_end)
+    return found
+
+
+def state_to_json(state: StateSpec) -> dict[str, Any]:
+    """A state as plain JSON values, with its names in the graph and its bytes."""
+    axes: list[int | str] = ["length" if size is None else size for size in state.shape]
+    if state.batch_axis is not None:
+        axes.insert(state.batch_axis, "batch")
+    initial = state.initial
+    return {
+        "name": state.name,
+        "input": state.input_name,
+        "output": state.output_name,
+        "axes": axes,
+        "dtype": state.dtype,
+        "initial": {"base64": base64.b64encode(initial).decode()} if isinstance(initial, bytes) else initial,
+        "update": state.update,
+        "bytes": state.nbytes,
+    }
+
+
+def _version_2(data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "input_specs": tuple(_input_from_json(entry) for entry in data["inputs"]),
+        "output_specs": tuple(_output_from_json(entry, data["output_indices"]) for entry in data["outputs"]),
+        "states": tuple(_state_from_json(entry) for entry in data["states"]),
+    }
+
+
+def _input_from_json(entry: dict[str, Any]) -> InputSpec:
+    _refuse_unknown(entry, ("name", "dtype", "axes", "role", "takes", "vocab_size", "value", "front_end"))
+    owner = f"input {entry['name']!r}"
+    shape, (batch, time) = remove_axes(owner, entry["axes"], ("batch", "time"))
+    return InputSpec(
+        entry["name"],
+        shape,
+        entry["dtype"],
+        vocab_size=entry.get("vocab_size"),
+        role=entry["role"],
+        takes=entry["takes"],
+        batch_axis=batch,
+        time_axis=time,
+        value=_tuples(entry.get("value")),
+        front_end=front_end_from_json(owner, entry.get("front_end")),
+    )
+
+
+def _output_from_json(entry: dict[str, Any], selected: bool) -> OutputSpec:
+    _refuse_unknown(entry, ("name", "dtype", "axes", "gives", "back_end"))
+    owner = f"output {entry['name']!r}"
+    shape, (batch, time) = remove_axes(owner, entry["axes"], ("batch", "selected" if selected else "time"))
+    back_end = front_end_from_json(owner, entry.get("back_end"))
+    if back_end is not None and not isinstance(back_end, Stft):
+        raise ContractError(f"{owner}: a back end is stft, got {entry['back_end']}.")
+    return OutputSpec(
+        entry["name"], shape, entry["dtype"], gives=entry["gives"], batch_axis=batch, time_axis=time, back_end=back_end
+    )
+
+
+def _state_from_json(entry: dict[str, Any]) -> StateSpec:
+    _refuse_unknown(entry, ("name", "input", "output", "axes", "dtype", "initial", "update", "bytes"))
+    name, update, initial = entry["name"], entry["update"], entry["initial"]
+    axes = list(entry["axes"])
+    grows = axes.index("length") if "length" in axes else None
+    fixed = [1 if axis == "length" else axis for axis in axes]
+    shape, (batch,) = remove_axes(f"state {name!r}", fixed, ("batch",))
+    sizes: list[int | None] = list(shape)
+    if grows is not None:
+        sizes[grows - (batch is not None and batch < grows)] = None
+    plain = StateSpec(name, tuple(sizes), entry["dtype"], update=update, batch_axis=batch)
+    names = {key: entry[key] for key in ("input", "output") if entry[key] != getattr(plain, f"{key}_name")}
+    if isinstance(initial, dict):
+        initial = base64.b64decode(initial["base64"], validate=True)
+    return StateSpec(name, tuple(sizes), entry["dtype"], update=update, initial=initial, batch_axis=batch, **names)
+
+
+def _version_1(data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "input_specs": (InputSpec(**{**data["input"], "shape": tuple(data["input"]["shape"])}),),
+        "output_specs": (OutputSpec(**{**data["output"], "shape": tuple(data["output"]["shape"])}),),
+        "states": tuple(_version_1_state(entry) for entry in data["states"]),
+    }
+
+
+def _version_1_state(entry: dict[str, Any]) -> StateSpec:
+    shape = tuple(None if size == "length" else operator.index(size) for size in entry["shape"][1:])
+    state = StateSpec(entry["name"], shape, entry["dtype"], update=entry["update"], initial=entry["initial"])
+    derived = {"input": state.input_name, "output": state.output_name}
+    stated = {key: entry.get(key) for key in derived}
+    if stated != derived:
+        raise ContractError(f"state {state.name!r}: the contract has {stated}, which should be {derived}.")
+    return state
+
+
+def _refuse_unknown(entry: dict[str, Any], known: tuple[str, ...]) -> None:
+    if unknown := sorted(set(entry) - set(known)):
+        raise ContractError(f"{entry.get('name')!r} has {', '.join(unknown)}, which this version does not know.")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+_READERS: dict[Any, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _version_1, 2: _version_2}
