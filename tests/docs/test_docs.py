@@ -13,21 +13,22 @@ from click.exceptions import UsageError
 from edgemem.cli import main
 from tests.docs.pages import PAGES, ROOT, blocks, prose
 
-# What the commands of the pages make; everything else that they name must be in the repository.
+# Files that the commands of the pages make. Everything else that they name must be in the repository.
 MADE = ("demo/", "bundle", "own-bundle", "reference", "samples.csv", "sensor.csv", "predictions.csv", "state.edgemem")
 
 
 def edgemem_commands() -> Iterator[tuple[str, str]]:
-    """Every command line of the pages that begins with ``edgemem``, in a block or in the text."""
+    """Every ``edgemem`` command line of the pages, in a block or in the text."""
     for page in PAGES:
         lines = [line for block in blocks(page, "sh", "console") for line in block.splitlines()]
-        # A console block shows output as well: its commands stand behind a '$'.
+        # A console block also shows output: its commands start with '$'.
         shown = [line.removeprefix("$ ") for line in lines]
         inline = re.findall(r"`(edgemem [^`]*)`", prose(page))
         for line in [*shown, *inline]:
             for part in re.split(r"\s*\|\s*", line):
+                part = re.sub(r"^([A-Z_]+=\S+ )+", "", part)  # environment variables
                 if part.startswith("edgemem ") and "…" not in part:
-                    yield page.name, re.split(r"\s+2?>\s*", part)[0]
+                    yield page.name, re.split(r"\s+(?:2?>|<)\s*", part)[0]
 
 
 COMMANDS = sorted(set(edgemem_commands()))
@@ -44,13 +45,13 @@ def test_every_command_line_parses(page, line, tmp_path, monkeypatch):
     group = click.Context(main, info_name="edgemem")
     command = main.get_command(group, arguments[0])
     assert command is not None, f"{page}: there is no edgemem {arguments[0]}"
-    # Files that the command would read need only be there.
+    # Files that the command would read only need to exist.
     monkeypatch.chdir(tmp_path)
     for argument in arguments[1:]:
         if argument.startswith(MADE) and not argument.endswith("/"):
             (tmp_path / argument).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / argument).touch()
-    bare = len(arguments) == 1 or all(a.startswith("-") for a in arguments[1:])  # a command named in the text
+    bare = len(arguments) == 1 or all(a.startswith("-") for a in arguments[1:])  # the text names a command
     try:
         command.make_context(arguments[0], arguments[1:], parent=group, resilient_parsing=bare).close()
     except UsageError as error:

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import edgemem
 from edgemem.contract import Contract
-from edgemem.export import export_bundle
+from edgemem.export import discover, export_bundle, from_module
 from edgemem.export.source import Source, from_config
 from edgemem.memories import MEMORIES
 from edgemem.models import Decoder, DecoderConfig
@@ -17,7 +18,7 @@ from tests.docs.pages import ROOT, blocks, python_block
 
 CONFIG = DecoderConfig(
     d_model=32,
-    layers=2,
+    layers=1,
     heads=2,
     vocab_size=256,
     tokenizer="bytes",
@@ -36,11 +37,14 @@ def lively(source: Source) -> Source:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """A folder with the bundles that the pages speak of."""
+    """A folder with the files that the pages name. The tests here run the bundles, so no export checks them."""
     folder = tmp_path_factory.mktemp("docs")
     source = lively(from_config(CONFIG, "demo"))
-    export_bundle(source, folder / "demo/bundle")
-    export_bundle(source, folder / "demo/sealed", sealed=True)
+    export_bundle(source, folder / "demo/bundle", verify=False)
+    export_bundle(source, folder / "demo/sealed", sealed=True, verify=False)
+    beats = discover(nn.GRU(1, 1, batch_first=True), torch.zeros(1, 1, 1))
+    export_bundle(from_module(beats, "beats"), folder / "demo/beats/bundle", verify=False)
+    np.savetxt(folder / "demo/beats/other.csv", np.linspace(-1, 1, 50))
     return folder
 
 
@@ -96,9 +100,18 @@ def test_the_loop_with_rings_writes_the_text_and_carries_the_state_that_edgemem_
 
 def test_the_blocks_on_streams_run(demo, monkeypatch, capsys):
     monkeypatch.chdir(demo)
-    for block in [*blocks(ROOT / "README.md", "python"), *blocks(ROOT / "docs/run.md", "python")]:
+    for block in blocks(ROOT / "docs/run.md", "python"):
         run(block)
     assert capsys.readouterr().out.split("\n") == ["20 60 max_tokens", "[4 0 4]", "[4 4 4]", ""]
+
+
+def test_the_block_of_the_readme_runs(demo, monkeypatch):
+    monkeypatch.chdir(demo)
+    (block,) = blocks(ROOT / "README.md", "python")
+    names = run(block)
+    assert names["logit"].shape == (1, 1)
+    assert names["twin"].positions == names["stream"].positions == 50
+    assert names["batch"].positions.shape == (8,)
 
 
 def test_a_memory_of_ones_own_is_exported_beside_a_window(tmp_path):
