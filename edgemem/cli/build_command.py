@@ -1,4 +1,4 @@
-"""``edgemem build``: TensorRT engines from a bundle, or what is needed to build them on a device."""
+"""``edgemem build``: TensorRT engines from a bundle, or a folder to build them from on a device."""
 
 from __future__ import annotations
 
@@ -33,24 +33,29 @@ _LINT_HINT = 'pip install "edgemem[export]"'
 @click.option(
     "--target",
     type=click.Choice(list(TARGETS)),
-    help="What to build for (default: local, or what BUNDLE was packed for).",
+    help="What to build for (default: local, or the target that BUNDLE was packed for).",
 )
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to write (default: inside BUNDLE).")
-@click.option("--max-batch", type=click.IntRange(min=1), help="Most streams of one call (default: 1).")
+@click.option("--max-batch", type=click.IntRange(min=1), help="Maximum number of streams in one call (default: 1).")
 @click.option(
-    "--workspace", type=click.IntRange(min=1), metavar="MIB", help="Most scratch memory (default: the target's)."
+    "--workspace",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="Maximum scratch memory (default: the target's).",
 )
 @click.option(
-    "--top-k", type=click.IntRange(0, TOP_K_LIMIT), help="Let the engine pick the K largest outputs (default: 0, none)."
+    "--top-k",
+    type=click.IntRange(0, TOP_K_LIMIT),
+    help="Let the engine pick the K largest outputs (default: 0).",
 )
 @click.option(
     "--compute-capability",
     "capabilities",
     multiple=True,
     metavar="X.Y",
-    help="With --target rtx: build for these GPUs alone; repeat for several.",
+    help="With --target rtx: build only for these GPUs; repeat for several.",
 )
-@click.option("--check-only", is_flag=True, help="Say what the target cannot take, and build nothing.")
+@click.option("--check-only", is_flag=True, help="List what the target cannot take, and build nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def build(
     bundle: Path,
@@ -69,10 +74,10 @@ def build(
     local                    for the GPU here, with tensorrt
     rtx                      for any RTX GPU, with tensorrt_rtx; needs no GPU
     orin-nano, orin-nx,      on such a board: with its TensorRT;
-    orin-agx, thor           elsewhere: check the graph, and pack what to carry there
+    orin-agx, thor           elsewhere: check the graph, and pack a folder to copy there
 
-    Engines come to lie in BUNDLE's own folder `engines`, where `edgemem run --runtime tensorrt` finds them. BUNDLE may
-    be a folder that was packed for a board: `edgemem build FOLDER` on that board needs no options.
+    The engines are written to the folder `engines` in BUNDLE, where `edgemem run --runtime tensorrt` finds them. BUNDLE
+    can be a folder that was packed for a board: `edgemem build FOLDER` on that board needs no options.
     """
     recipe = read_recipe(bundle) if is_pack(bundle) else None
     chosen = TARGETS[target or (recipe.target if recipe else "local")]
@@ -124,22 +129,22 @@ def _options(
     top_k: int | None,
     capabilities: tuple[str, ...],
 ) -> BuildOptions:
-    """What was said on the command line, else in the recipe, else by the target."""
+    """The options of the command line, else of the recipe, else of the target."""
     options = recipe.options if recipe else BuildOptions(workspace_bytes=target.workspace_bytes)
-    said: dict[str, Any] = {
+    given: dict[str, Any] = {
         "max_batch": max_batch,
         "workspace_bytes": None if workspace is None else workspace << 20,
         "top_k": top_k,
         "compute_capabilities": capabilities or None,
     }
-    return replace(options, **{name: value for name, value in said.items() if value is not None})
+    return replace(options, **{name: value for name, value in given.items() if value is not None})
 
 
 def _packs(target: Target) -> bool:
-    """Whether the target is a board that this machine is not.
+    """Whether the target is a board, and this machine is not that board.
 
     Raises:
-        EngineError: This machine is another board: what it built would not run on the target, nor be of use here.
+        EngineError: This machine is another board, so its engines would not run on the target.
     """
     here = board() or ""
     if not target.is_device or target.board in here:
@@ -153,7 +158,7 @@ def _packs(target: Target) -> bool:
 
 
 def _flavour(target: Target, *, optional: bool) -> Flavour | None:
-    """The target's TensorRT; ``None`` where it is optional and does not work here."""
+    """The target's TensorRT; ``None`` if it is optional and does not work here."""
     if optional and not installed(target.flavour):
         return None
     try:
@@ -165,12 +170,12 @@ def _flavour(target: Target, *, optional: bool) -> Flavour | None:
 
 
 def _lint(bundle: Bundle, target: Target, announce: Callable[[str], None], *, required: bool) -> list[Finding] | None:
-    """Findings; ``None`` where the packages that read ONNX are missing, as on a device."""
+    """Findings; ``None`` if the packages that read ONNX are not installed, as on a device."""
     missing = [name for name in ("onnx", "onnx_ir") if importlib.util.find_spec(name) is None]
     if missing and required:
         raise MissingDependencyError(f"--check-only needs {' and '.join(missing)}.", hint=_LINT_HINT)
     if missing:
-        announce(f"note: not checked by node, for want of {' and '.join(missing)} ({_LINT_HINT})")
+        announce(f"note: the nodes were not checked: {' and '.join(missing)} not installed ({_LINT_HINT})")
         return None
     from edgemem.export.targets.lint import lint
 
@@ -223,7 +228,7 @@ def _print(result: dict[str, Any], target: Target) -> None:
     elif "packed" in result:
         on.print(
             f"[bold]{result['packed']}[/]: the bundle and a recipe for {target.title} ({target.system}). "
-            f"Carry the folder there, and build with:\n  {result['command']}"
+            f"Copy the folder there and run:\n  {result['command']}"
         )
     elif result["findings"]:
         print_table(

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
+from edgemem import plugins
 from edgemem.contract import StateSpec
 from edgemem.dtypes import FloatDType
 from edgemem.errors import ConfigError
@@ -186,6 +187,25 @@ def register_memory(cls: type[Memory]) -> type[Memory]:
     return cls
 
 
+def memory_class(type_name: object) -> type[Memory]:
+    """The memory that configurations call ``type_name``: a registered class, or else an entry point.
+
+    Raises:
+        ConfigError: No memory has this name.
+        PluginError: The entry point cannot be loaded, or is not a memory of this name.
+    """
+    if isinstance(type_name, str) and type_name in MEMORIES:
+        return MEMORIES[type_name]
+    found = plugins.plugins(plugins.MEMORIES)
+    if not isinstance(type_name, str) or type_name not in found:
+        known = ", ".join(sorted({*MEMORIES, *found}))
+        raise ConfigError(f"no memory is called {type_name!r}.", hint=f"Known: {known}.")
+    cls = found[type_name].load()
+    if not (isinstance(cls, type) and issubclass(cls, Memory) and getattr(cls, "type_name", None) == type_name):
+        raise found[type_name].error(f"is not a subclass of Memory with the type_name {type_name!r}.")
+    return register_memory(cls)
+
+
 def build_memory(spec: Mapping[str, Any], dims: Dims) -> Memory:
     """Make the memory that ``spec`` describes: ``{"type": "window", "window": 256}``.
 
@@ -194,9 +214,7 @@ def build_memory(spec: Mapping[str, Any], dims: Dims) -> Memory:
     """
     options = dict(spec)
     type_name = options.pop("type", None)
-    if not isinstance(type_name, str) or type_name not in MEMORIES:
-        raise ConfigError(f"no memory is called {type_name!r}.", hint=f"Known: {', '.join(sorted(MEMORIES))}.")
-    cls = MEMORIES[type_name]
+    cls = memory_class(type_name)
     try:
         inspect.signature(cls).bind(dims, **options)
     except TypeError as error:

@@ -27,7 +27,7 @@ def bundle(tmp_path):
 
 @pytest.fixture
 def on_board(monkeypatch):
-    """Makes this machine a board whose firmware says so."""
+    """Makes this machine a board by the name that its firmware gives."""
     return lambda name: monkeypatch.setattr(build_command, "board", lambda: name)
 
 
@@ -40,7 +40,7 @@ def unlovely(tmp_path):
 
 
 @needs_compiler
-def test_engines_come_to_lie_in_the_bundle(invoke, bundle):
+def test_engines_are_written_into_the_bundle(invoke, bundle):
     result = invoke("build", str(bundle), "--target", "rtx", "--max-batch", "2", "--top-k", "3")
     assert result.exit_code == 0, result.output
     assert "built in" in result.stdout
@@ -150,12 +150,12 @@ def test_check_only_gives_scripts_every_finding(invoke, unlovely):
     assert all(finding["where"] and finding["way_out"] for finding in found)
 
 
-def test_without_the_packages_that_read_onnx_the_check_is_skipped_and_said_so(invoke, bundle, tmp_path, monkeypatch):
+def test_without_the_packages_that_read_onnx_the_check_is_skipped_with_a_note(invoke, bundle, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnx_ir" else find(name, *a))
     result = invoke("build", str(bundle), "--target", "thor", "--out", str(tmp_path / "carry"))
     assert result.exit_code == 0, result.output
-    assert "not checked by node" in result.stderr
+    assert "the nodes were not checked: onnx_ir not installed" in result.stderr
     result = invoke("build", str(bundle), "--target", "thor", "--check-only")
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit | MissingDependencyError)

@@ -1,0 +1,1 @@
+"""A memory and a runtime for edgemem."""
