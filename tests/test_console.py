@@ -16,11 +16,11 @@ def test_bytes_are_written_in_powers_of_1024(count, text):
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0"), (1000, "1000"), (1024, "1k"), (4096, "4k"), (1 << 20, "1M"), (1 << 40, "1T")]
 )
-def test_counts_are_written_in_powers_of_1024_where_they_are_whole(count, text):
+def test_counts_are_written_in_powers_of_1024_if_they_are_multiples(count, text):
     assert readable_count(count) == text
 
 
-def test_json_is_valid_also_where_numbers_are_not_finite(capsys):
+def test_json_is_valid_also_if_numbers_are_not_finite(capsys):
     print_json({"a": [1.5, float("nan"), (float("inf"),)], "b": {"c": float("-inf")}, "d": "é"})
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
         "a": [1.5, None, [None]],
@@ -29,7 +29,7 @@ def test_json_is_valid_also_where_numbers_are_not_finite(capsys):
     }
 
 
-def test_away_from_a_terminal_a_row_is_one_plain_line_however_long(capsys):
+def test_outside_a_terminal_a_row_is_one_plain_line_of_any_length(capsys):
     print_table(console(), "Title", ("name", "value"), [("[bold]a[/bold]", "x" * 500), ("b", "é")])
     out = capsys.readouterr().out
     assert "\x1b" not in out

@@ -82,4 +82,4 @@ def rate(count: int, seconds: float) -> float | None:
 
 def readable_rate(value: float | None) -> str:
     """A rate for people: ``13,204``, ``8.5``, or ``no`` if nothing was counted."""
-    return "no" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    return "no" if value is None else f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}"

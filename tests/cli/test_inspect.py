@@ -43,7 +43,7 @@ def test_everything_in_the_contract_and_the_manifest_is_shown(reciter, invoke):
         assert text in result.stdout, text
 
 
-def test_the_chat_template_and_the_defaults_for_drawing_text_are_shown(tmp_path, invoke):
+def test_the_chat_template_and_the_defaults_for_generating_text_are_shown(tmp_path, invoke):
     files = {"tokenizer.json": "{}", "chat_template.jinja": "{{ bos_token }}"}
     defaults = GenerationDefaults((2, 7), temperature=0.6, ignored=("num_beams",))
     bundle = write_token_reciter(
@@ -105,7 +105,7 @@ def test_what_the_export_measured_and_two_graphs_and_random_weights_are_shown(tm
     assert shown == {"step.onnx": ["T", "=", "1"], "chunk.onnx": ["T", "=", "2", "to", "8"]}
 
 
-def test_memory_is_constant_for_fixed_memories_and_grows_for_a_kv_cache():
+def test_state_bytes_are_constant_for_fixed_memories_and_grow_for_a_kv_cache():
     memory = state_bytes_by_context(HYBRID, MODEL)
     assert memory["kinds"] == {
         "window": [4 * 4 * 256 * 16 * 4] * len(CONTEXTS),
@@ -123,14 +123,14 @@ def test_the_kv_cache_has_the_dtype_of_the_window():
     assert [2 * size for size in halved] == state_bytes_by_context(HYBRID, MODEL)["kv_cache"]
 
 
-def test_a_growing_cache_of_the_models_own_is_as_large_as_the_one_to_compare_with():
+def test_the_growing_cache_of_a_model_is_as_large_as_the_kv_cache_beside_it():
     states = [StateSpec(f"{layer}.full.{tensor}", (4, None, 16)) for layer in "01" for tensor in "kv"]
     memory = state_bytes_by_context(contract_of(*states), MODEL)
     assert memory["kinds"]["full"] == memory["total"] == memory["kv_cache"]
 
 
 @pytest.mark.parametrize("model", [replace(MODEL, kv_heads=None, heads=4), replace(MODEL, head_dim=None, d_model=128)])
-def test_what_a_configuration_leaves_open_is_derived_as_the_decoder_does(model):
+def test_sizes_that_a_configuration_leaves_open_are_derived(model):
     assert state_bytes_by_context(HYBRID, model)["kv_cache"] == state_bytes_by_context(HYBRID, MODEL)["kv_cache"]
 
 

@@ -1,5 +1,5 @@
 # ruff: noqa: PT012 - what is tested is which line of a block is the last to run
-"""Ctrl-C lets the step in hand finish."""
+"""Ctrl-C lets the current step finish."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def test_a_signal_from_before_a_wait_is_not_forgotten():
             pytest.fail("waited")
 
 
-def test_the_handlers_are_those_of_before_again():
+def test_the_handlers_are_restored():
     with Interrupt():
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -94,7 +94,7 @@ def test_it_can_be_used_in_any_thread():
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), BrokenPipeError(), InputError("bad row")])
-def test_an_ending_that_leaves_the_state_whole_waits_for_it_to_be_saved(error):
+def test_an_ending_with_a_complete_state_waits_until_it_is_saved(error):
     saved, reported = [], []
     ending = Ending(Interrupt(), input_counts=True)
     with pytest.raises((SystemExit, BrokenPipeError, InputError)):
@@ -107,12 +107,12 @@ def test_an_ending_that_leaves_the_state_whole_waits_for_it_to_be_saved(error):
 
 
 @pytest.mark.parametrize("error", [BundleError("gone"), ZeroDivisionError(), InputError("bad prompt")])
-def test_any_other_ending_goes_on_at_once(error):
+def test_any_other_ending_is_raised_at_once(error):
     with pytest.raises(type(error)), Ending(Interrupt(), input_counts=False):
         raise error
 
 
-def test_a_forced_ending_goes_on_at_once_for_the_state_may_be_torn():
+def test_a_forced_ending_is_raised_at_once_because_the_state_may_be_incomplete():
     interrupt = Interrupt()
     interrupt.forced = True
     with pytest.raises(KeyboardInterrupt), Ending(interrupt, input_counts=True):

@@ -1,4 +1,4 @@
-"""The group: what is imported when, and how every command ends."""
+"""The group: when modules are imported, and how every command ends."""
 
 import json
 import re
@@ -36,13 +36,12 @@ def loaded_by(code: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_importing_the_command_line_loads_no_engine():
-    assert loaded_by("import edgemem.cli") == set()
-
-
-@pytest.mark.parametrize("command", ["run", "bench", "inspect", "doctor"])
-def test_the_commands_of_the_device_load_neither_torch_nor_onnx(command):
-    code = f"import click, edgemem.cli\nedgemem.cli.main.get_command(click.Context(edgemem.cli.main), {command!r})"
+def test_the_commands_of_the_device_load_no_engine_and_neither_torch_nor_onnx():
+    commands = ("run", "bench", "inspect", "doctor")
+    code = (
+        "import click, edgemem.cli\n"
+        f"for name in {commands}: edgemem.cli.main.get_command(click.Context(edgemem.cli.main), name)"
+    )
     assert loaded_by(code) == set()
 
 
@@ -51,7 +50,7 @@ def test_inspect_works_without_any_engine(reciter):
     assert loaded_by(code) == set()
 
 
-def test_run_loads_the_engine_that_it_uses_and_nothing_else(summer):
+def test_run_loads_only_the_engine_that_it_uses(summer):
     code = (
         "import io, sys\nfrom edgemem.cli import main\nsys.stdin = io.TextIOWrapper(io.BytesIO(b'1,2'))\n"
         f"main(['run', {str(summer)!r}], standalone_mode=False)"
@@ -59,7 +58,7 @@ def test_run_loads_the_engine_that_it_uses_and_nothing_else(summer):
     assert loaded_by(code) == {"onnxruntime"}
 
 
-def test_help_lists_every_command_with_a_line_about_it(invoke):
+def test_help_describes_every_command_in_a_line(invoke):
     result = invoke("--help")
     assert result.exit_code == 0
     for name in ("export", "check", "run", "bench", "inspect", "doctor"):
@@ -72,7 +71,7 @@ def test_version_is_that_of_the_package(invoke):
 
 
 @pytest.mark.parametrize("arguments", [["nosuch"], ["run"], ["run", "--nosuch"], ["inspect"], ["doctor", "extra"]])
-def test_wrong_usage_exits_with_2_and_says_how_to_get_help(invoke, arguments):
+def test_wrong_usage_exits_with_2_and_names_the_help(invoke, arguments):
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert "Try 'main" in result.stderr
@@ -94,14 +93,14 @@ def failing(monkeypatch):
     return install
 
 
-def test_an_error_of_ours_is_a_line_and_a_hint_on_stderr_and_exit_code_1(failing, invoke):
+def test_an_error_is_a_line_and_a_hint_on_stderr_and_exit_code_1(failing, invoke):
     failing(MissingDependencyError("no torch.", hint='pip install "edgemem[export]"'))
     result = invoke("doctor")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == 'Error: no torch.\npip install "edgemem[export]"\n'
 
 
-def test_an_error_of_ours_can_still_be_caught_by_callers_from_python(failing):
+def test_a_caller_from_python_can_catch_the_original_error(failing):
     cause = EdgememError("no.")
     failing(cause)
     with pytest.raises(click.ClickException) as caught:
@@ -109,7 +108,7 @@ def test_an_error_of_ours_can_still_be_caught_by_callers_from_python(failing):
     assert caught.value.__cause__ is cause
 
 
-def test_a_fault_of_ours_is_not_dressed_up(failing):
+def test_a_bug_shows_its_traceback(failing):
     failing(ZeroDivisionError("a bug"))
     assert isinstance(CliRunner().invoke(main, ["doctor"]).exception, ZeroDivisionError)
 
@@ -126,7 +125,7 @@ def test_a_closed_pipe_ends_quietly(start, reciter, command):
     process.stdout.read(1)
     process.stdout.close()
     process.wait(timeout=30)
-    assert process.returncode in (0, 141)  # 0: all of it fitted into the pipe before it was closed
+    assert process.returncode in (0, 141)  # 0: everything fitted into the pipe before it was closed
     assert process.stderr.read().count(b"Error") == 0
 
 
@@ -139,13 +138,13 @@ def test_a_pipe_closed_before_anything_is_written_ends_quietly_with_141(start, r
     assert process.stderr.read() == b""
 
 
-def test_characters_that_the_terminal_lacks_are_replaced(start, reciter, monkeypatch):
+def test_characters_that_the_terminal_cannot_show_are_replaced(start, reciter, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
     out, _ = start("run", reciter, "--prompt", "a", "--max-tokens", "35", "--temperature", "0").communicate(timeout=30)
     assert out.decode("latin-1").startswith("he naïve café serves ?? tea.")
 
 
-def test_tables_show_on_a_terminal_without_any_such_characters(start, tmp_path, monkeypatch):
+def test_tables_are_shown_on_an_ascii_terminal(start, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     process = start("inspect", write_reciter(tmp_path / "café"))
     out, _ = process.communicate(timeout=30)

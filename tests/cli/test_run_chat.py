@@ -1,4 +1,4 @@
-"""``edgemem run --chat``. The model recites a conversation: it answers well only if it reads what was rendered."""
+"""``edgemem run --chat``. The model recites a conversation, so it replies well only if it reads the rendered text."""
 
 from __future__ import annotations
 
@@ -74,18 +74,18 @@ def test_a_conversation_of_several_turns_reads_what_the_template_writes(tmp_path
     result = invoke("run", bundle, "--chat", *given, *GREEDY, "--snapshot", tmp_path / "state", input=lines(*USER))
     assert result.exit_code == 0, result.output
     assert result.stdout == "".join(f"{reply.strip() if style == 'headers' else reply}\n" for reply in REPLIES)
-    # The state of one who read the text at once; its last end was drawn and not read.
+    # The same state as after reading the text at once; the last end was drawn and not read.
     with edgemem.open(bundle) as session:
         talked, read = session.stream(), session.stream()
         talked.restore(tmp_path / "state")
         ids = Tokenizer.from_file(str(bundle / "tokenizer.json")).encode(rendered(template, system)).ids
-        behind = 2 if style == "chatml" else 1  # with the line break behind it
-        read.feed(ids[:-behind])
+        unread = 2 if style == "chatml" else 1  # including the line break after it
+        read.feed(ids[:-unread])
         assert talked.position == read.position
         assert talked.state() == read.state()
 
 
-def test_figures_come_at_the_end_on_stderr_and_no_prompt_where_nobody_sits(talker, invoke):
+def test_the_figures_follow_on_stderr_and_there_is_no_prompt_outside_a_terminal(talker, invoke):
     result = invoke("run", talker, "--chat", *GREEDY, input=lines(*USER, "", "  "))
     figures = re.fullmatch(FIGURES + "\n", result.stderr)
     assert figures is not None, result.stderr
@@ -101,7 +101,7 @@ def test_the_size_of_a_snapshot_does_not_grow_with_the_conversation(talker, invo
     assert many.stat().st_size < one.stat().st_size + 200
 
 
-def test_messages_may_come_from_a_file_or_be_one(talker, invoke, tmp_path):
+def test_messages_are_read_from_a_file_or_given_as_an_option(talker, invoke, tmp_path):
     (tmp_path / "messages").write_bytes(lines(*USER))
     assert invoke("run", talker, tmp_path / "messages", "--chat", *GREEDY).stdout == EVERY_REPLY
     assert invoke("run", talker, "-", "--chat", *GREEDY, input=lines(*USER)).stdout == EVERY_REPLY
@@ -117,7 +117,7 @@ def test_json_is_a_line_for_each_reply(talker, invoke):
     assert said[-1]["position"] == sum(reply["prompt_tokens"] + len(reply["ids"]) - 1 for reply in said)
 
 
-def test_a_conversation_goes_on_from_a_snapshot(talker, invoke, tmp_path):
+def test_a_conversation_continues_from_a_snapshot(talker, invoke, tmp_path):
     state = tmp_path / "state"
     first = invoke("run", talker, "--chat", *GREEDY, "--snapshot", state, input=lines(USER[0]))
     second = invoke("run", talker, "--chat", *GREEDY, "--resume", state, "--snapshot", state, input=lines(USER[1]))
@@ -128,10 +128,10 @@ def test_a_conversation_goes_on_from_a_snapshot(talker, invoke, tmp_path):
     assert "in the middle of one" in refused.stderr
 
 
-def test_a_conversation_goes_on_from_a_reply_that_was_cut_short(talker, invoke, tmp_path):
+def test_a_conversation_continues_after_a_reply_that_was_cut_short(talker, invoke, tmp_path):
     state = tmp_path / "state"
     cut = invoke("run", talker, "--chat", *GREEDY, "--max-tokens", "2", "--snapshot", state, input=lines(USER[0]))
-    rest = invoke("run", talker, *GREEDY, "--resume", state)  # without --chat: the text goes on
+    rest = invoke("run", talker, *GREEDY, "--resume", state)  # without --chat: the text continues
     assert (cut.stdout.removesuffix("\n") + rest.stdout).startswith(f"{REPLIES[0]}\nuser")
     said = invoke("run", talker, "--chat", "--json", *GREEDY, "--resume", state, input=lines("the tea?"))
     # 2 tokens were drawn and 1 of them read: it is read first, then the end of the reply and the new message.
@@ -140,7 +140,7 @@ def test_a_conversation_goes_on_from_a_reply_that_was_cut_short(talker, invoke, 
     )
 
 
-def test_a_conversation_begins_on_top_of_a_text_that_was_read_before(talker, invoke, tmp_path):
+def test_a_conversation_can_begin_after_another_text(talker, invoke, tmp_path):
     state = tmp_path / "state"
     invoke("run", talker, "--prompt", "the tea", "--max-tokens", "1", *GREEDY, "--snapshot", state)
     result = invoke(
@@ -174,20 +174,20 @@ def test_a_message_may_begin_with_a_slash(talker, invoke):
     assert json.loads(result.stdout)["prompt_tokens"] == len(byte_level().encode(asked).ids)
 
 
-def test_a_template_that_rewrites_the_past_is_said_once(tmp_path, invoke):
+def test_a_template_that_rewrites_the_past_causes_one_note(tmp_path, invoke):
     bundle = write_talker(tmp_path / "bundle", chat_templates.SYSTEM_LAST)
     result = invoke("run", bundle, "--chat", "--system", "x", "--max-tokens", "3", input=lines("a", "b", "c", "d"))
     assert result.exit_code == 0
     assert result.stderr.count("rewrites earlier turns") == 1
 
 
-def test_a_stop_string_ends_a_reply_and_is_not_read_twice(tmp_path, invoke):
+def test_a_stop_text_ends_a_reply_and_is_not_read_twice(tmp_path, invoke):
     bundle = write_talker(tmp_path / "bundle", chat_templates.PLAIN)
     result = invoke("run", bundle, "--chat", *GREEDY, "--stop", "\n\nUser:", input=lines(*USER[:2]))
     assert result.stdout == "".join(f" {reply}\n" for reply in REPLIES[:2])
 
 
-def test_ignore_eos_goes_on_behind_the_end_of_a_text(talker, invoke):
+def test_ignore_eos_continues_past_end_of_text(talker, invoke):
     whole = rendered(chat_templates.CHATML)
     tokens = byte_level().encode(whole, add_special_tokens=False).ids
     bundle = open_bundle(talker)
@@ -218,7 +218,7 @@ def test_without_a_template_or_a_tokenizer_there_is_no_conversation(reciter, id_
     assert "--chat is for models of tokens" in invoke("run", summer, "--chat", input=b"").stderr
 
 
-def test_a_message_that_is_not_utf8_is_refused(talker, invoke):
+def test_a_message_that_is_not_utf8_is_an_error(talker, invoke):
     result = invoke("run", talker, "--chat", input=b"\xff\n")
     assert result.exit_code == 1
     assert "not UTF-8" in result.stderr
@@ -289,7 +289,7 @@ def test_ctrl_c_stops_a_reply_and_not_the_program(talker, start):
     terminal.wait_for(REPLIES[0])
     terminal.interrupt()
     terminal.wait_for("> ")
-    # Nothing runs: it says how to end.
+    # Nothing runs, so a hint is shown.
     signal_until(terminal.process, signal.SIGINT, partial(terminal.shows, "Ctrl-D or /quit ends."))
     terminal.wait_for("> ")
     terminal.type("/reset\n")
@@ -303,7 +303,7 @@ def test_ctrl_c_stops_a_reply_and_not_the_program(talker, start):
     assert "2 replies" in terminal.seen
 
 
-def test_sigterm_amid_a_reply_ends_the_program_with_its_snapshot(talker, invoke, start, tmp_path):
+def test_sigterm_during_a_reply_saves_the_snapshot_and_ends_the_program(talker, invoke, start, tmp_path):
     state = tmp_path / "state"
     process = start("run", talker, "--chat", *GREEDY, "--ignore-eos", "--max-tokens", "0", "--snapshot", state)
     process.stdin.write(lines(USER[0]))
@@ -315,7 +315,7 @@ def test_sigterm_amid_a_reply_ends_the_program_with_its_snapshot(talker, invoke,
     assert invoke("run", talker, "--chat", "--resume", state, "--max-tokens", "1", input=lines("a")).exit_code == 0
 
 
-def test_ctrl_c_while_a_pipe_is_waited_for_ends_the_program(talker, start, tmp_path):
+def test_ctrl_c_while_waiting_for_a_pipe_ends_the_program(talker, start, tmp_path):
     process = start("run", talker, "--chat", *GREEDY, "--snapshot", tmp_path / "state")
     process.stdin.write(lines(USER[0]))
     expected = f"{REPLIES[0]}\n".encode()

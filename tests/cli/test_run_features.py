@@ -1,4 +1,4 @@
-"""``edgemem run`` with a model of features. The summing model puts out the sum of every row so far."""
+"""``edgemem run`` with a model of features. The summing model outputs the sum of all rows so far."""
 
 import json
 import os
@@ -42,12 +42,12 @@ def test_a_csv_file_gives_a_line_of_predictions_for_every_row(summer, invoke, cs
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_an_npy_file_of_any_real_dtype_does_too(summer, invoke, tmp_path, dtype, order):
+def test_an_npy_file_can_have_any_real_dtype(summer, invoke, tmp_path, dtype, order):
     np.save(tmp_path / "rows", np.array(ROWS, dtype=dtype, order=order))
     np.testing.assert_array_equal(parsed(invoke("run", summer, tmp_path / "rows.npy").stdout), SUMS)
 
 
-def test_rows_come_from_stdin_where_nothing_is_given(summer, invoke, csv):
+def test_rows_are_read_from_stdin_by_default(summer, invoke, csv):
     for source in ((), ("-",)):
         result = invoke("run", summer, *source, input=csv.read_bytes())
         np.testing.assert_array_equal(parsed(result.stdout), SUMS)
@@ -69,7 +69,7 @@ def test_a_prediction_appears_before_the_next_row_is_written(summer, start):
     assert process.poll() is None
 
 
-def test_a_pipe_with_a_name_is_read_line_by_line_too(summer, start, tmp_path):
+def test_a_named_pipe_is_also_read_line_by_line(summer, start, tmp_path):
     os.mkfifo(tmp_path / "sensor")
     process = start("run", summer, tmp_path / "sensor")
     with (tmp_path / "sensor").open("w") as sensor:
@@ -105,12 +105,12 @@ def test_json_is_one_object(summer, invoke, csv):
     assert result.stderr == ""
 
 
-def test_json_stays_valid_where_a_prediction_is_not_finite(summer, invoke):
+def test_json_stays_valid_if_a_prediction_is_not_finite(summer, invoke):
     result = invoke("run", summer, "--json", input="nan,1\n")
     assert json.loads(result.stdout, parse_constant=pytest.fail)["predictions"] == [[None, 1.0]]
 
 
-def test_a_resumed_stream_goes_on_where_it_stopped(summer, invoke, tmp_path):
+def test_a_resumed_stream_continues_where_it_stopped(summer, invoke, tmp_path):
     state = tmp_path / "state"
     invoke("run", summer, "--snapshot", state, input="1,2\n3,4\n")
     assert invoke("run", summer, "--resume", state, input="10,20").stdout == "14.0,26.0\n"
@@ -128,7 +128,7 @@ def test_ctrl_c_while_waiting_for_a_row_saves_the_state(summer, invoke, start, t
     assert invoke("run", summer, "--resume", state, input="1,1").stdout == "2.0,3.0\n"
 
 
-def test_ctrl_c_amid_a_file_keeps_every_row_that_was_printed(summer, invoke, start, tmp_path):
+def test_ctrl_c_inside_a_file_keeps_every_row_that_was_printed(summer, invoke, start, tmp_path):
     np.save(tmp_path / "rows", np.ones((2_000_000, 2), dtype=np.float32))
     process = start("run", summer, tmp_path / "rows.npy", "--snapshot", tmp_path / "state")
     process.stdout.readline()
@@ -166,7 +166,7 @@ BAD_ROWS = [
 
 @pytest.mark.parametrize(("row", "message"), BAD_ROWS)
 @pytest.mark.parametrize("source", ["stdin", "file"])
-def test_a_bad_row_is_named_and_what_came_before_it_is_kept(summer, invoke, tmp_path, row, message, source):
+def test_the_error_names_the_bad_row_and_the_rows_before_it_are_kept(summer, invoke, tmp_path, row, message, source):
     text = f"1,2\n3,4\n{row}\n5,6\n"
     (tmp_path / "rows.csv").write_text(text)
     arguments = (tmp_path / "rows.csv",) if source == "file" else ()
@@ -178,7 +178,7 @@ def test_a_bad_row_is_named_and_what_came_before_it_is_kept(summer, invoke, tmp_
     assert invoke("run", summer, "--resume", tmp_path / "state", input="1,1").stdout == "5.0,7.0\n"
 
 
-def test_a_header_blank_lines_comments_and_a_byte_order_mark_are_passed_over(summer, invoke):
+def test_a_header_blank_lines_comments_and_a_byte_order_mark_are_skipped(summer, invoke):
     text = '\ufeff# a comment\nleft, right\n\n 1 , 2\r\n# another\n"3",4'
     assert invoke("run", summer, input=text.encode()).stdout == "1.0,2.0\n4.0,6.0\n"
 
@@ -189,11 +189,11 @@ def test_a_second_header_is_an_error(summer, invoke):
     assert "line 2, column 1" in result.stderr
 
 
-def test_numbers_may_stand_between_blanks_or_tabs(summer, invoke):
+def test_numbers_can_be_separated_by_blanks_or_tabs(summer, invoke):
     assert invoke("run", summer, input="1 2\n3\t4\n").stdout == "1.0,2.0\n4.0,6.0\n"
 
 
-def test_bytes_that_are_no_text_are_refused(summer, invoke):
+def test_bytes_that_are_not_text_are_an_error(summer, invoke):
     result = invoke("run", summer, input=b"1,2\n\xff\xfe\n")
     assert (result.exit_code, result.stdout) == (1, "1.0,2.0\n")
     assert "line 2 is not text" in result.stderr
@@ -223,14 +223,14 @@ class Unpickled:
         (np.array([[Unpickled(), 1]], dtype=object), "is not an array of numbers"),
     ],
 )
-def test_an_npy_file_of_something_else_is_refused(summer, invoke, tmp_path, array, message):
+def test_an_npy_file_of_something_else_is_an_error(summer, invoke, tmp_path, array, message):
     np.save(tmp_path / "rows", array, allow_pickle=True)
     result = invoke("run", summer, tmp_path / "rows.npy")
     assert (result.exit_code, result.stdout) == (1, "")
     assert message in result.stderr
 
 
-def test_an_npy_file_that_is_cut_short_is_refused(summer, invoke, tmp_path):
+def test_a_truncated_npy_file_is_an_error(summer, invoke, tmp_path):
     np.save(tmp_path / "rows", ROWS)
     whole = (tmp_path / "rows.npy").read_bytes()
     for size in (7, 60, len(whole) - 4):
@@ -251,7 +251,7 @@ def test_options_for_tokens_are_wrong_usage_for_features(summer, invoke, option)
     st.integers(1, 7),
     st.sampled_from([",", " ", "\t", " , "]),
 )
-def test_any_rows_come_out_of_a_file_as_they_went_in_whatever_the_batches(tmp_path_factory, rows, most_rows, between):
+def test_any_rows_are_read_as_they_were_written_whatever_the_batches(tmp_path_factory, rows, most_rows, between):
     path = tmp_path_factory.mktemp("rows") / "rows"
     path.write_text("".join(f"{between.join(map(repr, row))}\n" for row in rows))
     source = open_rows(path, InputSpec("features", (3,)), most_rows, Interrupt())
@@ -262,7 +262,7 @@ def test_any_rows_come_out_of_a_file_as_they_went_in_whatever_the_batches(tmp_pa
     assert source.total == path.stat().st_size == (batches[-1][1] if batches else 0)
 
 
-def test_one_feature_may_stand_alone(tmp_path):
+def test_rows_of_one_feature_need_no_second_axis(tmp_path):
     np.save(tmp_path / "rows", np.arange(5))
     (tmp_path / "rows.csv").write_text("0\n1\n2\n3\n4\n")
     for name in ("rows.npy", "rows.csv"):

@@ -51,7 +51,7 @@ def test_an_option_out_of_range_is_wrong_usage(values):
         SamplingOptions(**values).resolve(ALL)
 
 
-def test_a_run_ends_at_the_token_that_ends_a_text_and_shows_nothing_of_it(tmp_path, invoke):
+def test_a_run_ends_at_the_token_that_ends_a_text_and_does_not_show_it(tmp_path, invoke):
     made = byte_level()
     ids = made.encode("<s>the tea</s>the tea").ids
     bundle = write_token_reciter(
@@ -67,7 +67,7 @@ def test_a_run_ends_at_the_token_that_ends_a_text_and_shows_nothing_of_it(tmp_pa
     assert (cut["ended_by"], cut["ids"]) == ("max_tokens", ids[1:5])
 
 
-def test_an_empty_prompt_begins_with_the_token_that_begins_a_text(tmp_path, invoke):
+def test_an_empty_prompt_feeds_the_token_that_begins_a_text(tmp_path, invoke):
     made = byte_level()
     files = {"tokenizer.json": made.to_str()}
     bundle = write_token_reciter(
@@ -78,7 +78,7 @@ def test_an_empty_prompt_begins_with_the_token_that_begins_a_text(tmp_path, invo
 
 
 @pytest.mark.parametrize("make", [byte_level, metaspace])
-def test_text_goes_on_from_the_prompt_and_from_a_snapshot_without_losing_a_blank(tmp_path, invoke, make):
+def test_text_continues_a_prompt_and_a_snapshot_without_losing_a_blank(tmp_path, invoke, make):
     made = with_bos(make())
     ids = made.encode("the tea the naïve tea 東京 tea").ids
     bundle = write_token_reciter(tmp_path / "bundle", ids, made.get_vocab_size(), {"tokenizer.json": made.to_str()})
@@ -88,5 +88,5 @@ def test_text_goes_on_from_the_prompt_and_from_a_snapshot_without_losing_a_blank
     for _ in range(len(ids) - len(made.encode("the").ids) - 1):
         arguments = ("--resume", state, "--max-tokens", "1", *GREEDY, "--snapshot", state)
         text += invoke("run", bundle, *arguments).stdout[:-1]
-    # A character that a run ended amid is shown as broken, and whole by the run that gets the rest of it.
+    # A character that is cut off by the end of a run is replaced there, and complete in the run that gets its rest.
     assert text.replace("\ufffd", "") == "the tea the naïve tea 東京 tea"

@@ -1,4 +1,4 @@
-"""``edgemem run`` with a model of tokens. The reciting model says RECITED over and over: byte p + 1 at position p."""
+"""``edgemem run`` with a model of tokens. The reciting model writes RECITED again and again: byte p + 1 at p."""
 
 import json
 import os
@@ -17,7 +17,7 @@ DATA = RECITED.encode()
 
 
 def recited(start: int, count: int) -> bytes:
-    """What the model says at positions ``start`` to ``start + count - 1``."""
+    """What the model writes at positions ``start`` to ``start + count - 1``."""
     return bytes(DATA[(start + step + 1) % len(DATA)] for step in range(count))
 
 
@@ -27,7 +27,7 @@ def test_a_prompt_is_continued_for_as_many_tokens_as_wanted(reciter, invoke):
     assert result.stdout == recited(2, 40).decode("utf-8", "replace") + "\n"
 
 
-def test_the_rates_and_the_position_come_at_the_end_on_stderr(reciter, invoke):
+def test_the_rates_and_the_position_follow_on_stderr(reciter, invoke):
     result = invoke("run", reciter, "--prompt", "abc", "--max-tokens", "40", *GREEDY)
     assert result.stderr.startswith("prompt 3 tokens, ")
     assert result.stderr.count("tokens/s") == 2
@@ -35,7 +35,7 @@ def test_the_rates_and_the_position_come_at_the_end_on_stderr(reciter, invoke):
 
 
 @pytest.mark.parametrize("given", ["stdin", "-", "file"])
-def test_the_prompt_may_come_from_stdin_or_a_file_and_be_longer_than_a_chunk(reciter, invoke, tmp_path, given):
+def test_the_prompt_is_read_from_stdin_or_a_file_and_may_be_longer_than_a_chunk(reciter, invoke, tmp_path, given):
     prompt = "ä" * 50  # 100 bytes; a call takes 16
     (tmp_path / "prompt").write_text(prompt, encoding="utf-8")
     source = {"stdin": (), "-": ("-",), "file": (tmp_path / "prompt",)}[given]
@@ -56,7 +56,7 @@ def test_a_character_cut_off_at_the_end_is_replaced(reciter, invoke):
 
 
 @pytest.mark.parametrize("stop", ["serves", "東京", "é s", " "])
-def test_the_text_ends_before_a_stop_string_and_shows_no_part_of_it(reciter, invoke, stop):
+def test_the_text_ends_before_a_stop_text_and_shows_no_part_of_it(reciter, invoke, stop):
     arguments = ("run", reciter, "--prompt", "x", *GREEDY, "--stop", "never said", "--stop", stop)
     result = invoke(*arguments)
     assert result.stdout == RECITED[1:].partition(stop)[0] + "\n"
@@ -83,7 +83,7 @@ def test_json_is_one_object_and_nothing_else(reciter, invoke):
     }
 
 
-def test_without_a_tokenizer_ids_go_in_and_come_out(id_reciter, invoke):
+def test_without_a_tokenizer_the_prompt_and_the_output_are_ids(id_reciter, invoke):
     expected = " ".join(map(str, recited(2, 5)))
     for arguments, piped in ((("--prompt-ids", "7,8 9"), None), ((), "7 8\n9")):
         result = invoke("run", id_reciter, *arguments, "--max-tokens", "5", *GREEDY, input=piped)
@@ -103,7 +103,7 @@ def test_a_seed_repeats_the_text_and_the_options_reach_the_sampler(reciter, invo
 
 
 @pytest.mark.parametrize("more", [(), ("--prompt", "more"), ("--prompt-ids", "1,2,3,4")])
-def test_a_resumed_stream_goes_on_where_it_stopped(reciter, invoke, tmp_path, more):
+def test_a_resumed_stream_continues_where_it_stopped(reciter, invoke, tmp_path, more):
     state = tmp_path / "state"
     invoke("run", reciter, "--prompt", "abc", "--max-tokens", "10", *GREEDY, "--snapshot", state)
     result = invoke("run", reciter, "--resume", state, *more, "--max-tokens", "10", *GREEDY, "--json")
@@ -164,7 +164,7 @@ def test_ctrl_c_keeps_what_was_done(reciter, invoke, start, tmp_path, number, co
     assert bytes(said["ids"]) == recited(2 + tokens, 10)
 
 
-def test_ctrl_c_still_gives_the_json(reciter, start, tmp_path):
+def test_ctrl_c_still_prints_the_json(reciter, start, tmp_path):
     process = start("run", reciter, "--max-tokens", "0", "--json", "--snapshot", tmp_path / "state")
     process.stdin.write(b"x" * 200_000)  # more than a pipe holds: when it is written, it is being read
     process.stdin.close()
@@ -189,7 +189,7 @@ def test_a_closed_pipe_keeps_the_snapshot(reciter, invoke, start, tmp_path):
     assert bytes(said["ids"]) == recited(said["position"] - 5, 5)
 
 
-def test_tokens_appear_as_they_come(reciter, start):
+def test_tokens_appear_as_they_are_generated(reciter, start):
     process = start("run", reciter, "--prompt", "a", "--max-tokens", "0", *GREEDY)
     assert read_bytes(process, 3) == recited(0, 3)
     assert process.poll() is None
@@ -232,13 +232,13 @@ def test_text_needs_a_tokenizer(id_reciter, invoke, arguments):
 
 
 @pytest.mark.parametrize("ids", ["1,x", "1,-2", "1.5", "256", "99999999999999999999", "²"])
-def test_prompt_ids_that_are_no_ids_of_the_model_are_refused(id_reciter, invoke, ids):
+def test_prompt_ids_that_the_model_does_not_have_are_an_error(id_reciter, invoke, ids):
     result = invoke("run", id_reciter, "--prompt-ids", ids)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("Error: ")
 
 
-def test_a_prompt_that_is_wrong_further_on_leaves_the_snapshot_as_it_was(reciter, invoke, tmp_path):
+def test_a_prompt_with_a_wrong_id_leaves_the_snapshot_as_it_was(reciter, invoke, tmp_path):
     state = tmp_path / "state"
     invoke("run", reciter, "--prompt", "abc", "--max-tokens", "1", *GREEDY, "--snapshot", state)
     before = state.read_bytes()
@@ -247,7 +247,7 @@ def test_a_prompt_that_is_wrong_further_on_leaves_the_snapshot_as_it_was(reciter
     assert state.read_bytes() == before
 
 
-def test_a_snapshot_of_another_model_or_of_nothing_is_refused(reciter, summer, invoke, tmp_path):
+def test_a_snapshot_of_another_model_and_a_malformed_one_are_errors(reciter, summer, invoke, tmp_path):
     invoke("run", summer, "--snapshot", tmp_path / "state", input="1,2")
     (tmp_path / "junk").write_bytes(b"junk")
     for snapshot in ("state", "junk"):
@@ -256,14 +256,14 @@ def test_a_snapshot_of_another_model_or_of_nothing_is_refused(reciter, summer, i
         assert "snapshot" in result.stderr
 
 
-def test_a_snapshot_that_could_not_be_written_is_refused_at_once(reciter, invoke, tmp_path):
+def test_a_snapshot_in_a_missing_folder_is_an_error_at_once(reciter, invoke, tmp_path):
     result = invoke("run", reciter, "--prompt", "a", "--snapshot", tmp_path / "nosuch" / "state")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "nosuch is not a folder" in result.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_snapshot_in_a_folder_that_cannot_be_written_is_refused_at_once(reciter, invoke, tmp_path):
+def test_a_snapshot_in_a_read_only_folder_is_an_error_at_once(reciter, invoke, tmp_path):
     tmp_path.chmod(0o500)
     result = invoke("run", reciter, "--prompt", "a", "--snapshot", tmp_path / "state")
     assert (result.exit_code, result.stdout) == (1, "")

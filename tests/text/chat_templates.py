@@ -102,3 +102,11 @@ FORGETS_REPLIES = """\
     {{ bos_token + '[INST]' + message.content + '[/INST]' }}
 {%- endfor -%}
 """
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}

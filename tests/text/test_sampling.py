@@ -43,7 +43,7 @@ def test_temperature_and_top_k_follow_the_definition(logits, temperature, top_k)
     np.testing.assert_allclose(found, by_hand(logits, temperature, top_k, 1.0), rtol=1e-12, atol=1e-300)
 
 
-# Where a partial sum meets top_p but for rounding, the two ways of summing may differ by a token: odd values avoid it.
+# If a partial sum equals top_p up to rounding, two ways of summing may differ by a token. Odd values avoid it.
 @given(SOME_LOGITS, TEMPERATURES, st.one_of(st.none(), st.integers(1, 50)), st.sampled_from([0.0001, 0.3137, 0.9171]))
 def test_top_p_keeps_the_fewest_most_probable_tokens_that_reach_it(logits, temperature, top_k, top_p):
     found = Sampler(temperature, top_k, top_p).distribution(logits)
@@ -51,14 +51,14 @@ def test_top_p_keeps_the_fewest_most_probable_tokens_that_reach_it(logits, tempe
 
 
 @given(st.integers(0, 10), st.sampled_from([0.05, 0.5123, 0.9, 0.999]), st.sampled_from([0.3, 1.0, 30.0]))
-def test_the_nucleus_of_a_large_vocabulary_is_that_of_a_whole_sort(seed, top_p, temperature):
+def test_the_nucleus_of_a_large_vocabulary_equals_that_of_a_full_sort(seed, top_p, temperature):
     logits = np.random.default_rng(seed).normal(size=3_000)
     found = Sampler(temperature, None, top_p).distribution(logits)
     np.testing.assert_allclose(found, by_hand(logits, temperature, None, top_p), rtol=1e-9, atol=1e-300)
 
 
 @given(SOME_LOGITS, TEMPERATURES, st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.sampled_from([None, 3]))
-def test_min_p_drops_what_is_less_probable_than_that_share_of_the_first(logits, temperature, min_p, top_k):
+def test_min_p_drops_tokens_less_probable_than_that_share_of_the_most_probable(logits, temperature, min_p, top_k):
     found = Sampler(temperature, top_k, min_p=min_p).distribution(logits)
     chances = np.array(by_hand(logits, temperature, top_k, 1.0))
     kept = np.where(chances >= min_p * chances.max() * (1 - 1e-12), chances, 0)
@@ -82,7 +82,7 @@ def test_top_k_of_0_none_or_the_vocabulary_keeps_every_token(logits):
 
 
 @given(SOME_LOGITS, st.integers(0, 2**32))
-def test_a_token_without_a_chance_is_never_drawn(logits, seed):
+def test_a_token_of_probability_0_is_never_drawn(logits, seed):
     sampler = Sampler(temperature=0.7, top_k=5, top_p=0.9, seed=seed)
     chances = sampler.distribution(logits)
     assert all(chances[sampler(logits)] > 0 for _ in range(5))
@@ -103,7 +103,7 @@ class HighestDraw:
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 1000])
-def test_the_highest_possible_draw_is_still_a_token_with_a_chance(size):
+def test_the_highest_possible_draw_is_a_token_of_probability_above_0(size):
     sampler = Sampler()
     object.__setattr__(sampler, "_generator", HighestDraw())
     logits = np.append(np.linspace(0, 1, size), -np.inf)
@@ -124,7 +124,7 @@ def test_without_a_seed_two_samplers_differ():
     assert [one(logits) for _ in range(8)] != [other(logits) for _ in range(8)]
 
 
-def test_logits_that_are_not_float_or_that_are_large_are_taken_as_they_are():
+def test_logits_can_be_integers_and_can_be_large():
     assert Sampler(temperature=0)(np.array([1, 5, 3])) == 1
     assert Sampler(temperature=0.001, seed=0)(np.array([3e38, -3e38, 0], dtype=np.float32)) == 0
     assert Sampler(temperature=5e-324, seed=0)(np.array([1.0, 2.0])) == 1
@@ -143,7 +143,7 @@ def test_logits_that_are_not_float_or_that_are_large_are_taken_as_they_are():
         {"seed": -1},
     ],
 )
-def test_a_setting_out_of_range_is_refused_and_named(options):
+def test_the_error_names_the_setting_that_is_out_of_range(options):
     (name,) = options
     with pytest.raises(InputError, match=name):
         Sampler(**options)
@@ -160,7 +160,7 @@ def test_a_setting_out_of_range_is_refused_and_named(options):
         ([-math.inf, -math.inf], NonFiniteError),
     ],
 )
-def test_logits_that_are_no_distribution_are_an_error_and_no_token(temperature, logits, error):
+def test_logits_without_a_distribution_are_an_error(temperature, logits, error):
     with pytest.raises(EdgememError) as caught:
         Sampler(temperature)(np.array(logits))
     assert caught.type is error

@@ -1,4 +1,4 @@
-"""Bits for a byte of text: counted as the definition says, and what each precision costs a trained model."""
+"""Bits per byte of text: they follow the definition, and each precision costs a trained model only a few."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def float_bits(trained) -> float:
 
 
 def test_the_trained_model_has_learned(float_bits):
-    assert 1.5 < float_bits < 4.5, "8 bits a byte is no model at all"
+    assert 1.5 < float_bits < 4.5, "8 bits per byte is no better than guessing"
 
 
 @pytest.mark.parametrize(
     ("options", "most"), [({"dtype": "fp16"}, 0.001), ({"weights": "int8"}, 0.005), ({"weights": "int4"}, 0.03)]
 )
-def test_a_precision_costs_no_more_bits_than_it_may(trained, float_bits, tmp_path, options, most):
+def test_a_precision_costs_few_bits(trained, float_bits, tmp_path, options, most):
     bundle = export_bundle(trained, tmp_path / "bundle", verify=False, **options)
     with edgemem.open(bundle.path, "onnxruntime", device="cpu", threads=1) as session:
         bits = score_text(session, ByteTokenizer(), HELD_OUT).bits_per_byte
@@ -63,7 +63,7 @@ def test_a_precision_costs_no_more_bits_than_it_may(trained, float_bits, tmp_pat
     assert bits != float_bits
 
 
-def test_bits_are_those_of_the_definition(trained):
+def test_bits_follow_the_definition(trained):
     text = HELD_OUT[:200]
     tokens = torch.tensor([list(text.encode())])
     with torch.inference_mode():

@@ -1,0 +1,109 @@
+"""Templates render as in transformers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from edgemem.bundle import Bundle
+from edgemem.errors import BundleError, InputError, MissingDependencyError
+from edgemem.text.chat_template import ChatTemplate, open_chat_template
+from tests.text import chat_templates
+from tests.text.chat_templates import FAITHFUL, assistant, user
+from tests.text.conftest import SPECIAL
+
+SYSTEM = {"role": "system", "content": "Say 'tea' <often> & loudly."}
+EXCHANGES = [
+    [user("the tea")],
+    [user("  the <b>naïve</b> tea\n"), assistant("tea & 東京\n\n"), user('"the"')],
+    [SYSTEM, user("the"), assistant("tea"), user("🚋"), assistant("é")],
+]
+
+
+@pytest.mark.parametrize("style", FAITHFUL)
+@pytest.mark.parametrize("messages", EXCHANGES)
+@pytest.mark.parametrize("reply_follows", [True, False])
+def test_a_template_renders_as_in_transformers(tokenizers, style, messages, reply_follows):
+    template = ChatTemplate(FAITHFUL[style], SPECIAL)
+    if style == "no system" and messages[0] is SYSTEM:
+        with pytest.raises(InputError, match="System role not supported"):
+            template.render(messages, reply_follows=reply_follows)
+        return
+    expected = tokenizers["byte_level"][1].apply_chat_template(
+        messages, chat_template=FAITHFUL[style], tokenize=False, add_generation_prompt=reply_follows
+    )
+    assert template.render(messages, reply_follows=reply_follows) == expected
+
+
+def test_a_rejection_shows_the_templates_message_and_a_hint():
+    template = ChatTemplate(chat_templates.NO_SYSTEM, SPECIAL, "bundle/chat_template.jinja")
+    with pytest.raises(
+        InputError, match=r"bundle/chat_template\.jinja rejects .*System role not supported\n.*--system"
+    ):
+        template.render([SYSTEM, user("a")], reply_follows=True)
+    with pytest.raises(InputError, match=r"Roles must alternate[^\n]*$"):
+        template.render([user("a"), user("b")], reply_follows=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("a\n{% if %}", "here, line 2: "),
+        ("{{ 'a' }", "here, line 1: "),
+        ("{% nonsense %}", "here, line 1: .*nonsense"),
+        ("{{ messages | nonsense }}", "here.*nonsense"),
+    ],
+)
+def test_a_malformed_template_is_an_error_at_once(source, message):
+    with pytest.raises(BundleError, match=message):
+        ChatTemplate(source, {}, "here")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.nothing.at_all }}",
+        "{{ messages[0]['content'] + 1 }}",
+        "{{ messages[0].content.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ range(10 ** 9) | list }}",
+        "{% include 'other' %}",
+        "{{ 1 // 0 }}",
+        "{{ strftime_now(1) }}",
+        "{{ messages | tojson(indent=messages) }}",
+    ],
+)
+def test_a_template_that_fails_or_leaves_the_sandbox_is_a_bundle_error(source):
+    with pytest.raises(BundleError, match="here fails"):
+        print(ChatTemplate(source, {}, "here").render([user("a")], reply_follows=True))
+
+
+def test_the_error_about_a_missing_package_names_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "edgemem\[text\]"'):
+        ChatTemplate("", {})
+
+
+def test_a_bundle_without_a_template_has_none(tmp_path):
+    def bundle(*files: str) -> Bundle:
+        manifest = SimpleNamespace(files=dict.fromkeys(files), special_tokens=SPECIAL)
+        return cast(Bundle, SimpleNamespace(manifest=manifest, file=tmp_path.joinpath))
+
+    assert open_chat_template(bundle("tokenizer.json")) is None
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}é", encoding="utf-8")
+    template = open_chat_template(bundle("chat_template.jinja"))
+    assert template is not None
+    assert template.render([], reply_follows=False) == "<s>é"
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(BundleError, match="cannot be read"):
+        open_chat_template(bundle("chat_template.jinja"))
+
+
+def test_chat_imports_no_torch():
+    code = "import sys, edgemem.text as c; c.ChatTemplate('', {}); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
