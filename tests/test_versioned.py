@@ -38,7 +38,7 @@ def refusal(path: Path, content: str | bytes, form: JsonFormat = THING) -> str:
     with pytest.raises(EngineError) as caught:
         form.load(path)
     assert str(path) in caught.value.message
-    assert "ake it again with: make thing" in (caught.value.hint or "")
+    assert "make it again with: make thing" in (caught.value.hint or "").lower()
     return str(caught.value)
 
 
