@@ -1,8 +1,8 @@
-"""The figures that edgemem holds itself to, measured in one run on this machine.
+"""The figures that edgemem must reach, measured in one run on this machine.
 
 ``python benchmarks/figures.py`` exports the reference model (25M parameters: d 512, 8 layers, 8 heads, window 256 and
-one cumulative summary, bytes, float32; random weights) and prints each figure beside its target. One thread throughout.
-All measuring is :mod:`edgemem.bench`'s.
+one cumulative summary, bytes, float32; random weights) and prints each figure with its target. It uses one thread, and
+measures with :mod:`edgemem.bench`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,20 @@ import click
 import numpy as np
 
 import edgemem
-from edgemem.bench import baselines, comparison, environment, measure, statistics, suite
-from edgemem.bench.baselines import NumpyLoop, Ready
-from edgemem.bench.measure import Contender, Loop, Progress
-from edgemem.bench.result import Interval
-from edgemem.bench.tables import count, number, spread
+from edgemem.bench import measure, statistics
+from edgemem.bench.baselines import Ready
+from edgemem.bench.floor import FloorReady, prepare_floor
+from edgemem.bench.loop import Loop
+from edgemem.bench.measure import Contender, Progress
+from edgemem.bench.numpy_loop import NumpyLoop
+from edgemem.bench.positions import steps_to_fill, sweep_contenders, sweep_of
+from edgemem.bench.rounds import EDGEMEM
+from edgemem.bench.sections.comparison import compare
+from edgemem.bench.sections.environment import Environment
+from edgemem.bench.sections.memory import resident_growth
+from edgemem.bench.sections.prefill import Prefill
+from edgemem.bench.statistics import Interval
+from edgemem.bench.words import count, number, spread
 from edgemem.bundle import Bundle, open_bundle
 from edgemem.cli.bench_command import progress_bars
 from edgemem.console import console, print_table
@@ -53,11 +62,11 @@ class Effort:
 
     Attributes:
         rounds: Turns of each contender.
-        pairs: Single steps in the measurement of what ``stream.step`` adds.
-        memory_steps: Steps over which memory must not grow.
+        pairs: Single steps that measure what ``stream.step`` adds.
+        memory_steps: Steps during which memory must not grow.
         prefill: Time steps of the long input.
         prefill_rounds: How often it is fed.
-        prefill_steps: Steps timed beside it in each round, whose median stands for all.
+        prefill_steps: Single steps that are timed in each round.
         parity_steps: Steps compared with torch.
     """
 
@@ -85,7 +94,7 @@ class Figure:
         unit: ``"×"``, ``"µs"``, ``"MiB"`` or ``""``.
         target: In ``unit``.
         at_least: Whether more is better.
-        interval: Spread over the rounds, in ``unit``; ``None`` where there are none.
+        interval: Over the rounds, in ``unit``; ``None`` if there are none.
         details: What was run.
     """
 
@@ -104,26 +113,26 @@ class Figure:
 
 
 def one_step(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) -> list[Figure]:
-    """A step against the floor and against the loop written by hand, in the same rounds."""
+    """A step against the floor and against the hand-written loop, in the same rounds."""
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(edgemem.open(bundle.path, threads=THREADS))
         loop = Loop(session.stream(), session.contract)
         by_hand = NumpyLoop(open_bundle(sealed_twin(bundle, folder / "sealed")), THREADS)
-        floor = baselines.prepare_floor(bundle, THREADS, stack)
-        if not isinstance(floor, baselines.FloorReady):
+        floor = prepare_floor(bundle, THREADS, stack)
+        if not isinstance(floor, FloorReady):
             raise EdgememError(f"the floor cannot be measured: {floor.reason}")
         numpy_loop = Ready(
             "numpy_loop", "hand-written numpy loop", "", [Contender("numpy_loop", by_hand.step, after=by_hand.choose)]
         )
-        measure.run_loop(loop, suite.seed_steps(session.contract), progress, "warm-up")
+        measure.run_loop(loop, steps_to_fill(session.contract), progress, "warm-up")
         samples = measure.interleave(
-            [Contender(comparison.EDGEMEM, loop.step, after=loop.choose), *numpy_loop.contenders, *floor.contenders],
+            [Contender(EDGEMEM, loop.step, after=loop.choose), *numpy_loop.contenders, *floor.contenders],
             rounds=effort.rounds,
             steps=10,
             progress=progress,
             what="step, floor, numpy",
         )
-    made = comparison.compare([numpy_loop], floor, samples, comparison.EDGEMEM, ())
+    made = compare([numpy_loop], floor, samples, EDGEMEM, ())
     assert made.floor is not None
     ratio = made.baselines[0].ratio
     assert ratio is not None
@@ -186,36 +195,34 @@ def overhead(bundle: Bundle, effort: Effort, progress: Progress) -> Figure:
 
 
 def constancy(session: Session, effort: Effort, progress: Progress) -> Figure:
-    """A step at position 1 000 000 over one at 1 000, the state injected."""
+    """A step at position 1,000,000 against one at 1,000, with injected states."""
     positions = (1_000, 1_000_000)
     loop = Loop(session.stream(), session.contract)
-    contenders = measure.sweep_contenders(
-        comparison.EDGEMEM, loop, session.contract, positions, suite.seed_steps(session.contract)
-    )
+    contenders = sweep_contenders(EDGEMEM, loop, session.contract, positions, steps_to_fill(session.contract))
     samples = measure.interleave(contenders, rounds=effort.rounds, steps=10, progress=progress, what="positions")
-    sweep = measure.sweep_of(comparison.EDGEMEM, samples, session.contract, positions)
+    sweep = sweep_of(EDGEMEM, samples, session.contract, positions)
     first, last = sweep.points
     return Figure(
-        "step p50 at position 1 000 000 over that at 1 000", sweep.last_over_first.value, "×", 1.03, False,
+        "step p50 at position 1,000,000 over that at 1,000", sweep.last_over_first.value, "×", 1.03, False,
         sweep.last_over_first, f"{number(first.p50_ms)} ms and {number(last.p50_ms)} ms",
     )  # fmt: skip
 
 
 def memory_growth(bundle: Bundle, effort: Effort, progress: Progress) -> Figure:
-    """Growth of resident memory while a small model steps, in a fresh process."""
+    """Growth of resident memory while a small model makes steps, in a new process."""
     progress("resident memory", 0, 1)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        before, grown = fresh.submit(suite.resident_growth, bundle.path, effort.memory_steps, THREADS).result()
+        before, grown = fresh.submit(resident_growth, bundle.path, effort.memory_steps, THREADS).result()
     progress("resident memory", 1, 1)
     return Figure(
         f"growth of resident memory over {count(effort.memory_steps)} steps of a small model",
-        max(0.0, grown / 2**20), "MiB", 1.0, False, None, f"{grown} bytes on {before >> 20} MiB resident",
+        max(0.0, grown / 2**20), "MiB", 1.0, False, None, f"{count(grown)} bytes on {before >> 20} MiB resident",
     )  # fmt: skip
 
 
 def prefill(session: Session, effort: Effort, progress: Progress) -> Figure:
     """A long input by ``feed`` against stepping."""
-    made = suite.prefill(session, effort.prefill, effort.prefill_rounds, effort.prefill_steps, progress)
+    made = Prefill.of(session, effort.prefill, effort.prefill_rounds, effort.prefill_steps, progress)
     return Figure(
         f"prefill of {count(effort.prefill)} tokens by feed against stepping them",
         made.speedup.value, "×", 6.0, True, made.speedup,
@@ -224,7 +231,7 @@ def prefill(session: Session, effort: Effort, progress: Progress) -> Figure:
 
 
 def parity(bundle: Bundle, session: Session, effort: Effort, progress: Progress) -> Figure:
-    """Logits of fed-back steps and of chunks against torch's one pass over the whole sequence."""
+    """Logits of single steps and of chunks against one pass of torch over the whole sequence."""
     import torch
 
     steps = effort.parity_steps
@@ -257,7 +264,7 @@ def parity(bundle: Bundle, session: Session, effort: Effort, progress: Progress)
 
 
 def quantised(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) -> list[Figure]:
-    """Steps with 8-bit and 4-bit weights against float32's, in the same rounds, and what the 4-bit bundle takes."""
+    """Steps with 8-bit and 4-bit weights against float32, in the same rounds, and the size of the 4-bit bundle."""
     targets = {"int8": 2.4, "int4": 3.2}
     source = source_of(bundle)
     bundles = {"float32": bundle}
@@ -270,12 +277,12 @@ def quantised(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) 
         for name, one in bundles.items():
             session = stack.enter_context(edgemem.open(one.path, threads=THREADS))
             loop = Loop(session.stream(), session.contract)
-            measure.run_loop(loop, suite.seed_steps(session.contract), progress, f"warm-up, {name}")
+            measure.run_loop(loop, steps_to_fill(session.contract), progress, f"warm-up, {name}")
             contenders.append(Contender(name, loop.step, after=loop.choose))
         samples = measure.interleave(
             contenders, rounds=effort.rounds, steps=10, progress=progress, what="step, float32 and quantised"
         )
-    p50 = {name: comparison.median_ms(values) for name, values in samples.items()}
+    p50 = {name: statistics.median_ms(values) for name, values in samples.items()}
     figures = []
     for weights, target in targets.items():
         faster = statistics.ratio(samples["float32"], samples[weights])
@@ -336,17 +343,17 @@ def rows(figures: list[Figure]) -> list[tuple[str, ...]]:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Less of everything: rough figures in about a minute.")
+@click.option("--quick", is_flag=True, help="Fewer steps: rough figures in about a minute.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def main(quick: bool, as_json: bool) -> None:
-    """Measure every figure and print it beside its target. The exit code says whether all are reached."""
+    """Measure every figure and print it with its target. The exit code is 1 if a target is missed."""
     import torch
 
     torch.set_num_threads(THREADS)
     load_before = load_average()
     with progress_bars(console(stderr=True)) as progress:
         figures = measure_all(QUICK if quick else Effort(), progress)
-    machine = environment.describe(THREADS, load_before)
+    machine = Environment.of(THREADS, load_before, load_average())
     if as_json:
         data: dict[str, Any] = {
             "quick": quick,
@@ -357,7 +364,7 @@ def main(quick: bool, as_json: bool) -> None:
     else:
         on = console()
         columns = ("figure", "measured", "95% interval", "target", "reached", "details")
-        print_table(on, "What it must reach", columns, rows(figures), right=("measured", "95% interval", "target"))
+        print_table(on, "Figures and targets", columns, rows(figures), right=("measured", "95% interval", "target"))
         click.echo(
             f"{machine.cpu}, {THREADS} thread, load {machine.load_average[0]} before and "
             f"{machine.load_average_after[0]} after, {machine.date}{'; quick: rough figures' if quick else ''}"

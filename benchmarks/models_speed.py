@@ -28,9 +28,10 @@ import numpy as np
 
 import edgemem
 from edgemem.bench import measure, statistics
-from edgemem.bench.measure import Contender, Loop, Progress
-from edgemem.bench.result import Interval
-from edgemem.bench.tables import number, spread
+from edgemem.bench.loop import Loop
+from edgemem.bench.measure import Contender, Progress
+from edgemem.bench.statistics import Interval
+from edgemem.bench.words import number, spread
 from edgemem.cli.bench_command import progress_bars
 from edgemem.console import console, print_table
 from edgemem.machine.memory import resident_bytes

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from edgemem.errors import EdgememError
 from edgemem.machine.cuda import cuda_runtime, describe_code
 from edgemem.runtimes.memory import Array, Block, Box, Bytes
+
+
+class CallObserver(Protocol):
+    """Sees every call of :meth:`CudaMemory.call`, to time it. Calls it makes itself are seen too."""
+
+    def before(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """The function of this name is about to be called."""
+
+    def after(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """The function of this name has returned."""
 
 
 class CudaMemory:
@@ -28,6 +38,7 @@ class CudaMemory:
     Attributes:
         device_id: Number of the device.
         stream: Address of the ``cudaStream_t``, for an engine that is to work in the same order.
+        observer: Sees the calls while it is set.
 
     Raises:
         RuntimeUnavailableError: cuda-python is not installed, or there is no working CUDA device.
@@ -36,6 +47,7 @@ class CudaMemory:
     device = "cuda"
     alignment = 256  # TensorRT asks for it; cudaMalloc gives it
     on_host = False
+    observer: CallObserver | None = None
 
     def __init__(self, device_id: int = 0, *, blocking: bool = True) -> None:
         # Before anything else: some libraries crash if CUDA does not start.
@@ -56,7 +68,14 @@ class CudaMemory:
         Raises:
             EdgememError: The code is an error.
         """
-        code, *values = function(*arguments)
+        observer = self.observer
+        if observer is None:
+            code, *values = function(*arguments)
+        else:
+            name = getattr(function, "__name__", "")
+            observer.before(name, arguments)
+            code, *values = function(*arguments)
+            observer.after(name, arguments)
         if int(code) != 0:
             raise EdgememError(f"{getattr(function, '__name__', function)} failed: {describe_code(code)}.")
         return values[0] if values else None

@@ -40,14 +40,10 @@ CYCLES_LEFT = [
 ]
 IMPORTS_LEFT = set[tuple[str, str]]()
 LONG_FILES = {
-    "edgemem.bench.measure",
-    "edgemem.bench.result",
-    "edgemem.bench.tables",
     "edgemem.export.hf.attention",
     "edgemem.runtimes.session",
 }
 LONG_FUNCTIONS = {
-    "edgemem.bench.suite.run",
     "edgemem.export.passes.half._halve",
     "edgemem.export.hf.lift.lift",
     "edgemem.export.hf.lift.unseal",

@@ -1,222 +1,169 @@
-"""The floor: the least time in which this machine can make one step.
-
-To make one token, a step multiplies every weight matrix with one vector. Each weight is read once and used for one
-multiplication and one addition, so the step cannot be faster than reading the weights is. How fast that is depends on
-the machine, on how much of the weights its caches hold, and on the shapes. It is therefore measured, not computed:
-
-* matrices of the model's own shapes and bytes, freshly filled, multiplied with vectors, one after another;
-* by numpy (``W @ x``, a BLAS matrix-vector product) and, where ``onnx`` is installed to write the graph, by ONNX
-  Runtime in one graph of nothing but such products: the faster of the two is the floor;
-* in turns with the model's own steps, and like them after warm steps: a model that fits in a cache is compared with
-  matrices that fit in the same cache.
-
-A token embedding is looked up, not read: one row of it. It counts only where the output layer uses the same matrix.
-Quantised weights count with the bytes they have: their matrices are represented by float32 ones of as many bytes.
-
-The floor leaves out the state, attention, activations and the calls between the operators. A step that is at 1.1 of it
-has little left to win except by smaller weights.
-"""
+"""The floor of a step: every weight read once, by the fastest way found."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import os
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from numpy.typing import NDArray
 
-from edgemem.bundle import WEIGHTS, Bundle
-from edgemem.decoder_config import DecoderConfig
-from edgemem.errors import BundleError, MissingDependencyError
-from edgemem.machine import huge_pages
-from edgemem.runtimes.ort_import import import_onnxruntime
+from edgemem.bench import statistics
+from edgemem.bench.baselines import COPIES_OF_WEIGHTS, Skipped, reason_of, too_large
+from edgemem.bench.devices.bandwidth import CopyPass
+from edgemem.bench.measure import Contender
+from edgemem.bench.statistics import CONFIDENCE, Interval
+from edgemem.bench.table import Table
+from edgemem.bench.weights import NumpyPass, OnnxRuntimePass, WeightReads, blas_threads, weight_reads
+from edgemem.bench.words import count, ms, number, spread, times
+from edgemem.bundle import Bundle
+from edgemem.console import readable_bytes
+from edgemem.errors import EdgememError
+from edgemem.runtimes import Session
+from edgemem.runtimes.cuda import CudaMemory
 
-_BLAS_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
-_ONNX_LIMIT_BYTES = 1_900_000_000
-_BLOCK_WIDTH = 512
-_DECODER_WEIGHTS = ("embedding", "feature_in.", "layers.", "head")
+FLOOR = "floor"
 
 
 @dataclass(frozen=True)
-class WeightReads:
-    """What a step reads of the weights.
+class FloorMethod:
+    """One way to read every weight once."""
+
+    name: str
+    p50_ms: float | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least time a step could take on this machine.
 
     Attributes:
-        shapes: ``(rows, cols)`` of float32 matrices with as many bytes; each is multiplied with a vector ``[cols]``.
-        counted: In words.
+        weight_bytes: Bytes that a step reads.
+        matrices: Number of matrices.
+        counted: Which weights were counted.
+        method: The fastest way found.
+        methods: All ways that were tried.
+        p50_ms: Time of the fastest way.
+        gigabytes_per_second: Its bandwidth.
+        step_over_floor: Time of a step over that of the floor, paired by round.
     """
 
-    shapes: tuple[tuple[int, int], ...]
+    weight_bytes: int
+    matrices: int
     counted: str
+    method: str
+    methods: list[FloorMethod]
+    p50_ms: float
+    gigabytes_per_second: float
+    step_over_floor: Interval
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the matrices."""
-        return 4 * sum(rows * cols for rows, cols in self.shapes)
+    def table(self) -> Table:
+        """The ways that were tried."""
+        return Table(
+            FLOOR,
+            "Floor: time to read the weights once",
+            ("method", "p50", ""),
+            [(m.name, ms(m.p50_ms), f"not measured: {m.skipped}" if m.skipped else "") for m in self.methods],
+            ("p50",),
+            [
+                f"{readable_bytes(self.weight_bytes)} in {count(self.matrices)} matrices ({self.counted}), "
+                f"{number(self.gigabytes_per_second)} GB/s by {self.method}.",
+                f"A step takes {times(self.step_over_floor)} the floor ({CONFIDENCE:.0%} interval "
+                f"{spread(self.step_over_floor)}).",
+            ],
+        )
 
 
-def tensors_of(path: Path) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Name → (shape, bytes) of a safetensors file's tensors, without reading them.
+@dataclass
+class FloorReady:
+    """The ways to read the weights once that can be measured, and why others cannot.
 
-    Raises:
-        BundleError: It is not such a file.
+    Attributes:
+        reads: The weights.
+        contenders: The ways.
+        skipped: Way → why it cannot be measured.
+        moved_bytes: Contender → bytes that one of its steps moves, if they differ from those of the weights: its time
+            is scaled in proportion.
     """
-    found = {}
-    try:
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                tensor = file.get_slice(name)
-                shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
-                bits = re.search(r"\d+", dtype)  # F32, BF16, I8, F8_E4M3; BOOL takes a byte
-                found[name] = shape, -(-math.prod(shape) * int(bits[0] if bits else 8) // 8)
-    except (OSError, SafetensorError) as error:
-        raise BundleError(f"{path} cannot be read: {error}") from error
-    return found
+
+    reads: WeightReads
+    contenders: list[Contender] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    moved_bytes: dict[str, int] = field(default_factory=dict)
+
+    def floor(self, samples: Mapping[str, NDArray[np.int64]], own: NDArray[np.int64]) -> Floor:
+        """The floor that was measured.
+
+        Args:
+            samples: Nanoseconds ``[R, K]`` of each contender.
+            own: Nanoseconds ``[R, K']`` of the bundle's steps, in the same rounds.
+        """
+        nbytes = self.reads.nbytes
+        tried = {
+            contender.name.removeprefix(f"{FLOOR}:"): samples[contender.name].astype(np.float64)
+            * (nbytes / self.moved_bytes.get(contender.name, nbytes))
+            for contender in self.contenders
+        }
+        fastest = min(tried, key=lambda name: float(np.median(tried[name])))
+        p50_ms = statistics.median_ms(tried[fastest])
+        return Floor(
+            weight_bytes=nbytes,
+            matrices=len(self.reads.shapes),
+            counted=self.reads.counted,
+            method=fastest,
+            methods=[
+                *(FloorMethod(name, statistics.median_ms(ns)) for name, ns in tried.items()),
+                *(FloorMethod(name, skipped=reason) for name, reason in self.skipped.items()),
+            ],
+            p50_ms=p50_ms,
+            gigabytes_per_second=nbytes / p50_ms / 1e6,
+            step_over_floor=statistics.ratio(own, tried[fastest]),
+        )
 
 
-def weight_reads(bundle: Bundle) -> WeightReads:
-    """The weights that one step of a bundle reads as a whole.
-
-    Raises:
-        BundleError: The bundle has no weights file, or no matrix in it.
-    """
-    if WEIGHTS not in bundle.manifest.files:
-        raise BundleError("the bundle has no weights file: its weights lie inside the graph.")
-    tensors = tensors_of(bundle.file(WEIGHTS))
-    model = bundle.manifest.model
-    if model is not None:
-        # What the exporter folded into tensors of its own, such as an index table, is no weight.
-        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(_DECODER_WEIGHTS)}
-    looked_up = {name for name in tensors if model is not None and is_lookup(name, model)}
-    shapes = tuple(
-        matrix_shape(shape, nbytes)
-        for name, (shape, nbytes) in tensors.items()
-        if name not in looked_up and len(shape) >= 2 and math.prod(shape) > 0
-    )
-    if not shapes:
-        raise BundleError("the bundle's weights hold no matrix.")
-    counted = "every weight matrix once"
-    if bundle.manifest.model is None:
-        counted += ", as if none were only looked up"
-    if looked_up:
-        counted += f", except {', '.join(sorted(looked_up))}, of which a step looks up one row"
-    return WeightReads(shapes, counted)
-
-
-def is_lookup(name: str, model: DecoderConfig) -> bool:
-    """Whether a decoder's weight is only looked up: its token embedding, unless the output layer shares it.
+def prepare_floor(bundle: Bundle, threads: int | None, stack: contextlib.ExitStack) -> FloorReady | Skipped:
+    """The floor on a CPU: matrix-vector products with every weight matrix.
 
     Args:
-        name: The tensor's name in the weights file.
-        model: The decoder's configuration, from the manifest.
+        bundle: Whose weights.
+        threads: Threads that read them; ``None``: each way chooses.
+        stack: Ends what is started here.
     """
-    return name == "embedding" and not model.tie_embeddings
+    about = (FLOOR, "floor", "one pass over the weights as matrix-vector products")
+    try:
+        reads = weight_reads(bundle)
+    except EdgememError as error:
+        return Skipped(*about, reason_of(error))
+    if reason := too_large(COPIES_OF_WEIGHTS * reads.nbytes):
+        return Skipped(*about, reason)
+    ready = FloorReady(reads)
+    obstacle = stack.enter_context(blas_threads(threads))
+    if obstacle is None:
+        ready.contenders.append(Contender(f"{FLOOR}:numpy", NumpyPass(reads).step))
+    else:
+        ready.skipped["numpy"] = obstacle
+    try:
+        ready.contenders.append(Contender(f"{FLOOR}:onnxruntime", OnnxRuntimePass(reads, threads).step))
+    except EdgememError as error:
+        ready.skipped["onnxruntime"] = reason_of(error)
+    if not ready.contenders:
+        return Skipped(*about, "; ".join(f"{name}: {reason}" for name, reason in ready.skipped.items()))
+    return ready
 
 
-def matrix_shape(shape: Sequence[int], nbytes: int) -> tuple[int, int]:
-    """Rows and columns of a float32 matrix with the bytes of a tensor, keeping its last axis where it can."""
-    elements = -(-nbytes // 4)
-    cols = shape[-1] if shape[-1] > 1 and elements >= shape[-1] else min(_BLOCK_WIDTH, elements)
-    return max(1, round(elements / cols)), cols
-
-
-class NumpyPass:
-    """One pass over the weights by numpy: ``W @ x`` for each matrix."""
-
-    name = "numpy"
-
-    def __init__(self, reads: WeightReads) -> None:
-        rng = np.random.default_rng(0)
-        self._vectors = {cols: rng.standard_normal(cols, dtype=np.float32) for _, cols in reads.shapes}
-        self._work = [
-            (rng.standard_normal((rows, cols), dtype=np.float32), self._vectors[cols], np.empty(rows, np.float32))
-            for rows, cols in reads.shapes
-        ]
-
-    def step(self) -> None:
-        """Multiply every matrix with its vector."""
-        for matrix, vector, out in self._work:
-            np.dot(matrix, vector, out=out)
-
-
-class OnnxRuntimePass:
-    """One pass over the weights by ONNX Runtime: a graph of one MatMul for each matrix, on bound buffers.
-
-    Raises:
-        MissingDependencyError: onnx or onnxruntime is not installed.
-        BundleError: The matrices do not fit in one ONNX file.
-    """
-
-    name = "onnxruntime"
-
-    def __init__(self, reads: WeightReads, threads: int | None) -> None:
-        if reads.nbytes > _ONNX_LIMIT_BYTES:
-            raise BundleError(f"{reads.nbytes} bytes of weights are more than one ONNX graph can hold.")
-        try:
-            import onnx
-            from onnx import TensorProto, helper, numpy_helper
-
-            onnxruntime = import_onnxruntime()
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"{error.name} is not installed.", hint="pip install 'edgemem[export,onnxruntime]'"
-            ) from error
-        rng = np.random.default_rng(0)
-        nodes, weights, outputs = [], [], []
-        for i, (rows, cols) in enumerate(reads.shapes):
-            nodes.append(helper.make_node("MatMul", [f"x{cols}", f"w{i}"], [f"y{i}"]))
-            weights.append(numpy_helper.from_array(rng.standard_normal((cols, rows), dtype=np.float32), f"w{i}"))
-            outputs.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [1, rows]))
-        widths = sorted({cols for _, cols in reads.shapes})
-        inputs = [helper.make_tensor_value_info(f"x{cols}", TensorProto.FLOAT, [1, cols]) for cols in widths]
-        graph = helper.make_graph(nodes, "floor", inputs, outputs, initializer=weights)
-        model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        regions = huge_pages.anonymous_regions()
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        huge_pages.join_pages_since(regions)  # as the runtime does
-        self._binding = self._session.io_binding()
-        self._keep = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ones((1, cols), np.float32)) for cols in widths]
-        self._keep_out = [np.empty((1, rows), np.float32) for rows, _ in reads.shapes]
-        for cols, value in zip(widths, self._keep, strict=True):
-            self._binding.bind_ortvalue_input(f"x{cols}", value)
-        for i, out in enumerate(self._keep_out):
-            self._binding.bind_output(f"y{i}", "cpu", 0, np.float32, out.shape, out.ctypes.data)
-
-    def step(self) -> None:
-        """Multiply every matrix with its vector."""
-        self._session.run_with_iobinding(self._binding)
-
-
-@contextlib.contextmanager
-def blas_threads(threads: int | None) -> Iterator[str | None]:
-    """Give numpy's matrix products as many threads as the engine has, inside the block.
+def prepare_device_floor(session: Session) -> FloorReady | Skipped:
+    """The floor on a GPU: the bytes of the weights at the speed at which its memory copies.
 
     Args:
-        threads: The engine's; ``None``: its own choice, which numpy is left too.
-
-    Yields:
-        Why it could not be done; ``None``: it was.
+        session: A session on a CUDA device.
     """
-    by_environment = next((os.environ[name] for name in _BLAS_THREAD_VARIABLES if name in os.environ), None)
-    if threads is None or by_environment == str(threads) or os.cpu_count() == 1:
-        yield None
-        return
+    about = (FLOOR, "floor", "the bytes of the weights at the speed of a copy within the device")
     try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        yield (
-            f"numpy has taken its number of threads already; set OMP_NUM_THREADS={threads} before the start, "
-            "or install threadpoolctl"
-        )
-        return
-    with threadpool_limits(limits=threads, user_api="blas"):
-        yield None
+        reads = weight_reads(session.bundle)
+        way = CopyPass(CudaMemory())
+    except EdgememError as error:
+        return Skipped(*about, reason_of(error))
+    name = f"{FLOOR}:{way.name}"
+    return FloorReady(reads, [Contender(name, way.step)], moved_bytes={name: way.traffic_bytes})

@@ -1,4 +1,4 @@
-"""Statistics of latency samples that claim no more than the samples can carry.
+"""Statistics of latency samples that claim no more than the samples support.
 
 Latencies have long tails and machines drift, so nothing here assumes a normal distribution: percentiles, medians over
 rounds, and intervals from order statistics (the sign test's interval), which hold for every continuous distribution.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from edgemem.bench.result import Distribution, Ecdf, Histogram, Interval, Percentile
 
 PERCENTS = (50.0, 90.0, 95.0, 99.0, 99.9)
 SAMPLES_BEYOND = 10
@@ -23,21 +22,103 @@ _ECDF_POINTS = 201
 _NS_PER_MS = 1e6
 
 
+@dataclass(frozen=True)
+class Percentile:
+    """One percentile; ``value_ms`` is ``None`` where fewer than ``needed_samples`` were taken."""
+
+    percent: float
+    value_ms: float | None
+    needed_samples: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """``counts[i]`` samples between ``edges_ms[i]`` and ``edges_ms[i + 1]``; ``beyond`` samples above the last edge."""
+
+    edges_ms: list[float]
+    counts: list[int]
+    beyond: int
+
+
+@dataclass(frozen=True)
+class Ecdf:
+    """A share ``shares[i]`` of the samples is at or below ``values_ms[i]``."""
+
+    values_ms: list[float]
+    shares: list[float]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Latencies of ``count`` steps."""
+
+    count: int
+    min_ms: float
+    mean_ms: float
+    max_ms: float
+    percentiles: list[Percentile]
+    histogram: Histogram
+    ecdf: Ecdf
+
+    def percentile_ms(self, percent: float) -> float | None:
+        """The percentile; ``None`` if there are too few samples."""
+        return next((p.value_ms for p in self.percentiles if p.percent == percent), None)
+
+    @property
+    def p50_ms(self) -> float:
+        """The median.
+
+        Raises:
+            ValueError: Too few samples for one.
+        """
+        value = self.percentile_ms(50.0)
+        if value is None:
+            raise ValueError(f"{self.count} samples are too few for a median")
+        return value
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median over ``rounds`` and the interval that holds the true one; without bounds if the rounds are too few."""
+
+    value: float
+    low: float | None
+    high: float | None
+    confidence: float
+    rounds: int
+
+    def over(self, divisor: float) -> Interval:
+        """The interval in a unit that is ``divisor`` (> 0) times larger."""
+        low, high = (None if bound is None else bound / divisor for bound in (self.low, self.high))
+        return Interval(self.value / divisor, low, high, self.confidence, self.rounds)
+
+    def inverse(self) -> Interval:
+        """The interval of a ratio, with numerator and denominator exchanged."""
+        low = None if self.high is None else 1 / self.high
+        high = None if self.low is None else 1 / self.low
+        return Interval(1 / self.value, low, high, self.confidence, self.rounds)
+
+
+def median_ms(samples_ns: NDArray[np.int64] | NDArray[np.float64]) -> float:
+    """The median of samples in nanoseconds, in milliseconds."""
+    return float(np.median(samples_ns)) / _NS_PER_MS
+
+
 def needed_samples(percent: float) -> int:
-    """Fewest samples that carry a percentile: :data:`SAMPLES_BEYOND` of them must lie beyond it.
+    """Least number of samples for a percentile: :data:`SAMPLES_BEYOND` of them must lie beyond it.
 
     Args:
         percent: The percentile, in (0, 100).
 
     Returns:
-        The count: 20 for p50, 1 000 for p99, 10 000 for p99.9.
+        The count: 20 for p50, 1,000 for p99, 10,000 for p99.9.
     """
-    # 100 - 99.9 is 0.0999…94 in floating point: round before the ceiling, or p99.9 would need 10 001.
+    # 100 - 99.9 is 0.0999…94 in floating point: round before the ceiling, or p99.9 would need 10,001.
     return math.ceil(round(SAMPLES_BEYOND * 100.0 / (100.0 - percent), 6))
 
 
 def percentile(samples: NDArray[Any], percent: float) -> float | None:
-    """The percentile by linear interpolation between order statistics; ``None`` where the count cannot carry it.
+    """The percentile, interpolated linearly between order statistics; ``None`` if there are too few samples.
 
     Args:
         samples: ``[N]``, in any order.
@@ -72,7 +153,7 @@ def distribution(samples_ns: NDArray[np.int64]) -> Distribution:
 
 
 def _histogram(sorted_ms: NDArray[np.float64]) -> Histogram:
-    """Equal bins up to the 99th percentile; what lies beyond is counted apart, or a single outlier flattens it all."""
+    """Equal bins up to the 99th percentile. The rest is only counted, since one outlier would flatten all bins."""
     beyond = max(SAMPLES_BEYOND, sorted_ms.size // 100) if sorted_ms.size >= needed_samples(95.0) else 0
     low, high = float(sorted_ms[0]), float(sorted_ms[sorted_ms.size - 1 - beyond])
     if high <= low:
@@ -99,7 +180,7 @@ def median_interval(values: Sequence[float] | NDArray[np.float64], confidence: f
         confidence: Wanted coverage, in (0, 1).
 
     Returns:
-        The interval; its bounds are ``None`` where n is too small (fewer than 6 for 95 %).
+        The interval; its bounds are ``None`` if n is too small (fewer than 6 for 95%).
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     n = int(ordered.size)
@@ -137,7 +218,7 @@ def difference_ns(minuend_ns: NDArray[np.int64], subtrahend_ns: NDArray[np.int64
 
 
 def slope_per_1000(latency_ns: Mapping[int, NDArray[np.int64]]) -> Interval:
-    """How much a step's latency grows per 1 000 positions of the stream.
+    """How much the latency of a step grows per 1,000 positions of the stream.
 
     Each round measured every position, so each round gives one least-squares slope through its own medians: drift of
     the machine between rounds falls out. The median over rounds is reported.
@@ -146,7 +227,7 @@ def slope_per_1000(latency_ns: Mapping[int, NDArray[np.int64]]) -> Interval:
         latency_ns: Position → ``[R, K]`` nanoseconds: K steps in each of R rounds. At least two positions.
 
     Returns:
-        Nanoseconds per 1 000 positions.
+        Nanoseconds per 1,000 positions.
     """
     positions = np.array(sorted(latency_ns), dtype=np.float64)
     if positions.size < 2:

@@ -15,9 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from edgemem.bench.measure import Progress as Report
 from edgemem.bench.result import BenchResult
-from edgemem.bench.suite import Options, Plan
+from edgemem.bench.subject import Options, Plan
 from edgemem.bench.suite import run as run_suite
-from edgemem.bench.tables import headline, name_of, tables
 from edgemem.console import console, print_json, print_table
 from edgemem.errors import EdgememError
 from edgemem.files import write_atomic
@@ -28,21 +27,23 @@ STDOUT = Path("-")
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--steps", type=click.IntRange(min=20), help="Steps of the main loop. [default: 2000, quick 200]")
-@click.option("--quick", is_flag=True, help="A rough run of a few seconds.")
-@click.option("--no-baselines", is_flag=True, help="Measure the bundle alone.")
-@click.option("--rate", metavar="HZ", type=click.FloatRange(min=0, min_open=True), help="Also run a loop paced at HZ.")
+@click.option("--steps", type=click.IntRange(min=20), help="Steps of the main loop. [default: 2000, quick: 200]")
+@click.option("--quick", is_flag=True, help="A short run with rough figures.")
+@click.option("--no-baselines", is_flag=True, help="Measure only the bundle.")
 @click.option(
-    "--idle-gap", metavar="MS", type=click.FloatRange(min=0, min_open=True), help="Also time steps after idling."
+    "--rate", metavar="HZ", type=click.FloatRange(min=0, min_open=True), help="Also run a loop with deadlines at HZ."
 )
-@click.option("--operators", is_flag=True, help="Also time every operator of a step (onnxruntime).")
+@click.option(
+    "--idle-gap", metavar="MS", type=click.FloatRange(min=0, min_open=True), help="Also time steps after a pause of MS."
+)
+@click.option("--operators", is_flag=True, help="Also time each operator of a step (onnxruntime).")
 @click.option("--runtime", type=click.Choice(["auto", *known_runtimes()]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine, and of the baselines.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine and of the baselines.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--json", "json_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
-              help="Write the result as JSON; - prints it instead of the tables.")  # fmt: skip
+              help="Write the result as JSON; - prints it in place of the tables.")  # fmt: skip
 @click.option("--html", "html_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path),
-              help="Write one HTML page with plots.")  # fmt: skip
+              help="Write an HTML page with plots.")  # fmt: skip
 def bench(
     bundle: Path,
     steps: int | None,
@@ -57,16 +58,16 @@ def bench(
     json_file: Path | None,
     html_file: Path | None,
 ) -> None:
-    """Measure BUNDLE on this machine, with the loop that edgemem run runs.
+    """Benchmark the loop of edgemem run on BUNDLE against alternatives, interleaved.
 
-    Latency of a step with the percentiles that the sample carries, latency against the position of the stream, prefill,
-    memory, time to open; and in the same rounds a hand-written loop, torch, a growing KV cache, and the time in which
-    this machine reads the weights once. A run that does not come to its end writes nothing.
+    Measures the latency of a step, latency against the position of the stream, prefill, memory and the time to open.
+    In the same rounds it runs a hand-written loop, torch, a growing KV cache, and the floor: the time in which this
+    machine reads the weights once. An interrupted run writes no output.
     """
     if html_file is not None:
-        from edgemem.bench import report
+        from edgemem.bench import page
 
-        report.require()
+        page.require()
     for file in (json_file, html_file):
         _check_writable(file)
     plan = Plan.quick() if quick else Plan()
@@ -92,23 +93,26 @@ def bench(
         text = json.dumps(result.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomic(json_file, f"{text}\n".encode())
     if html_file is not None:
-        write_atomic(html_file, report.render(result).encode())
+        write_atomic(html_file, page.render(result).encode())
         click.echo(f"Report: {html_file}", err=True)
 
 
 def show(on: Console, result: BenchResult) -> None:
     """Print the result as tables."""
-    on.print(f"{name_of(result.subject)}: {headline(result)}", style="bold", markup=False)
+    on.print(f"{result.subject.name}: {result.headline()}", style="bold", markup=False)
     on.print()
-    for table in tables(result):
-        print_table(on, table.title, table.columns, table.rows, right=table.right)
+    for table in result.tables():
+        if table.rows:
+            print_table(on, table.title, table.columns, table.rows, right=table.right)
+        else:
+            on.print(table.title, style="bold", markup=False)
         for note in table.notes:
             on.print(note, markup=False)
         on.print()
 
 
 def _check_writable(file: Path | None) -> None:
-    """Say at once, not after minutes of measuring, that a file could not be written."""
+    """Refuse a file that cannot be written before anything is measured."""
     if file is None or file == STDOUT:
         return
     if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
@@ -118,7 +122,7 @@ def _check_writable(file: Path | None) -> None:
 
 @contextmanager
 def progress_bars(on: Console) -> Iterator[Report]:
-    """Progress bars, redrawn between timed sections alone: a thread that redraws would be measured with the rest."""
+    """Progress bars that are redrawn between timed sections; a thread that redraws would be measured too."""
     bars = Progress(
         TextColumn("{task.description:<24}"),
         BarColumn(),

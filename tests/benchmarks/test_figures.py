@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 import edgemem
 from edgemem.bench.measure import silent
-from edgemem.bench.result import Interval
+from edgemem.bench.statistics import Interval
 from edgemem.bundle import Bundle
 from edgemem.decoder_config import DecoderConfig
 from edgemem.export import export_bundle
-from edgemem.export.source import from_config
+from edgemem.export.source import Source, from_config
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "figures.py"
 
@@ -72,7 +72,18 @@ def test_the_reference_model_has_25_million_parameters(figures: ModuleType) -> N
     assert sum(parameter.numel() for parameter in module.parameters()) == pytest.approx(25e6, rel=0.03)
 
 
-def test_every_figure_is_measured_on_a_bundle(figures: ModuleType, bundle: Bundle, tmp_path: Path) -> None:
+def test_every_figure_is_measured_on_a_bundle(
+    figures: ModuleType, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[tuple[str, Path]] = []
+
+    def stand_in(source: Source, out: Path, *, weights: str, verify: bool) -> Bundle:
+        """An export takes ten seconds, and what int8 and int4 weights are has tests of its own."""
+        assert not verify
+        exported.append((weights, out))
+        return bundle
+
+    monkeypatch.setattr(figures, "export_bundle", stand_in)
     effort = figures.Effort(
         rounds=6, pairs=6, memory_steps=1_000, prefill=32, prefill_rounds=2, prefill_steps=4, parity_steps=40
     )
@@ -82,6 +93,7 @@ def test_every_figure_is_measured_on_a_bundle(figures: ModuleType, bundle: Bundl
         exact = figures.parity(bundle, session, effort, silent)
     measured += figures.quantised(bundle, effort, tmp_path, silent)
     measured.append(figures.memory_growth(bundle, effort, silent))
+    assert exported == [("int8", tmp_path / "int8"), ("int4", tmp_path / "int4")]
     assert exact.reached
     assert exact.value > 0
     assert all(figure.value > 0 for figure in measured[:-1])

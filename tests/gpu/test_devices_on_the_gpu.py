@@ -12,6 +12,7 @@ import pytest
 from edgemem.bench.devices.bandwidth import CopyPass
 from edgemem.bench.devices.events import StepTimer
 from edgemem.bench.devices.found import cuda_memory, devices_of
+from edgemem.bench.sections.gpu_time import GpuTime
 from edgemem.bundle import Bundle
 from edgemem.errors import EdgememError
 from edgemem.runtimes.cuda import CudaMemory
@@ -41,8 +42,7 @@ def test_what_a_step_takes_on_the_gpu_fits_into_what_it_takes_on_the_host(any_gp
                 began = time.perf_counter()
                 timer.time(lambda token=token: stream.step(token % tiny.VOCAB))
                 whole.append((time.perf_counter() - began) * 1e3)
-        result = timer.result()
-    assert result is not None
+        result = GpuTime.of(timer.steps)
     assert result.steps == 200
     assert result.copies_in_ms + result.copies_out_ms <= result.gpu_ms + 0.01
     assert result.gpu_ms <= 1.1 * float(np.median(whole))

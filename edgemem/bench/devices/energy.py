@@ -16,13 +16,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemem.bench.devices.reader import PowerSensor
-from edgemem.bench.result import RailEnergy
 
 FEWEST = 10
 """Independent readings that joules need, as percentiles need ten samples beyond them."""
@@ -30,6 +30,39 @@ FEWEST = 10
 INTERVAL_S = 0.05
 _TRACE = 200
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RailEnergy:
+    """Energy of one sensor over a run of steps.
+
+    Attributes:
+        name: The sensor's.
+        covers: What its power is of.
+        is_total: Whether it is of the whole device.
+        joules_per_step: ``None`` where the readings cannot carry it; ``skipped`` says why.
+        error_joules: At most so much more or less: resolution, averaging and sampling, not the sensor's calibration.
+        mean_w: Over the run.
+        samples: Readings taken.
+        independent: How many of them say something new.
+        rate_hz: Readings a second that were reached.
+        skipped: Why there are no joules.
+        times_s: Of the trace, from the start of the run.
+        watts: The trace: power at these times.
+    """
+
+    name: str
+    covers: str
+    is_total: bool
+    joules_per_step: float | None
+    error_joules: float | None
+    mean_w: float | None
+    samples: int
+    independent: int
+    rate_hz: float | None
+    skipped: str | None = None
+    times_s: list[float] = field(default_factory=list)
+    watts: list[float] = field(default_factory=list)
 
 
 class Sampler:

@@ -1,11 +1,9 @@
-"""A step taken apart on a GPU: time in the stream by CUDA events, in copies, and on the host.
+"""Divides a step on a GPU into work, copies and host time, with CUDA events.
 
-The runtimes issue all their own CUDA calls through :meth:`CudaMemory.call`, in one stream. While a timer is attached,
-it sees each call and puts events around it. What an engine enqueues itself lies between two calls, and so between two
-events. An event is recorded in the stream and read after the stream has been waited for, so nothing waits that would
-not have waited. Nothing is recorded while a graph is being captured: it would become a part of the graph.
-
-This has not run on a GPU: it is tested over a stand-in for the CUDA calls that has a clock of its own.
+The runtimes make all their CUDA calls through :meth:`CudaMemory.call`, in one stream. During a timed step the timer
+observes these calls and records events before and after them. What an engine enqueues by itself lies between two calls,
+and so between two events. Events are read after the stream has been waited for, so the timer adds no waits. It records
+nothing while a graph is captured, since the event would become part of the graph.
 """
 
 from __future__ import annotations
@@ -13,11 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from edgemem.bench.result import GpuTime
 from edgemem.runtimes.cuda import CudaMemory
 
 _COPIES = {
@@ -25,50 +20,72 @@ _COPIES = {
     "cudaMemcpy2DAsync": 6,
     "cudaMemcpy3DAsync": None,  # within the device only
 }
-"""Where a copy's kind stands among its arguments."""
+"""Index of a copy's kind in its arguments."""
 
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 _WORK = (*_COPIES, "cudaGraphLaunch", "cudaMemsetAsync", "cudaMemset2DAsync")
 _FEW_EVENTS = 64
 
 
+class StepTimes(NamedTuple):
+    """One step, in milliseconds.
+
+    Attributes:
+        gpu_ms: From the first work of the step in the stream to its last.
+        copies_in_ms: Of that, copies from the host.
+        copies_out_ms: Of that, copies to the host.
+        graph_ms: Of that, captured graphs, including their copies; ``None``: no graph was launched.
+        enqueue_ms: On the host, until it starts to wait.
+        wait_ms: On the host, waiting.
+        host_ms: On the host, everything but waiting.
+    """
+
+    gpu_ms: float
+    copies_in_ms: float
+    copies_out_ms: float
+    graph_ms: float | None
+    enqueue_ms: float
+    wait_ms: float
+    host_ms: float
+
+
 class StepTimer:
-    """Attached to the memory of a session inside its block; :meth:`time` is called for each step.
+    """Times steps with :meth:`time`, inside its block.
 
     Args:
         memory: The session's.
         clock: Nanoseconds of the host.
+
+    Attributes:
+        steps: The steps that were timed and issued work.
     """
 
     def __init__(self, memory: CudaMemory, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        self.steps: list[StepTimes] = []
         self._memory = memory
         self._clock = clock
-        self._call = memory.call
         self._spare: list[Any] = []
         self._used: list[Any] = []
         self._spans: list[tuple[str, Any, Any]] = []
         self._first: Any = None
         self._last: Any = None
+        self._before: Any = None
         self._pending = False
         self._capturing = False
-        self._wait_ns = 0
+        self._wait_ns = self._wait_began_ns = 0
         self._enqueued_ns: int | None = None
-        self._rows: list[tuple[float, float, float, float, float, float, float]] = []
-        self._has_graph = False
 
     def __enter__(self) -> StepTimer:
         self._spare = [self._new() for _ in range(_FEW_EVENTS)]
-        self._memory.call = self._seen  # type: ignore[method-assign]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._memory.call  # the class's own again
         self._memory.synchronize()
         self._return_events()
         for event in self._spare:
-            self._call(self._memory.api.cudaEventDestroy, event)
+            self._memory.call(self._memory.api.cudaEventDestroy, event)
         self._spare.clear()
 
     def time(self, step: Callable[[], object]) -> None:
@@ -79,74 +96,64 @@ class StepTimer:
         """
         self._return_events()
         self._pending, self._wait_ns, self._enqueued_ns, self._capturing = False, 0, None, False
-        start = self._clock()
-        step()
-        end = self._clock()
+        self._memory.observer = self
+        try:
+            start = self._clock()
+            step()
+            end = self._clock()
+        finally:
+            self._memory.observer = None
         if self._first is None:
             return
-        if self._pending:  # the step waits by other means: what it issued last is behind the last event
+        if self._pending:  # the step waits by other means: its last work is after the last event
             self._last = self._record()
-            self._call(self._memory.api.cudaStreamSynchronize, self._memory.stream)
-        took = {"in": 0.0, "out": 0.0, "graph": 0.0}
+            self._memory.synchronize()
+        took: dict[str, float] = {"in": 0.0, "out": 0.0}
         for what, before, after in self._spans:
-            took[what] += self._between(before, after)
-        enqueue_ns = (end if self._enqueued_ns is None else self._enqueued_ns) - start
-        self._rows.append(
-            (
-                self._between(self._first, self._last),
-                took["in"],
-                took["out"],
-                took["graph"],
-                enqueue_ns / 1e6,
-                self._wait_ns / 1e6,
-                (end - start - self._wait_ns) / 1e6,
+            took[what] = took.get(what, 0.0) + self._between(before, after)
+        self.steps.append(
+            StepTimes(
+                gpu_ms=self._between(self._first, self._last),
+                copies_in_ms=took["in"],
+                copies_out_ms=took["out"],
+                graph_ms=took.get("graph"),
+                enqueue_ms=((end if self._enqueued_ns is None else self._enqueued_ns) - start) / 1e6,
+                wait_ms=self._wait_ns / 1e6,
+                host_ms=(end - start - self._wait_ns) / 1e6,
             )
         )
 
-    def result(self) -> GpuTime | None:
-        """Medians of the steps; ``None``: no step issued anything that could be seen."""
-        if not self._rows:
-            return None
-        gpu, copies_in, copies_out, graph, enqueue, wait, host = (float(v) for v in np.median(self._rows, axis=0))
-        return GpuTime(
-            len(self._rows), gpu, copies_in, copies_out, graph if self._has_graph else None, enqueue, wait, host
-        )
-
-    def _seen(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
-        name = getattr(function, "__name__", "")
-        if name == "cudaStreamBeginCapture":
-            self._capturing = True
-        elif name == "cudaStreamEndCapture":
-            self._capturing = False
-        if self._capturing or name not in (*_WORK, *_WAITS):
-            return self._call(function, *arguments)
+    def before(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """See :class:`~edgemem.runtimes.cuda.CallObserver`."""
+        if name in ("cudaStreamBeginCapture", "cudaStreamEndCapture"):
+            self._capturing = name == "cudaStreamBeginCapture"
+        if self._capturing:
+            return
         if name in _WAITS:
-            return self._wait(function, *arguments)
-        what = self._span(name, arguments)
-        before = self._record() if what or self._first is None else None
-        if self._first is None:
-            self._first = before
-        value = self._call(function, *arguments)
-        self._pending = True
-        if what:
-            after = self._record()
-            self._spans.append((what, before, after))
-        return value
+            if self._first is not None:
+                self._last = self._record()
+            self._wait_began_ns = self._clock()
+            if self._enqueued_ns is None:
+                self._enqueued_ns = self._wait_began_ns
+        elif name in _WORK and (self._first is None or self._kind(name, arguments)):
+            self._before = self._record()
+            self._first = self._first or self._before
 
-    def _wait(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
-        if self._first is not None:
-            self._last = self._record()
-        began = self._clock()
-        if self._enqueued_ns is None:
-            self._enqueued_ns = began
-        value = self._call(function, *arguments)
-        self._wait_ns += self._clock() - began
-        self._pending = False
-        return value
+    def after(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """See :class:`~edgemem.runtimes.cuda.CallObserver`."""
+        if self._capturing:
+            return
+        if name in _WAITS:
+            self._wait_ns += self._clock() - self._wait_began_ns
+            self._pending = False
+        elif name in _WORK:
+            self._pending = True
+            if kind := self._kind(name, arguments):
+                self._spans.append((kind, self._before, self._record()))
 
-    def _span(self, name: str, arguments: tuple[Any, ...]) -> str:
+    def _kind(self, name: str, arguments: tuple[Any, ...]) -> str:
+        """``"in"``, ``"out"``, ``"graph"``, or ``""`` for other work."""
         if name == "cudaGraphLaunch":
-            self._has_graph = True
             return "graph"
         index = _COPIES.get(name)
         if index is None:
@@ -155,16 +162,16 @@ class StepTimer:
         return {kinds.cudaMemcpyHostToDevice: "in", kinds.cudaMemcpyDeviceToHost: "out"}.get(arguments[index], "")
 
     def _new(self) -> Any:
-        return self._call(self._memory.api.cudaEventCreate)
+        return self._memory.call(self._memory.api.cudaEventCreate)
 
     def _record(self) -> Any:
         event = self._spare.pop() if self._spare else self._new()
         self._used.append(event)
-        self._call(self._memory.api.cudaEventRecord, event, self._memory.stream)
+        self._memory.call(self._memory.api.cudaEventRecord, event, self._memory.stream)
         return event
 
     def _between(self, before: Any, after: Any) -> float:
-        return float(self._call(self._memory.api.cudaEventElapsedTime, before, after))
+        return float(self._memory.call(self._memory.api.cudaEventElapsedTime, before, after))
 
     def _return_events(self) -> None:
         self._spare += self._used

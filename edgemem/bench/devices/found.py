@@ -8,10 +8,9 @@ from pathlib import Path
 from edgemem.bench.devices.ina import InaReader
 from edgemem.bench.devices.nvml import NvmlReader
 from edgemem.bench.devices.rapl import RaplReader
-from edgemem.bench.devices.reader import PowerSensor, Reader
+from edgemem.bench.devices.reader import DeviceState, PowerSensor, Reader
 from edgemem.bench.devices.sysfs import SysfsReader
 from edgemem.bench.devices.tree import Tree
-from edgemem.bench.result import DeviceState
 from edgemem.runtimes import Session, Stream
 from edgemem.runtimes.arena_stream import ArenaStream
 from edgemem.runtimes.cuda import CudaMemory

@@ -19,9 +19,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgemem.bench.devices.reader import Quantity
+from edgemem.bench.devices.reader import DeviceState, Quantity
 from edgemem.bench.devices.tree import Tree, TreeReader
-from edgemem.bench.result import DeviceState
 
 _FOLDERS = ("sys/class/hwmon/hwmon*", "sys/bus/i2c/drivers/ina*/*/hwmon/hwmon*")
 _TOTALS = {"VDD_IN": "the whole module", "POM_5V_IN": "the whole module", "VIN": "module and carrier board"}

@@ -11,8 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edgemem.bench.devices.reader import Quantity
-from edgemem.bench.result import DeviceState, Reading
+from edgemem.bench.devices.reader import DeviceState, Quantity, Reading
 
 # NVML's manual on nvmlDeviceGetPowerUsage: an average over 1 s from Ampere on, GA100 excepted.
 _WINDOW_S = 1.0

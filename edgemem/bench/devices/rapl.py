@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgemem.bench.devices.reader import Quantity
+from edgemem.bench.devices.reader import DeviceState, Quantity
 from edgemem.bench.devices.tree import Tree, TreeReader
-from edgemem.bench.result import DeviceState
 
 _COVERS = {"psys": "the whole platform", "core": "the cores", "uncore": "the processor's graphics", "dram": "memory"}
 

@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from edgemem.bench.result import DeviceState
-
 Quantity = Literal["watts", "joules"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One figure that a device gives: a clock, a temperature, a counter."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """How a device stands at a moment. Empty and ``None``: it does not tell.
+
+    Attributes:
+        clocks_mhz: By domain.
+        governors: Who sets the clocks: ``17000000.gpu: nvhost_podgov``.
+        temperatures_c: By sensor.
+        power_mode: nvpmodel's mode on a Jetson; performance state and power limit of a desktop GPU.
+        throttling: What holds the clocks down now.
+        throttle_events: How often clocks were held down since the start of the system, by cause.
+    """
+
+    clocks_mhz: list[Reading] = field(default_factory=list)
+    governors: list[str] = field(default_factory=list)
+    temperatures_c: list[Reading] = field(default_factory=list)
+    power_mode: str | None = None
+    throttling: list[str] = field(default_factory=list)
+    throttle_events: list[Reading] = field(default_factory=list)
 
 
 class PowerSensor(Protocol):

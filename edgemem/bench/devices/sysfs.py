@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import re
 
-from edgemem.bench.devices.reader import PowerSensor
+from edgemem.bench.devices.reader import DeviceState, PowerSensor, Reading
 from edgemem.bench.devices.tree import TreeReader
-from edgemem.bench.result import DeviceState, Reading
 
 _CLOCKED = re.compile(r"gpu|g[a-z]\d\d[a-z]|emc|bwmgr")  # ga10b and the like are names of integrated GPUs
 _EMC = "sys/kernel/debug/bpmp/debug/clk/emc/rate"

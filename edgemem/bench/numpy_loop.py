@@ -1,0 +1,79 @@
+"""The loop that users write by hand, without edgemem."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemem.bench.loop import Inputs
+from edgemem.bundle import Bundle
+from edgemem.contract import OUTPUT_INDICES, POSITION, initial_state
+from edgemem.errors import EdgememError, MissingDependencyError
+from edgemem.runtimes.ort_import import import_onnxruntime
+
+
+class NumpyLoop:
+    """The loop that users write by hand: ``session.run(None, feeds)``, whole states in and out as numpy arrays.
+
+    Args:
+        bundle: A sealed bundle: every state goes in whole and comes out whole.
+        threads: Threads of the engine; ``None``: its own choice.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Attributes:
+        output: The last output ``[1, *output.shape]``; ``None`` before the first step.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        EdgememError: The bundle's states cannot be held as numpy arrays, or no graph takes one step.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None, device: str = "cpu") -> None:
+        try:
+            onnxruntime = import_onnxruntime()
+        except ImportError as error:
+            raise MissingDependencyError("onnxruntime is not installed.", hint="pip install onnxruntime") from error
+        contract = bundle.contract
+        graph = bundle.graph_for(1)
+        odd = [s.name for s in contract if s.dtype == "bfloat16" or s.update != "replace" or s.growing_axis is not None]
+        if contract.input.dtype == "bfloat16":
+            odd.append(contract.input.name)
+        if graph is None or odd:
+            raise EdgememError(f"no graph takes one step with whole numpy arrays in and out: {', '.join(odd)}.")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+        self._session = onnxruntime.InferenceSession(str(bundle.file(graph.file)), options, providers=[provider])
+        self._inputs = Inputs(contract)
+        self._data = contract.input.name
+        self._feeds: dict[str, NDArray[Any]] = {spec.input_name: initial_state(spec, 1) for spec in contract}
+        if contract.output_indices:
+            self._feeds[OUTPUT_INDICES] = np.zeros(1, dtype=np.int64)
+        self._position = np.zeros(1, dtype=np.int64) if contract.position == "input" else None
+        if self._position is not None:
+            self._feeds[POSITION] = self._position
+        past = {spec.output_name: spec.input_name for spec in contract}
+        names = [output.name for output in self._session.get_outputs()]
+        self._output = names.index(contract.output.name)
+        self._past = [(i, past[name]) for i, name in enumerate(names) if name in past]
+        self.output: NDArray[Any] | None = None
+        self._feed(self._inputs.first())
+
+    def _feed(self, x: Any) -> None:
+        self._feeds[self._data] = np.asarray(x)[None, None]
+
+    def step(self) -> None:
+        """One step."""
+        outputs = self._session.run(None, self._feeds)
+        for index, name in self._past:
+            self._feeds[name] = outputs[index]
+        self.output = outputs[self._output][:, -1]
+
+    def choose(self) -> None:
+        """Choose the next input."""
+        if self.output is not None:
+            self._feed(self._inputs.after(self.output))
+        if self._position is not None:
+            self._position += 1
