@@ -1,21 +1,21 @@
 # syntax=docker/dockerfile:1
 #
-# Images that stream bundles. Not built where this file was written: tell us if one fails.
+# Images that stream bundles. They have not been built yet: report it if one fails.
 #
 #   docker build --target cpu    -t edgemem:cpu .
 #   docker build --target gpu    -t edgemem:gpu .         any x86-64 machine with an NVIDIA GPU
 #   docker build --target jetson -t edgemem:jetson .      on a Jetson with JetPack 6
 #
-#   docker run --rm -v "$PWD/demo:/work" edgemem:cpu run bundle --prompt "The import statement"
-#   docker run --rm --gpus all -v "$PWD/demo:/work" edgemem:gpu bench bundle
-#   docker run --rm --runtime nvidia -v "$PWD/demo:/work" edgemem:jetson bench bundle
+#   docker run --rm -i -v "$PWD/demo/beats:/work" edgemem:cpu run bundle < demo/beats/other.csv
+#   docker run --rm --gpus all -v "$PWD/demo/beats:/work" edgemem:gpu bench bundle
+#   docker run --rm --runtime nvidia -v "$PWD/demo/beats:/work" edgemem:jetson bench bundle
 
 ARG CPU_BASE=python:3.11-slim
 ARG GPU_BASE=nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
 ARG JETSON_BASE=nvcr.io/nvidia/l4t-jetpack:r36.4.0
 
 
-# edgemem itself is pure Python: one wheel serves every image.
+# edgemem is pure Python, so one wheel serves every image.
 FROM ${CPU_BASE} AS wheel
 WORKDIR /source
 COPY . .
@@ -58,9 +58,9 @@ WORKDIR /work
 ENTRYPOINT ["edgemem"]
 
 
-# JetPack's image brings CUDA, cuDNN and TensorRT with its Python module: the environment sees the system's packages.
-# PyPI has no onnxruntime-gpu for aarch64. NVIDIA builds it for Jetson, in its Jetson package index and in
-# its Jetson containers: hand that wheel's address in, or have ONNX Runtime on the CPU:
+# JetPack's image includes CUDA, cuDNN and TensorRT with its Python module, so the environment sees the system's packages.
+# PyPI has no onnxruntime-gpu for aarch64. NVIDIA builds it for Jetson, in its Jetson package index and its Jetson
+# containers. Pass the address of that wheel, or use ONNX Runtime on the CPU:
 #   docker build --target jetson --build-arg ONNXRUNTIME=https://…/onnxruntime_gpu-…-linux_aarch64.whl .
 FROM ${JETSON_BASE} AS jetson-environment
 ARG ONNXRUNTIME=onnxruntime
