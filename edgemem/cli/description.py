@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from edgemem.bundle import CHAT_TEMPLATE, Bundle
-from edgemem.contract import Contract
+from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec, TensorSpec
 from edgemem.decoder_config import DecoderConfig
 from edgemem.dtypes import element_type
-from edgemem.manifest import Manifest
+from edgemem.manifest import GraphFile, Manifest
 
 CONTEXTS = tuple(1024 * 4**power for power in range(7))
 """Context lengths of the table of state sizes: 1k to 4M steps."""
@@ -29,7 +29,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "chat_template": CHAT_TEMPLATE if CHAT_TEMPLATE in manifest.files else None,
         "special_tokens": manifest.special_tokens,
         "generation": manifest.generation.to_json(),
-        **_contract(bundle.contract),
+        **_contract(bundle.contract, manifest.graphs[0]),
         **_files(bundle, manifest),
         "memory": state_bytes_by_context(bundle.contract, manifest.model),
         "verification": manifest.verification,
@@ -37,33 +37,42 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _contract(contract: Contract) -> dict[str, Any]:
-    given, output = contract.input, contract.output
-    output_time = "output_indices" if contract.output_indices else "time"
+def _contract(contract: Contract, graph: GraphFile) -> dict[str, Any]:
+    inputs, outputs = contract.inputs(graph), contract.outputs(graph)
+    states = [tensor for tensor in inputs if tensor.role == "state"]
     return {
-        "input": {**_tensor(given.name, given.dtype, "time", given.shape), "vocab_size": given.vocab_size},
-        "output": _tensor(output.name, output.dtype, output_time, output.shape),
+        "inputs": [
+            {**_tensor(tensor), "role": spec.role, "takes": spec.takes, "vocab_size": spec.vocab_size}
+            for tensor in inputs
+            if isinstance(spec := tensor.spec, InputSpec)
+        ],
+        "outputs": [
+            {**_tensor(tensor), "gives": spec.gives}
+            for tensor in outputs
+            if isinstance(spec := tensor.spec, OutputSpec)
+        ],
         "position": contract.position,
         "output_indices": contract.output_indices,
         "max_chunk": contract.max_chunk,
         "max_position": contract.max_position,
         "has_fixed_size": contract.has_fixed_size,
-        "states": [
-            {
-                "name": state.name,
-                "shape": ["batch", *("length" if size is None else size for size in state.shape)],
-                "dtype": state.dtype,
-                "update": state.update,
-                "initial": state.initial,
-                "bytes": state.nbytes,
-            }
-            for state in contract
-        ],
+        "states": [_state(state, tensor) for state, tensor in zip(contract, states, strict=True)],
     }
 
 
-def _tensor(name: str, dtype: str, time: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    return {"name": name, "dtype": dtype, "shape": ["batch", time, *shape]}
+def _tensor(tensor: TensorSpec) -> dict[str, Any]:
+    shape = [axis if isinstance(axis, int) else str(axis) for axis in tensor.axes]
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": shape}
+
+
+def _state(state: StateSpec, tensor: TensorSpec) -> dict[str, Any]:
+    return {
+        **_tensor(tensor),
+        "name": state.name,
+        "update": state.update,
+        "initial": "a tensor" if isinstance(state.initial, bytes) else state.initial,
+        "bytes": state.nbytes,
+    }
 
 
 def _files(bundle: Bundle, manifest: Manifest) -> dict[str, Any]:

@@ -48,11 +48,11 @@ def _print_bundle(out: Console, facts: Mapping[str, Any], manifest: Manifest) ->
         "source": ", ".join(filter(None, parts)) or "unknown",
         "created": facts["created"],
         "precision": str(manifest.precision),
-        "input": f"{_shown(facts['input'])}{_vocabulary(facts['input'])}",
+        "input": "; ".join(map(_shown, facts["inputs"])),
         "meaning of input": facts["input_meaning"],
         "tokenizer": facts["tokenizer"] or "none",
         "chat template": facts["chat_template"],
-        "output": _shown(facts["output"]),
+        "output": "; ".join(map(_shown, facts["outputs"])),
         "steps per call": f"1 to {max(graph['time'][1] for graph in facts['graphs']):,}",
         "position": "an input of the graph" if facts["position"] == "input" else "not an input of the graph",
         "stream ends": f"after {facts['max_position']:,} steps" if facts["max_position"] else "never",
@@ -67,7 +67,7 @@ def _print_bundle(out: Console, facts: Mapping[str, Any], manifest: Manifest) ->
 
 def _print_states(out: Console, states: list[Mapping[str, Any]]) -> None:
     rows = [
-        (s["name"], _dims(s["shape"]), s["dtype"], s["update"], f"{s['initial']:g}", f"{s['bytes']:,}") for s in states
+        (s["name"], _dims(s["shape"]), s["dtype"], s["update"], _value(s["initial"]), f"{s['bytes']:,}") for s in states
     ]
     columns = ("name", "shape", "dtype", "update", "initial", "bytes")
     print_table(out, "States", columns, rows, right=("initial", "bytes"))
@@ -100,11 +100,11 @@ def _dims(shape: list[Any]) -> str:
 
 
 def _shown(tensor: Mapping[str, Any]) -> str:
-    return f"{tensor['name']} {tensor['dtype']} {_dims(tensor['shape'])}"
-
-
-def _vocabulary(tensor: Mapping[str, Any]) -> str:
-    return f", ids 0 to {tensor['vocab_size'] - 1:,}" if tensor["vocab_size"] else ""
+    """An input or output in a line: ``tokens int64 [batch, time], ids 0 to 255``."""
+    words = f"{tensor['name']} {tensor['dtype']} {_dims(tensor['shape'])}"
+    if tensor.get("role", "data") != "data":
+        words += f", {tensor['role']}"
+    return f"{words}, ids 0 to {tensor['vocab_size'] - 1:,}" if tensor.get("vocab_size") else words
 
 
 def _span(least: int, most: int) -> str:

@@ -4,12 +4,13 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import onnx
 import pytest
 
 from edgemem.bundle import GraphFile, Manifest, open_bundle, write_bundle
 from edgemem.cli.description import CONTEXTS, describe, kind_of_state, state_bytes_by_context
-from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
+from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec, initial_bytes
 from edgemem.decoder_config import DecoderConfig
 from edgemem.generation_defaults import GenerationDefaults
 from edgemem.manifest import SourceInfo
@@ -62,12 +63,9 @@ def test_json_agrees_with_the_bundle(summer, invoke):
     facts = json.loads(invoke("inspect", summer, "--json").stdout)
     size = (summer / "model.onnx").stat().st_size
     assert facts["totals"] == {"state_bytes": 8, "weights_bytes": 0, "graph_bytes": size, "bundle_bytes": size}
-    assert facts["input"] == {
-        "name": "features",
-        "dtype": "float32",
-        "shape": ["batch", "time", 2],
-        "vocab_size": None,
-    }
+    given = {"name": "features", "dtype": "float32", "shape": ["batch", "time", 2]}
+    assert facts["inputs"] == [{**given, "role": "data", "takes": 1, "vocab_size": None}]
+    assert facts["outputs"] == [{"name": "sums", "dtype": "float32", "shape": ["batch", "time", 2], "gives": 1}]
     assert facts["states"] == [
         {
             "name": "0.sum.total",
@@ -103,6 +101,36 @@ def test_what_the_export_measured_and_two_graphs_and_random_weights_are_shown(tm
         assert line in lines
     shown = {line[0]: line[2:-1] for line in lines if line and line[0].endswith(".onnx")}
     assert shown == {"step.onnx": ["T", "=", "1"], "chunk.onnx": ["T", "=", "2", "to", "8"]}
+
+
+def test_every_input_and_output_and_the_axes_of_states_are_shown(tmp_path, invoke):
+    contract = Contract(
+        input_specs=(
+            InputSpec("samples", (), takes=512),
+            InputSpec("speaker", (16,), role="held"),
+            InputSpec("rate", (), "int64", role="fixed", value=16000),
+        ),
+        output_specs=(OutputSpec("speech", (1,)), OutputSpec("energy", ())),
+        states=(StateSpec("conv", (4, 8), batch_axis=1, initial=initial_bytes(np.ones((4, 8)), "float32")),),
+        position="none",
+    )
+    with write_bundle(tmp_path / "bundle") as writer:
+        onnx.save(onnx.ModelProto(), writer.folder / "model.onnx")
+        writer.finish(Manifest(contract, (GraphFile("model.onnx", 1, 256),)))
+    facts = json.loads(invoke("inspect", tmp_path / "bundle", "--json").stdout)
+    assert [(t["name"], t["role"], t["shape"]) for t in facts["inputs"]] == [
+        ("samples", "data", ["batch", "512 * time"]),
+        ("speaker", "held", ["batch", 16]),
+        ("rate", "fixed", []),
+    ]
+    assert [(t["name"], t["shape"]) for t in facts["outputs"]] == [
+        ("speech", ["batch", "time", 1]),
+        ("energy", ["batch", "time"]),
+    ]
+    assert facts["states"][0]["shape"] == [4, "batch", 8]
+    shown = " ".join(invoke("inspect", tmp_path / "bundle").stdout.split())
+    assert "samples float32 [batch, 512 * time]; speaker float32 [batch, 16], held; rate int64 [], fixed" in shown
+    assert "conv [4, batch, 8] float32 replace a tensor 128" in shown
 
 
 def test_state_bytes_are_constant_for_fixed_memories_and_grow_for_a_kv_cache():
