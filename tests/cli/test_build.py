@@ -12,7 +12,7 @@ from edgemem.errors import EngineError, MissingDependencyError
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.pack import RECIPE, is_pack, read_recipe
 from edgemem.runtimes.trt.targets import TARGETS
-from tests.cli.conftest import _SUMMER_GRAPH, SUMMER, _write, write_reciter
+from tests.handmade import SUMMER, SUMMER_GRAPH, write_graph, write_reciter
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -34,9 +34,9 @@ def on_board(monkeypatch):
 @pytest.fixture
 def unlovely(tmp_path):
     """A bundle with an operator that no TensorRT knows."""
-    graph = _SUMMER_GRAPH.replace(": 20]", ": 26]")
+    graph = SUMMER_GRAPH.replace(": 20]", ": 26]")
     graph = graph.replace("sums = Add(running, past)", "same = CumProd(running, axis)\n    sums = Add(same, past)")
-    return _write(tmp_path / "unlovely", graph, SUMMER, {})
+    return write_graph(tmp_path / "unlovely", graph, SUMMER, {})
 
 
 @needs_compiler

@@ -14,8 +14,7 @@ from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec, initial
 from edgemem.decoder_config import DecoderConfig
 from edgemem.generation_defaults import GenerationDefaults
 from edgemem.manifest import SourceInfo
-
-from .conftest import RECITER, SUMMER, write_token_reciter
+from tests.handmade import RECITER, SUMMER, write_token_reciter
 
 MODEL = DecoderConfig(
     d_model=999, layers=2, heads=8, kv_heads=4, head_dim=16, vocab_size=256, memory=[{"type": "window", "window": 256}]

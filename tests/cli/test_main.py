@@ -13,8 +13,7 @@ from click.testing import CliRunner
 import edgemem.cli
 from edgemem.cli import main
 from edgemem.errors import EdgememError, MissingDependencyError
-
-from .conftest import write_reciter
+from tests.handmade import write_reciter
 
 HEAVY = (
     "torch",

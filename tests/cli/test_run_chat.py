@@ -21,10 +21,11 @@ import edgemem
 from edgemem.bundle import open_bundle
 from edgemem.generation_defaults import GenerationDefaults
 from edgemem.text.chat_template import ChatTemplate
+from tests.handmade import write_token_reciter
 from tests.text import chat_templates
 from tests.text.tiny_tokenizers import byte_level
 
-from .conftest import end_by_signal, signal_until, write_token_reciter
+from .conftest import end_by_signal, signal_until
 
 TURNS = ("the tea?", "tea & 東京 🚋", "the naïve café", "é\nthe tea", "the", "tea " * 60)
 USER, REPLIES = TURNS[::2], TURNS[1::2]

@@ -7,9 +7,8 @@ import pytest
 
 from edgemem.cli.run_options import MAX_TOKENS, TEMPERATURE, SamplingOptions
 from edgemem.generation_defaults import GenerationDefaults
+from tests.handmade import write_token_reciter
 from tests.text.tiny_tokenizers import byte_level, metaspace, with_bos
-
-from .conftest import write_token_reciter
 
 ALL = GenerationDefaults((1, 2), 0, True, 0.6, 20, 0.9, 0.1, 99)
 GREEDY = ("--temperature", "0")

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import edgemem
-
-from .conftest import RECITED
+from tests.handmade import RECITED
 
 GREEDY = ("--temperature", "0")
 DATA = RECITED.encode()

@@ -25,7 +25,7 @@ from edgemem.runtimes.trt.targets import (
     narrowed,
     of_flavour,
 )
-from tests.cli.conftest import _SUMMER_GRAPH, SUMMER, _write
+from tests.handmade import SUMMER, SUMMER_GRAPH, write_graph
 
 NO_COMPILER = importlib.util.find_spec("tensorrt_rtx") is None
 TURING = narrowed(RTX, ("7.5",))
@@ -276,13 +276,13 @@ def test_no_target_refuses_what_the_exporter_writes(target, which, request):
 
 
 def test_who_exports_is_told_once_for_all_targets_what_they_cannot_take(tmp_path):
-    graph = _SUMMER_GRAPH.replace(
+    graph = SUMMER_GRAPH.replace(
         "sums = Add(running, past)",
         'odd = BitShift <direction = "LEFT"> (bits, bits)\n'
         "    more = Cast <to = 1> (odd)\n    sums = Add(running, past)",
     )
     graph = graph.replace("int64 axis = {1}>", "int64 axis = {1}, uint8[1] bits = {1}>")
-    bundle = open_bundle(_write(tmp_path / "odd", graph, SUMMER, {}))
+    bundle = open_bundle(write_graph(tmp_path / "odd", graph, SUMMER, {}))
     shifts = [line for line in notes(bundle) if "BitShift" in line]
     assert len(shifts) == 1
     assert shifts[0].startswith("local, rtx, orin-nano, orin-nx, orin-agx, thor cannot take BitShift")

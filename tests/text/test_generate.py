@@ -15,7 +15,7 @@ import edgemem
 from edgemem.errors import InputError, NonFiniteError
 from edgemem.runtimes import Session
 from edgemem.text import ByteTokenizer, Piece, Sampler, generate
-from tests.cli.conftest import RECITED, write_reciter
+from tests.handmade import RECITED, write_reciter
 
 DATA = RECITED.encode()
 GREEDY = Sampler(0)

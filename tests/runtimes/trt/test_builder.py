@@ -18,7 +18,7 @@ from edgemem.runtimes.trt.engine import build_to
 from edgemem.runtimes.trt.flavour import BuildLog, Cuda, Flavour, load_flavour
 from edgemem.runtimes.trt.io import io_difference, network_io
 from edgemem.runtimes.trt.options import BuildOptions
-from tests.cli.conftest import _SUMMER_GRAPH, SUMMER, _write, write_reciter
+from tests.handmade import SUMMER, SUMMER_GRAPH, write_graph, write_reciter
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx, the compiler that needs no GPU, is not installed")
 
@@ -76,24 +76,24 @@ def test_phases_are_reported_as_they_go(rtx, reciter):
 
 def test_a_state_that_no_layer_reads_is_an_error(rtx, tmp_path):
     contract = replace(SUMMER, states=(*SUMMER.states, StateSpec("1.sum.lost", (2,))))
-    bundle = open_bundle(_write(tmp_path / "lost", LOST, contract, {}))
+    bundle = open_bundle(write_graph(tmp_path / "lost", LOST, contract, {}))
     with pytest.raises(EngineError, match=r"no layer of the engine reads the inputs past\.1\.sum\.lost"):
         parse(bundle, bundle.manifest.graphs[0], rtx)
 
 
 def test_a_graph_of_another_contract_is_refused(rtx, reciter, tmp_path):
     wider = replace(SUMMER, states=(StateSpec("0.sum.total", (3,)),))
-    bundle = open_bundle(_write(tmp_path / "other", _SUMMER_GRAPH, wider, {}))
+    bundle = open_bundle(write_graph(tmp_path / "other", SUMMER_GRAPH, wider, {}))
     with pytest.raises(EngineError, match=r"'past\.0\.sum\.total' has shape \[any, 2\], the contract has \[batch, 3\]"):
         parse(bundle, bundle.manifest.graphs[0], rtx)
 
 
 @pytest.mark.parametrize("time", ["1", "time"])
 def test_a_step_graph_and_a_chunk_graph_become_an_engine_each(rtx, tmp_path, time):
-    whole = open_bundle(_write(tmp_path / "pair", _SUMMER_GRAPH, SUMMER, {}))
-    step = onnx.parser.parse_model(_SUMMER_GRAPH.replace("batch, time, 2", f"batch, {time}, 2"))
+    whole = open_bundle(write_graph(tmp_path / "pair", SUMMER_GRAPH, SUMMER, {}))
+    step = onnx.parser.parse_model(SUMMER_GRAPH.replace("batch, time, 2", f"batch, {time}, 2"))
     with write_bundle(whole.path) as writer:
-        onnx.save(onnx.parser.parse_model(_SUMMER_GRAPH), writer.folder / "chunk.onnx")
+        onnx.save(onnx.parser.parse_model(SUMMER_GRAPH), writer.folder / "chunk.onnx")
         onnx.save(step, writer.folder / "step.onnx")
         graphs = (GraphFile("step.onnx", 1, 1), GraphFile("chunk.onnx", 2, SUMMER.max_chunk))
         writer.finish(replace(whole.manifest, graphs=graphs))
@@ -199,7 +199,7 @@ wide (float[batch, time, 2] features, float[batch, 2] "past.0.sum.total")
     "present.0.sum.total" = ReduceSum<keepdims = 0>(sums, axis)
 }
 """
-    bundle = open_bundle(_write(tmp_path / "wide", graph, SUMMER, {}))
+    bundle = open_bundle(write_graph(tmp_path / "wide", graph, SUMMER, {}))
     assert build_engine(bundle, bundle.manifest.graphs[0], rtx, BuildOptions()).plan
     with pytest.raises(EngineError, match="does not support a precision of the graph"):
         build_engine(bundle, bundle.manifest.graphs[0], rtx, BuildOptions(compute_capabilities=("7.5",)))

@@ -18,7 +18,7 @@ from edgemem.runtimes.trt.flavour import Cuda, Flavour
 from edgemem.runtimes.trt.io import expected_io
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.profiles import profiles
-from tests.cli.conftest import write_reciter, write_summer
+from tests.handmade import write_reciter, write_summer
 
 ORIN = Cuda(driver="12.6", device="Orin", compute_capability="8.7", free_bytes=4 << 30, total_bytes=8 << 30)
 ABSENT = Cuda("no NVIDIA driver is loaded", "Install the driver.")
