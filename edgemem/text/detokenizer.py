@@ -6,6 +6,8 @@ import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence, Set
 
+from edgemem.overrides import override
+
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _LONGEST = 4  # bytes of a character
 # Twice that without a complete character is not text, and is given out as it is.
@@ -30,12 +32,12 @@ class ByteDetokenizer(Detokenizer):
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    @override
     def push(self, token: int) -> str:
-        """See :meth:`Detokenizer.push`."""
         return self._decoder.decode(bytes([token])) if 0 <= token < 256 else ""
 
+    @override
     def finish(self) -> str:
-        """See :meth:`Detokenizer.finish`."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -68,8 +70,8 @@ class PrefixDetokenizer(Detokenizer):
                 return cut
         return end
 
+    @override
     def push(self, token: int) -> str:
-        """See :meth:`Detokenizer.push`."""
         if token in self._skipped:
             return ""
         self._tokens.append(token)
@@ -79,8 +81,8 @@ class PrefixDetokenizer(Detokenizer):
             return ""
         return self._give(text)
 
+    @override
     def finish(self) -> str:
-        """See :meth:`Detokenizer.finish`."""
         return self._give(self._decode(self._tokens))
 
     def _give(self, text: str) -> str:

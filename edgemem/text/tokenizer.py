@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgemem.bundle import Bundle
 from edgemem.errors import BundleError, InputError, MissingDependencyError
+from edgemem.overrides import override
 from edgemem.text.detokenizer import ByteDetokenizer, Detokenizer, PrefixDetokenizer
 
 if TYPE_CHECKING:
@@ -73,16 +74,16 @@ class ByteTokenizer(Tokenizer):
             raise InputError(f"the text contains {code} at index {error.start}, which is not a character.") from None
         return np.frombuffer(data, dtype=np.uint8).astype(np.int64)
 
+    @override
     def decode(self, tokens: Sequence[int]) -> str:
-        """See :meth:`Tokenizer.decode`."""
         return bytes(token for token in tokens if 0 <= token < 256).decode("utf-8", "replace")
 
+    @override
     def detokenizer(self, context: Iterable[int] = ()) -> Detokenizer:
-        """See :meth:`Tokenizer.detokenizer`."""
         return ByteDetokenizer()
 
+    @override
     def is_control(self, token: int) -> bool:
-        """See :meth:`Tokenizer.is_control`."""
         return token > 255
 
 
@@ -137,16 +138,16 @@ class JsonTokenizer(Tokenizer):
                 ids = self._before_text()
         return np.asarray(ids, dtype=np.int64)
 
+    @override
     def decode(self, tokens: Sequence[int]) -> str:
-        """See :meth:`Tokenizer.decode`."""
         return str(self._tokenizer.decode(list(tokens)))
 
+    @override
     def detokenizer(self, context: Iterable[int] = ()) -> Detokenizer:
-        """See :meth:`Tokenizer.detokenizer`."""
         return PrefixDetokenizer(self.decode, self._skipped, context)
 
+    @override
     def is_control(self, token: int) -> bool:
-        """See :meth:`Tokenizer.is_control`."""
         return token in self._control
 
     def _ids(self, text: str) -> list[int]:
