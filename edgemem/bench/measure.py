@@ -77,28 +77,33 @@ def run_loop(
         choice of the next input.
     """
     samples = np.zeros(steps, dtype=np.int64)
+    turns = loop.turns()
     loop_ns = 0
     for begin in range(0, steps, _BLOCK):
-        start = time.perf_counter_ns()
-        time_steps(loop.step, samples[begin : begin + _BLOCK], loop.choose)
-        loop_ns += time.perf_counter_ns() - start
+        end = min(begin + _BLOCK, steps)
+        with collector_off():
+            start = time.perf_counter_ns()
+            for i in range(begin, end):
+                next(turns)
+                samples[i] = loop.step_ns
+            loop_ns += time.perf_counter_ns() - start
         loop.check()
-        progress(what, min(begin + _BLOCK, steps), steps)
+        progress(what, end, steps)
     return samples, loop_ns / 1e9
 
 
 def run_for(loop: Loop, seconds: float) -> int:
-    """Run the loop for that long without timing its steps.
+    """Run the loop for that long.
 
     Returns:
         The number of steps, at least one.
     """
+    turns = loop.turns()
     end = time.perf_counter() + seconds
     steps = 0
     with collector_off():
         while steps == 0 or time.perf_counter() < end:
-            loop.step()
-            loop.choose()
+            next(turns)
             steps += 1
     return steps
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from edgemem.bench.loop import Inputs, Loop
 from edgemem.bundle import Bundle
 from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.errors import NonFiniteError
+from edgemem.text import Sampler, generate
 
 FEATURES = Contract((InputSpec("features", (3,)),), (OutputSpec("predictions", (2,)),), (StateSpec("h", (2,)),))
 
@@ -38,3 +41,52 @@ def test_a_model_that_puts_out_nan_is_not_measured(broken: Bundle) -> None:
         loop.step()
         with pytest.raises(NonFiniteError, match="position 1 the model outputs NaN"):
             loop.check()
+
+
+def test_tokens_are_drawn_as_run_draws_them(tokens: Bundle) -> None:
+    with edgemem.open(tokens.path, threads=1) as session:
+        stream = session.stream()
+        loop = Loop(stream, session.contract)
+        turns, drawn = loop.turns(), []
+        for _ in range(10):
+            drawn.append(next(turns).token)
+            assert loop.step_ns > 0
+        first = Inputs(session.contract).first()
+        again = list(generate(session.stream(), [first], Sampler(seed=0), max_tokens=11))
+    assert drawn == [piece.token for piece in again[1:]], "the first token follows the prompt"
+
+
+def test_turns_of_features_take_one_row_after_another() -> None:
+    stream = Recorder()
+    turns = Loop(stream, FEATURES).turns()
+    for _ in range(3):
+        next(turns)
+    np.testing.assert_array_equal(stream.rows, Inputs(FEATURES).sequence(3))
+
+
+def test_turns_begin_again_at_the_last_position() -> None:
+    stream = Recorder()
+    turns = Loop(stream, replace(FEATURES, max_position=4)).turns()
+    positions = []
+    for _ in range(9):
+        next(turns)
+        positions.append(stream.position)
+    assert positions == [1, 2, 3, 0, 1, 2, 3, 0, 1]
+
+
+class Recorder:
+    """A stream that keeps its inputs."""
+
+    def __init__(self) -> None:
+        self.rows: list[np.ndarray] = []
+        self.position = 0
+
+    def step(self, x: np.ndarray) -> np.ndarray:
+        self.rows.append(x)
+        self.position += 1
+        return np.zeros((1, 2), np.float32)
+
+    def reset(self) -> None:
+        self.position = 0
+
+    feed = step_top = step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from edgemem.bench.loop import Loop
@@ -11,13 +13,14 @@ from edgemem.bundle import Bundle
 
 def test_a_leak_shows_as_growth_of_resident_memory(tokens: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     leaked: list[bytes] = []
-    choose = Loop.choose
+    turns = Loop.turns
 
-    def leak(loop: Loop) -> None:
-        choose(loop)
-        leaked.append(bytes(20_000))
+    def leak(loop: Loop) -> Iterator[object]:
+        for turn in turns(loop):
+            leaked.append(bytes(20_000))
+            yield turn
 
-    monkeypatch.setattr(Loop, "choose", leak)
+    monkeypatch.setattr(Loop, "turns", leak)
     before, grown = resident_growth(tokens.path, 2_000, threads=1)
     assert before > 0
     assert grown > 20 << 20
