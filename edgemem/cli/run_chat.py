@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import click
@@ -42,26 +42,13 @@ def run_chat(session: Session, options: RunOptions) -> None:
     settings = options.sampling.resolve(session.bundle.manifest.generation)
     stream = session.stream()
     conversation = _open_conversation(session, stream, options)
-
-    def save(path: Path) -> None:
-        stream.save(path, Note(conversation.unread, conversation=conversation.to_json()).write())
-
+    if not options.sampling.ignore_eos:
+        settings = replace(settings, end_ids=settings.end_ids | conversation.turn_ends())
     with Interrupt() as interrupt, open_lines(options, interrupt) as (lines, is_terminal):
-        chat = Chat(
-            session,
-            stream,
-            conversation,
-            settings,
-            interrupt,
-            save,
-            is_terminal=is_terminal,
-            as_json=options.as_json,
-            ignores_ends=options.sampling.ignore_eos,
-        )
+        chat = Chat(session, stream, conversation, settings, interrupt, is_terminal, options.as_json)
         with Ending(interrupt, input_counts=False) as end:
             chat.run(lines)
-        if options.snapshots.save_to is not None:
-            save(options.snapshots.save_to)
+        options.snapshots.save(stream, chat.note)
 
         def report() -> None:
             if not options.as_json:
@@ -104,10 +91,8 @@ class Chat:
         conversation: The conversation so far.
         settings: How replies are generated.
         interrupt: Ends a reply between two steps.
-        save: Writes a snapshot to a file.
         is_terminal: Whether messages are typed at a terminal: an error then ends only the message.
         as_json: Write each reply as one line of JSON.
-        ignores_ends: Whether the model's end of turn does not end a reply.
         replies: Replies given.
         totals: What was generated.
     """
@@ -117,17 +102,17 @@ class Chat:
     conversation: Conversation
     settings: GenerationSettings
     interrupt: Interrupt
-    save: Callable[[Path], None]
     is_terminal: bool
     as_json: bool
-    ignores_ends: bool
     replies: int = field(default=0, init=False)
     totals: Totals = field(default_factory=Totals, init=False)
 
-    def __post_init__(self) -> None:
-        if not self.ignores_ends:
-            self.settings = self.settings.with_ends(self.conversation.turn_ends())
-        self._notice_shown: str | None = None
+    _notice_shown: str | None = field(default=None, init=False)
+
+    @property
+    def note(self) -> Note:
+        """What a snapshot needs to continue the conversation."""
+        return Note(self.conversation.unread, conversation=self.conversation.to_json())
 
     def run(self, lines: Iterable[str]) -> None:
         """Answer each line, and carry out the commands among them.
@@ -202,7 +187,7 @@ class Chat:
         command, _, rest = line.partition(" ")
         rest = rest.strip()
         if command == "/save" and rest:
-            self.save(Path(rest).expanduser())
+            self.stream.save(Path(rest).expanduser(), self.note.write())
             click.echo(f"Saved to {rest}.", err=True)
         elif command == "/reset" and not rest:
             self.stream.reset()

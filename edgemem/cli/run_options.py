@@ -6,7 +6,7 @@ A setting is what the user named, else what the model's authors recommend, else 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -128,10 +128,6 @@ class GenerationSettings:
     max_tokens: int | None
     end_ids: frozenset[int]
     stop_texts: tuple[str, ...]
-
-    def with_ends(self, ids: frozenset[int]) -> GenerationSettings:
-        """The same settings with more tokens that end the text."""
-        return replace(self, end_ids=self.end_ids | ids)
 
     def generate(
         self,

@@ -55,7 +55,7 @@ def run_tokens(session: Session, options: RunOptions) -> None:
                 interrupt.check()
         unread = tuple(generation.unread)
         options.snapshots.save(stream, Note(unread, tuple(recent)[: -len(unread) or None]))
-        totals = Totals.of(generation)
+        totals = Totals().add(generation)
 
         def report() -> None:
             if options.as_json:

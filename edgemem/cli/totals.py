@@ -27,20 +27,14 @@ class Totals:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
 
-    @classmethod
-    def of(cls, generation: Generation) -> Totals:
-        """The figures of one generation."""
-        totals = cls()
-        totals.add(generation)
-        return totals
-
-    def add(self, generation: Generation) -> None:
-        """Add a generation, complete or not."""
+    def add(self, generation: Generation) -> Totals:
+        """Add a generation, complete or not, and return the sums."""
         self.prompt_tokens += generation.prompt_tokens
         self.tokens += generation.tokens
         self.steps += max(0, generation.tokens - 1)
         self.prefill_seconds += generation.prefill_seconds
         self.decode_seconds += generation.decode_seconds
+        return self
 
     @property
     def prefill_rate(self) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -82,6 +83,7 @@ def generate(
     return Generation(stream, ids, sampler, detokenizer, *settings)
 
 
+@dataclass(eq=False, repr=False)
 class Generation(Iterator[Piece]):
     """A text that is being generated: iterate to run it. Its figures can be read at any time, also after an error.
 
@@ -95,33 +97,23 @@ class Generation(Iterator[Piece]):
         decode_seconds: Time from the first token to the last.
     """
 
-    def __init__(
-        self,
-        stream: TokenStream,
-        prompt: NDArray[Any],
-        sampler: Sampler,
-        detokenizer: Detokenizer | None,
-        max_tokens: int | None,
-        end_ids: frozenset[int],
-        stop_text: StopText,
-        stop: Callable[[], bool],
-        chunk: int,
-    ) -> None:
-        self.prompt_tokens = 0
-        self.tokens = 0
-        self.pending: int | None = None
-        self.ended_by: EndReason | None = None
-        self.prefill_seconds = 0.0
-        self.decode_seconds = 0.0
-        self._stream = stream
-        self._prompt = prompt
-        self._sampler = sampler
-        self._detokenizer = detokenizer
-        self._max_tokens = max_tokens
-        self._end_ids = end_ids
-        self._stop_text = stop_text
-        self._stop = stop
-        self._chunk = chunk
+    _stream: TokenStream
+    _prompt: NDArray[Any]
+    _sampler: Sampler
+    _detokenizer: Detokenizer | None
+    _max_tokens: int | None
+    _end_ids: frozenset[int]
+    _stop_text: StopText
+    _stop: Callable[[], bool]
+    _chunk: int
+    prompt_tokens: int = 0
+    tokens: int = 0
+    pending: int | None = None
+    ended_by: EndReason | None = None
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
         self._pieces = self._run()
 
     @property
@@ -133,7 +125,7 @@ class Generation(Iterator[Piece]):
     def unread(self) -> list[int]:
         """Tokens that the stream has not read: the rest of the prompt, and the token drawn last.
 
-        Whoever goes on with the stream feeds them first.
+        Feed them first when you continue the stream.
         """
         drawn = [] if self.pending is None else [self.pending]
         return [*self._prompt[self.prompt_tokens :].tolist(), *drawn]
