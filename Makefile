@@ -3,6 +3,7 @@
 # make test           lint, types, tests
 # make test-gpu       the tests that need an NVIDIA GPU, with the TensorRT that is installed
 # make format         let ruff format and mend the code
+# make docs           write the parts of the docs that come from the code
 # make figures        the figures that edgemem holds itself to, measured on this machine
 # make clean          remove what make made
 #
@@ -28,7 +29,7 @@ BENCH := --quick
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-text demo-quick test lint types unit test-gpu format figures clean
+.PHONY: demo demo-text demo-quick test lint types unit test-gpu format docs figures clean
 
 demo: $(VENV)/.demo-installed
 	$(CALMLY) python examples/beats.py --out $(OUT)/beats $(TRAIN_BEATS)
@@ -68,6 +69,9 @@ test-gpu: $(VENV)/.dev-installed
 format: $(VENV)/.dev-installed
 	ruff check --fix .
 	ruff format .
+
+docs: $(VENV)/.dev-installed
+	python -m tests.docs.memories_page
 
 figures: $(VENV)/.demo-installed
 	python benchmarks/figures.py

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import edgemem.memories
 from edgemem.bundle import Bundle
 from edgemem.errors import EdgememError
 from edgemem.export import export_bundle
@@ -29,34 +30,39 @@ from edgemem.runtimes.trt.targets import RTX
 
 Specs = list[dict[str, Any]]
 WINDOW: dict[str, Any] = {"type": "window", "window": 6}
-MEMORIES: dict[str, list[Specs]] = {
-    "window": [[WINDOW]],
-    "sinks": [[{"type": "sinks", "slots": 3}, WINDOW]],
-    "moving_average": [[WINDOW, {"type": "moving_average", "window": 9, "bias": "log_count"}]],
-    "weighted_average": [
-        [
-            WINDOW,
-            {"type": "weighted_average", "window": 7},
-            {"type": "weighted_average", "window": 3, "beta": [3.0, 2.0, 1.0]},
-        ]
-    ],
-    "geometric": [[WINDOW, {"type": "geometric"}, {"type": "geometric", "decay": 0.9}]],
-    "cumulative": [[WINDOW, {"type": "cumulative", "bias": "log_count"}]],
-    "gated_average": [[WINDOW, {"type": "gated_average"}]],
-    "compressed": [[WINDOW, {"type": "compressed", "slots": 2, "rate": 3}]],
-    "linear_attention": [[WINDOW, {"type": "linear_attention"}]],
-    "gated_delta": [[{"type": "gated_delta"}]],
-    "full": [[{"type": "full"}]],
-    "hybrid: sinks, window, cumulative; window, gated_delta": [
-        [{"type": "sinks", "slots": 2}, WINDOW, {"type": "cumulative"}],
-        [{"type": "window", "window": 5}, {"type": "gated_delta"}],
-    ],
-    "hybrid: weighted_average, compressed; geometric, gated_average; linear_attention": [
-        [WINDOW, {"type": "weighted_average", "window": 7}, {"type": "compressed", "slots": 2, "rate": 3}],
-        [WINDOW, {"type": "geometric"}, {"type": "gated_average"}, {"type": "moving_average", "window": 4}],
-        [WINDOW, {"type": "linear_attention"}],
-    ],
-}
+# One row holds these; another holds every other memory of a fixed size.
+_FIRST_HYBRID: list[Specs] = [
+    [{"type": "sinks", "slots": 2}, WINDOW, {"type": "cumulative"}],
+    [{"type": "window", "window": 5}, {"type": "gated_delta"}],
+]
+_MEMORIES_A_LAYER = 2
+
+
+def example(name: str) -> Specs:
+    """The small layer with which a memory describes itself."""
+    about = edgemem.memories.MEMORIES[name].about
+    return [dict(spec) for spec in about.example] if about else []
+
+
+def _rows() -> dict[str, list[Specs]]:
+    names = sorted(name for name in edgemem.memories.MEMORIES if example(name))
+    first = {spec["type"] for layer in _FIRST_HYBRID for spec in layer}
+    rest = [name for name in names if name not in first | {"full"}]
+    groups = [rest[at : at + _MEMORIES_A_LAYER] for at in range(0, len(rest), _MEMORIES_A_LAYER)]
+    one = {name: next(spec for spec in example(name) if spec["type"] == name) for name in rest}
+    second = [[WINDOW, *(one[name] for name in group)] for group in groups]
+    return {
+        **{name: [example(name)] for name in names},
+        _title([[spec["type"] for spec in layer] for layer in _FIRST_HYBRID]): _FIRST_HYBRID,
+        _title(groups): second,
+    }
+
+
+def _title(layers: list[list[str]]) -> str:
+    return f"hybrid: {'; '.join(map(', '.join, layers))}"
+
+
+MEMORIES = _rows()
 """Name of each row → the memories of each layer."""
 
 PRECISIONS: dict[str, dict[str, Any]] = {

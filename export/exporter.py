@@ -24,7 +24,7 @@ from edgemem.export.text_files import TOKENIZER
 from edgemem.export.verify.check import check
 from edgemem.export.verify.parity import Progress
 from edgemem.manifest import SourceInfo
-from edgemem.memories import FullCache
+from edgemem.memories.kinds.full import FullCache
 from edgemem.models.checkpoint import load_weights
 from edgemem.models.decoder import Decoder
 from edgemem.precision import DEFAULT_BLOCK_SIZE, Precision

@@ -68,10 +68,8 @@ EXPORTED = {
     ],
     "edgemem.export.hf": ["load"],
     "edgemem.memories": [
-        *("MEMORIES", "Attention", "Chunk", "Clock", "Compressed", "CumulativeAverage", "Dims", "FullCache"),
-        *("GatedAverage", "GatedDelta", "GeometricAverage", "LinearAttention", "LoneSummaryWarning", "MatrixMemory"),
-        *("Memory", "MovingAverage", "RecurrentMemory", "Sinks", "SlotMemory", "Slots", "WeightedMovingAverage"),
-        *("Window", "register_memory"),
+        *("MEMORIES", "About", "Attention", "Chunk", "Clock", "Dims", "LoneSummaryWarning", "MatrixMemory", "Memory"),
+        *("RecurrentMemory", "SlotMemory", "Slots", "known_memories", "register_memory"),
     ],
     "edgemem.models": ["Decoder", "DecoderConfig", "load_checkpoint", "save_checkpoint"],
     "edgemem.streaming": ["CausalConv1d", "Streaming"],

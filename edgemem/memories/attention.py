@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from edgemem.contract import StateSpec
-from edgemem.memories.averages import Summary
-from edgemem.memories.base import Chunk, Dims, MatrixMemory, Memory, SlotMemory, Slots, States, build_memory
+from edgemem.memories.base import Chunk, Dims, MatrixMemory, Memory, SlotMemory, Slots, States
 from edgemem.memories.clock import Clock, rotate
-from edgemem.memories.window import Window
+from edgemem.memories.kinds.window import Window
+from edgemem.memories.registry import build_memory
+from edgemem.memories.summary import Summary
 
 MASKED = -1e9
 """Added to the score of a slot that a query must not see: exp() of it is 0, and a row of nothing else stays finite."""

@@ -10,16 +10,14 @@ Symbols::
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from edgemem import plugins
 from edgemem.contract import StateSpec
 from edgemem.dtypes import FloatDType
 from edgemem.errors import ConfigError
@@ -122,14 +120,35 @@ def shared_slots(q: Tensor, keys: Tensor, values: Tensor, live: Tensor | None) -
     return Slots(q @ keys.transpose(-1, -2), live, lambda share: share @ values)
 
 
+@dataclass(frozen=True)
+class About:
+    """What the documentation says about a memory. ``make docs`` writes it to docs/memories.md.
+
+    Attributes:
+        formula: ``Mem`` at step ``i``, in Markdown.
+        use: What it is good for.
+        nbytes: Bytes of its state in float32, as an expression of ``H`` key/value heads, their width ``D``, the window
+            ``W``, the position ``i``, and the symbols of its options. The tests compare it with the states.
+        example: The memories of a small layer that uses it. The tests export and compile this layer.
+        options: Meaning of each option, in Markdown. One that begins with a symbol (``"`n`, ..."``) defines it.
+    """
+
+    formula: str
+    use: str
+    nbytes: str
+    example: tuple[Mapping[str, Any], ...]
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
 class Memory(nn.Module, ABC):
-    """A memory of fixed size (``FullCache``, the baseline, is the one exception).
+    """A memory of fixed size. (The only exception is ``full``, the baseline.)
 
     Subclasses take ``dims`` and their own options as keyword arguments, and register themselves with
-    :func:`register_memory` under the name that configurations use.
+    :func:`~edgemem.memories.register_memory` under the name that configurations use.
     """
 
     type_name: ClassVar[str]
+    about: ClassVar[About | None] = None
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -170,59 +189,6 @@ class MatrixMemory(Memory):
     @abstractmethod
     def forward(self, chunk: Chunk, past: States | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The read for every query ``[B, H, R, D]``, and the new value of every state."""
-
-
-MEMORIES: dict[str, type[Memory]] = {}
-"""Every registered memory, by the name that configurations use."""
-
-
-def register_memory(cls: type[Memory]) -> type[Memory]:
-    """Class decorator: let configurations name ``cls`` by its ``type_name``.
-
-    Raises:
-        ConfigError: Another class has the name.
-    """
-    if MEMORIES.setdefault(cls.type_name, cls) is not cls:
-        raise ConfigError(f"two memories are called {cls.type_name!r}.")
-    return cls
-
-
-def memory_class(type_name: object) -> type[Memory]:
-    """The memory that configurations call ``type_name``: a registered class, or else an entry point.
-
-    Raises:
-        ConfigError: No memory has this name.
-        PluginError: The entry point cannot be loaded, or is not a memory of this name.
-    """
-    if isinstance(type_name, str) and type_name in MEMORIES:
-        return MEMORIES[type_name]
-    found = plugins.plugins(plugins.MEMORIES)
-    if not isinstance(type_name, str) or type_name not in found:
-        known = ", ".join(sorted({*MEMORIES, *found}))
-        raise ConfigError(f"no memory is called {type_name!r}.", hint=f"Known: {known}.")
-    cls = found[type_name].load()
-    if not (isinstance(cls, type) and issubclass(cls, Memory) and getattr(cls, "type_name", None) == type_name):
-        raise found[type_name].error(f"is not a subclass of Memory with the type_name {type_name!r}.")
-    return register_memory(cls)
-
-
-def build_memory(spec: Mapping[str, Any], dims: Dims) -> Memory:
-    """Make the memory that ``spec`` describes: ``{"type": "window", "window": 256}``.
-
-    Raises:
-        ConfigError: No such type, an unknown or missing option, or a value out of range.
-    """
-    options = dict(spec)
-    type_name = options.pop("type", None)
-    cls = memory_class(type_name)
-    try:
-        inspect.signature(cls).bind(dims, **options)
-    except TypeError as error:
-        known = [name for name in inspect.signature(cls).parameters if name != "dims"]
-        raise ConfigError(
-            f"memory {type_name!r}: {error}.", hint=f"Its options: {', '.join(known) or 'none'}."
-        ) from None
-    return cls(dims, **options)
 
 
 def is_number(value: object) -> bool:

@@ -24,10 +24,11 @@ from edgemem.export.hf.bound import MemoryOption
 from edgemem.export.hf.reference import dense_attention
 from edgemem.export.hf.rotary import RotaryEmbeddings, RotaryTable, Rotation, find_rotation
 from edgemem.memories.attention import slot_mask
-from edgemem.memories.averages import CumulativeAverage
 from edgemem.memories.base import Chunk, Dims, SlotMemory, Slots
 from edgemem.memories.clock import Clock, phase_angles
-from edgemem.memories.window import Sinks, Window
+from edgemem.memories.kinds.cumulative import CumulativeAverage
+from edgemem.memories.kinds.sinks import Sinks
+from edgemem.memories.kinds.window import Window
 from edgemem.protocol import TORCH_DTYPES
 
 _STREAM, _REFERENCE = "edgemem", "edgemem_reference"

@@ -13,7 +13,7 @@ from edgemem.contract import Contract
 from edgemem.export import discover, export_bundle, from_module
 from edgemem.export.source import Source, from_config
 from edgemem.memories import MEMORIES
-from edgemem.models import Decoder, DecoderConfig
+from edgemem.models import DecoderConfig
 from tests.docs.pages import ROOT, blocks, python_block
 
 CONFIG = DecoderConfig(
@@ -123,24 +123,6 @@ def test_the_custom_memory_is_exported_beside_a_window(tmp_path):
         assert "0.peak.pair" in {state.name for state in bundle.contract}
     finally:
         MEMORIES.pop("peak", None)
-
-
-def test_the_bytes_in_the_table_of_memories_are_those_of_the_contracts():
-    lines = (ROOT / "docs/memories.md").read_text(encoding="utf-8").splitlines()
-    rows = [line.split("|") for line in lines if line.startswith("| `") and not line.startswith("| `type`")]
-    stated = {cells[1].strip(" `"): cells[-2].strip() for cells in rows}
-    needed = {"moving_average": {"window": 256}, "weighted_average": {"window": 256}, "window": {"window": 256}}
-    assert set(stated) == set(MEMORIES)
-    for name, text in stated.items():
-        memory = [{"type": name, **needed.get(name, {})}]
-        if name not in needed:
-            memory.append({"type": "window", "window": 256})
-        model = Decoder(DecoderConfig(d_model=512, layers=1, heads=8, vocab_size=256, memory=memory))
-        held = [state for state in model.contract() if state.name.split(".")[1] == name]
-        if name == "full":
-            assert text == f"{sum(state.nbytes_at(1) for state in held):,} a step"
-        else:
-            assert text == f"{sum(state.nbytes for state in held):,}", name
 
 
 def test_the_contract_shown_is_what_edgemem_writes():

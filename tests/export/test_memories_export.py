@@ -13,28 +13,13 @@ from edgemem.models import DecoderConfig
 from tests.export.conftest import lively
 
 WINDOW = {"type": "window", "window": 6}
-LISTS = {
-    "window": [WINDOW],
-    "sinks": [{"type": "sinks", "slots": 3}, WINDOW],
-    "moving_average": [WINDOW, {"type": "moving_average", "window": 9, "bias": "log_count"}],
-    "weighted_average": [
-        WINDOW,
-        {"type": "weighted_average", "window": 7},
-        {"type": "weighted_average", "window": 3, "beta": [3.0, 2.0, 1.0]},
-    ],
-    "geometric": [WINDOW, {"type": "geometric"}, {"type": "geometric", "decay": 0.9}],
-    "cumulative": [WINDOW, {"type": "cumulative", "bias": "log_count"}],
-    "gated_average": [WINDOW, {"type": "gated_average"}],
-    "compressed": [WINDOW, {"type": "compressed", "slots": 2, "rate": 3}],
-    "linear_attention": [WINDOW, {"type": "linear_attention"}],
-    "gated_delta": [{"type": "gated_delta"}],
-    "full": [{"type": "full"}],
-}
+LISTS = {name: list(cls.about.example) for name, cls in sorted(MEMORIES.items()) if cls.about is not None}
 SEALED = ("sinks", "moving_average", "compressed")
 
 
 def test_no_memory_is_left_out():
-    assert set(LISTS) == {name for name in MEMORIES if not name.startswith("test_")}
+    assert set(LISTS) == {name for name, cls in MEMORIES.items() if cls.__module__.startswith("edgemem.")}
+    assert all(name in {spec["type"] for spec in specs} for name, specs in LISTS.items())
 
 
 @pytest.mark.parametrize("name", LISTS)

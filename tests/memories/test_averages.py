@@ -13,16 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from edgemem.memories import (
-    Chunk,
-    CumulativeAverage,
-    Dims,
-    GatedAverage,
-    GeometricAverage,
-    MovingAverage,
-    WeightedMovingAverage,
-)
-from edgemem.memories.averages import Summary, decay_matrix
+from edgemem.memories import Chunk, Dims
+from edgemem.memories.kinds.cumulative import CumulativeAverage
+from edgemem.memories.kinds.gated_average import GatedAverage
+from edgemem.memories.kinds.geometric import GeometricAverage
+from edgemem.memories.kinds.moving_average import MovingAverage
+from edgemem.memories.kinds.weighted_average import WeightedMovingAverage
+from edgemem.memories.summary import Summary, decay_matrix
 from tests.memories import oracle
 from tests.memories.support import (
     TOLERANCE,

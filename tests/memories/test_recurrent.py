@@ -14,18 +14,9 @@ from torch import Tensor
 
 from edgemem.contract import StateSpec
 from edgemem.errors import ConfigError
-from edgemem.memories import (
-    MEMORIES,
-    Attention,
-    Chunk,
-    Clock,
-    Dims,
-    GatedDelta,
-    LinearAttention,
-    RecurrentMemory,
-    register_memory,
-)
-from edgemem.memories.base import Memory
+from edgemem.memories import MEMORIES, Attention, Chunk, Clock, Dims, Memory, RecurrentMemory, register_memory
+from edgemem.memories.kinds.gated_delta import GatedDelta
+from edgemem.memories.kinds.linear_attention import LinearAttention
 from tests.memories import oracle
 from tests.memories.support import TOLERANCE, WIDTH, chunkings, error, inputs, make_layer, parallel, stream, truth
 

@@ -1,13 +1,13 @@
-"""Compressed memory: what leaves the window is averaged ``c`` at a time into a first-in first-out queue of slots.
+"""Compressed memory: pairs that leave the window are averaged, ``c`` at a time, into a first-in first-out queue.
 
 Symbols::
 
     c    rate: pairs to a slot        m    slots a query sees
     W    window (0: none)             b    a block: the pairs at positions b·c .. (b+1)·c - 1
-    i    position of the query        R    length of the queue that is kept, m and those still inside the window
+    i    position of the query        R    length of the stored queue: m slots, and those still inside the window
 
-A block is averaged as it *arrives*, and seen once its last pair has left the window: ``(b + 1) c - 1 ≤ i - W``. So
-the window's own pairs need not be kept un-rotated: the queue is merely longer by what lies in the window.
+A block is averaged as it *arrives*, and is visible once its last pair has left the window: ``(b + 1) c - 1 ≤ i - W``.
+So the window's pairs need not be stored unrotated; the queue only has to be longer.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from edgemem.contract import StateSpec
-from edgemem.memories.base import Chunk, Dims, SlotMemory, Slots, States, at_least, register_memory, shared_slots
+from edgemem.memories.base import About, Chunk, Dims, SlotMemory, Slots, States, at_least, shared_slots
 from edgemem.memories.clock import Clock
+from edgemem.memories.registry import register_memory
 
 
 @register_memory
@@ -33,6 +34,19 @@ class Compressed(SlotMemory):
     """
 
     type_name = "compressed"
+    about = About(
+        formula="the last `m` means of `c` pairs each, outside the window",
+        use="for a coarse view of the steps just before the window.",
+        nbytes="8*H*D*(m + ceil(W / c) + 2)",
+        example=(
+            {"type": "window", "window": 6},
+            {"type": "compressed", "slots": 2, "rate": 3},
+        ),
+        options={
+            "slots": "`m`",
+            "rate": "`c`, 2 or more",
+        },
+    )
 
     def __init__(self, dims: Dims, slots: int = 16, rate: int = 4) -> None:
         super().__init__(dims)
