@@ -15,11 +15,11 @@ from edgemem.runtimes.ort_import import import_onnxruntime
 
 
 class NumpyLoop:
-    """The loop that users write by hand: ``session.run(None, feeds)``, whole states in and out as numpy arrays.
+    """The loop that users write by hand: ``session.run(None, feeds)``, with whole states as numpy arrays.
 
     Args:
-        bundle: A sealed bundle: every state goes in whole and comes out whole.
-        threads: Threads of the engine; ``None``: its own choice.
+        bundle: A sealed bundle: every state is a whole input and a whole output.
+        threads: Threads of the engine; ``None``: the engine chooses.
         device: ``"cpu"`` or ``"cuda"``.
 
     Attributes:
@@ -27,7 +27,7 @@ class NumpyLoop:
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
-        EdgememError: The bundle's states cannot be held as numpy arrays, or no graph takes one step.
+        EdgememError: A state cannot be a numpy array, or no graph takes one step.
     """
 
     def __init__(self, bundle: Bundle, threads: int | None, device: str = "cpu") -> None:
@@ -41,7 +41,7 @@ class NumpyLoop:
         if contract.input.dtype == "bfloat16":
             odd.append(contract.input.name)
         if graph is None or odd:
-            raise EdgememError(f"no graph takes one step with whole numpy arrays in and out: {', '.join(odd)}.")
+            raise EdgememError(f"no graph takes one step with whole states as numpy arrays: {', '.join(odd)}.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"

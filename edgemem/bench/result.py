@@ -1,6 +1,6 @@
 """The result of a benchmark: its sections, each of which measures and shows itself.
 
-A section is a frozen dataclass below :class:`Section`, in a file of its own in :mod:`edgemem.bench.sections`. The
+A section is a frozen dataclass below :class:`Section`, in its own file in :mod:`edgemem.bench.sections`. The
 benchmark, the terminal, the JSON and the page loop over the sections, so a new section appears in all four.
 """
 

@@ -1,4 +1,4 @@
-"""What is measured: a bundle, opened as asked, and what its manifest says about it."""
+"""What is measured: a bundle, opened as asked, and what its manifest tells about it."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _DECODER_WEIGHTS = ("embedding", "feature_in.", "layers.", "head")
 
 @dataclass(frozen=True)
 class WeightReads:
-    """What a step reads of the weights.
+    """The weights that a step reads.
 
     Attributes:
         shapes: ``(rows, cols)`` of float32 matrices with as many bytes; each is multiplied with a vector ``[cols]``.
@@ -85,7 +85,7 @@ def weight_reads(bundle: Bundle) -> WeightReads:
         BundleError: The bundle has no weights file, or no matrix in it.
     """
     if WEIGHTS not in bundle.manifest.files:
-        raise BundleError("the bundle has no weights file: its weights lie inside the graph.")
+        raise BundleError("the bundle has no weights file: its weights are in the graph.")
     tensors = tensors_of(bundle.file(WEIGHTS))
     if is_decoder(bundle):
         # Other tensors, such as index tables, were made by the exporter.
@@ -97,7 +97,7 @@ def weight_reads(bundle: Bundle) -> WeightReads:
         if name not in looked_up and len(shape) >= 2 and math.prod(shape) > 0
     )
     if not shapes:
-        raise BundleError("the bundle's weights hold no matrix.")
+        raise BundleError("the weights of the bundle contain no matrix.")
     counted = "every weight matrix once"
     if not is_decoder(bundle):
         counted += ", as if none were only looked up"
@@ -107,7 +107,7 @@ def weight_reads(bundle: Bundle) -> WeightReads:
 
 
 def matrix_shape(shape: Sequence[int], nbytes: int) -> tuple[int, int]:
-    """Rows and columns of a float32 matrix with the bytes of a tensor, keeping its last axis where it can."""
+    """Rows and columns of a float32 matrix with the bytes of a tensor; it keeps the last axis if possible."""
     elements = -(-nbytes // 4)
     cols = shape[-1] if shape[-1] > 1 and elements >= shape[-1] else min(_BLOCK_WIDTH, elements)
     return max(1, round(elements / cols)), cols
@@ -133,7 +133,7 @@ class NumpyPass:
 
 
 class OnnxRuntimePass:
-    """One pass over the weights by ONNX Runtime: a graph of one MatMul for each matrix, on bound buffers.
+    """One pass over the weights by ONNX Runtime: a graph with one MatMul for each matrix, on bound buffers.
 
     Raises:
         MissingDependencyError: onnx or onnxruntime is not installed.
@@ -144,7 +144,7 @@ class OnnxRuntimePass:
 
     def __init__(self, reads: WeightReads, threads: int | None) -> None:
         if reads.nbytes > _ONNX_LIMIT_BYTES:
-            raise BundleError(f"{reads.nbytes} bytes of weights are more than one ONNX graph can hold.")
+            raise BundleError(f"{reads.nbytes} bytes of weights do not fit in one ONNX graph.")
         try:
             import onnx
             from onnx import TensorProto, helper, numpy_helper
@@ -186,13 +186,13 @@ class OnnxRuntimePass:
 
 @contextlib.contextmanager
 def blas_threads(threads: int | None) -> Iterator[str | None]:
-    """Give numpy's matrix products as many threads as the engine has, inside the block.
+    """Give numpy's matrix products as many threads as the engine, inside the block.
 
     Args:
-        threads: The engine's; ``None``: its own choice, which numpy is left too.
+        threads: Threads of the engine; ``None``: the engine and numpy choose.
 
     Yields:
-        Why it could not be done; ``None``: it was.
+        Why it was not possible; ``None``: it was.
     """
     by_environment = next((os.environ[name] for name in _BLAS_THREAD_VARIABLES if name in os.environ), None)
     if threads is None or by_environment == str(threads) or os.cpu_count() == 1:
@@ -202,7 +202,7 @@ def blas_threads(threads: int | None) -> Iterator[str | None]:
         from threadpoolctl import threadpool_limits
     except ImportError:
         yield (
-            f"numpy has taken its number of threads already; set OMP_NUM_THREADS={threads} before the start, "
+            f"numpy has already set its number of threads; set OMP_NUM_THREADS={threads} before the start, "
             "or install threadpoolctl"
         )
         return

@@ -30,5 +30,5 @@ def test_the_hand_written_loop_computes_what_the_stream_computes(decoder: Bundle
 
 
 def test_the_hand_written_loop_refuses_a_graph_that_is_not_sealed(tokens: Bundle) -> None:
-    with pytest.raises(EdgememError, match=r"whole numpy arrays in and out: 0\.ring\.k"):
+    with pytest.raises(EdgememError, match=r"whole states as numpy arrays: 0\.ring\.k"):
         NumpyLoop(tokens, threads=1)

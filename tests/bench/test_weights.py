@@ -97,7 +97,7 @@ def test_without_onnx_the_reason_names_the_extra(monkeypatch: pytest.MonkeyPatch
 
 
 def test_weights_beyond_what_a_graph_holds_are_refused() -> None:
-    with pytest.raises(BundleError, match="more than one ONNX graph"):
+    with pytest.raises(BundleError, match="do not fit in one ONNX graph"):
         weights.OnnxRuntimePass(weights.WeightReads(((600_000, 1_000),), "huge"), threads=1)
 
 

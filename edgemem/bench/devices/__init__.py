@@ -1,16 +1,16 @@
-"""What the device itself tells: power, clocks, temperatures, power mode, time on the GPU. Nothing here needs a sensor.
+"""What the device reports: power, clocks, temperatures, power mode, GPU time. All of it works without sensors, too.
 
 ========================  ==========================================================================
 :mod:`.reader`            the protocol of a source of readings, and of a power sensor
-:mod:`.tree`              files under ``/sys`` and ``/proc``, none of which need be there
-:mod:`.ina`               INA3221, INA238 and their like through hwmon: the rails of a Jetson
-:mod:`.sysfs`             clocks, temperatures, throttling, nvpmodel: any Linux, more of it on a Jetson
+:mod:`.tree`              files under ``/sys`` and ``/proc``, any of which may be missing
+:mod:`.ina`               INA3221, INA238 and similar chips through hwmon: the rails of a Jetson
+:mod:`.sysfs`             clocks, temperatures, throttling, nvpmodel: any Linux, with more on a Jetson
 :mod:`.rapl`              the energy counters of x86 processors
 :mod:`.nvml`              desktop and server GPUs of NVIDIA
 :mod:`.found`             all sources of this machine as one
-:mod:`.energy`            a thread that samples, and joules with the error they have
-:mod:`.events`            a step's time on the GPU, in copies, and on the host, by CUDA events
-:mod:`.bandwidth`         how fast a GPU copies: the floor of a step there
-:mod:`.memory`            memory of this process, where host and GPU share theirs
+:mod:`.energy`            a thread that samples, and joules with their error
+:mod:`.events`            GPU time, copies and host time of a step, by CUDA events
+:mod:`.bandwidth`         how fast a GPU copies: the floor of a step on it
+:mod:`.memory`            memory of this process, if host and GPU share theirs
 ========================  ==========================================================================
 """

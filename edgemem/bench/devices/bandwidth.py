@@ -1,6 +1,6 @@
-"""How fast a GPU's memory is: one large block copied within the device, every byte read once and written once.
+"""How fast the memory of a GPU is: a large block is copied within the device, so each byte is read and written once.
 
-This has not run on a GPU: it is tested over a stand-in for the CUDA calls.
+This has not run on a GPU. It is tested with a stand-in for the CUDA calls.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _COPIES = 4
 
 
 class CopyPass:
-    """Copies a block of device memory to another one, several times, and waits once.
+    """Copies a block of device memory to another one several times, and waits once.
 
     Args:
         memory: The device's.
 
     Attributes:
-        nbytes: Bytes of the block, more than a GPU's caches hold.
-        traffic_bytes: What one :meth:`step` reads and writes together.
+        nbytes: Bytes of the block, more than the caches of a GPU hold.
+        traffic_bytes: What one :meth:`step` reads and writes.
 
     Raises:
         EdgememError: The device has too little free memory.

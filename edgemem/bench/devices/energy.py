@@ -1,14 +1,14 @@
 """Joules of a run: a thread reads the sensors, and the readings are integrated by the trapezoid rule.
 
-The error that is stated bounds what the readings themselves leave open, and nothing else: the calibration of a sensor
-and of its shunt (some per cent) is not in it.
+The error bounds only what the readings leave open. The calibration of a sensor and of its shunt (some per cent) is not
+included.
 
 * Power, ``n`` independent readings of spread ``s`` over ``T`` seconds: ``2 s / √n · T`` for what lies between the
-  readings; half a count of the sensor, ``T`` seconds long; and, where a reading is an average over ``w`` seconds,
-  ``w`` times the range of the readings, since what begins or ends inside a window is smeared over it.
+  readings; half a count of the sensor for ``T`` seconds; and, if a reading is an average over ``w`` seconds, ``w``
+  times the range of the readings, since what begins or ends inside a window is smeared over it.
 * A counter of energy: the largest rise between two readings, by which either end may lag.
 
-Readings are independent where they lie at least a window apart. Fewer than :data:`FEWEST` carry no joules.
+Readings are independent if they lie at least a window apart. Energy needs at least :data:`FEWEST`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from edgemem.bench.devices.reader import PowerSensor
 
 FEWEST = 10
-"""Independent readings that joules need, as percentiles need ten samples beyond them."""
+"""Least number of independent readings for joules, as a percentile needs ten samples beyond it."""
 
 INTERVAL_S = 0.05
 _TRACE = 200
@@ -37,15 +37,15 @@ class RailEnergy:
     """Energy of one sensor over a run of steps.
 
     Attributes:
-        name: The sensor's.
-        covers: What its power is of.
-        is_total: Whether it is of the whole device.
-        joules_per_step: ``None`` where the readings cannot carry it; ``skipped`` says why.
-        error_joules: At most so much more or less: resolution, averaging and sampling, not the sensor's calibration.
+        name: Name of the sensor.
+        covers: What its power covers.
+        is_total: Whether it covers the whole device.
+        joules_per_step: ``None`` if the readings are too few; ``skipped`` is the reason.
+        error_joules: Bound of the error by resolution, averaging and sampling, but not by the sensor's calibration.
         mean_w: Over the run.
         samples: Readings taken.
-        independent: How many of them say something new.
-        rate_hz: Readings a second that were reached.
+        independent: How many of them are independent.
+        rate_hz: Readings per second.
         skipped: Why there are no joules.
         times_s: Of the trace, from the start of the run.
         watts: The trace: power at these times.
@@ -66,11 +66,11 @@ class RailEnergy:
 
 
 class Sampler:
-    """Reads sensors while the block runs, and once at each end of it.
+    """Reads sensors during its block, and once at each end.
 
     Args:
         sensors: What to read.
-        interval_s: Seconds from one reading to the next.
+        interval_s: Seconds between two readings.
         clock: Seconds.
     """
 
@@ -111,7 +111,7 @@ class Sampler:
         """Energy by sensor.
 
         Args:
-            steps: Steps that the block took.
+            steps: Steps made in the block.
         """
         found = []
         for sensor, readings in zip(self._sensors, self._readings, strict=True):
@@ -136,12 +136,12 @@ class Sampler:
 
 
 def rail_energy(sensor: PowerSensor, times: Floats, values: Floats, start: float, end: float, steps: int) -> RailEnergy:
-    """Integrate one sensor's readings over a run.
+    """Integrate the readings of one sensor over a run.
 
     Args:
         sensor: Whose readings.
         times: Seconds ``[N]``, rising.
-        values: Watts or joules ``[N]``, as the sensor gives.
+        values: Watts or joules ``[N]``, by the quantity of the sensor.
         start: Of the run, in the same clock.
         end: Of the run.
         steps: Steps of the run.
@@ -158,9 +158,9 @@ def rail_energy(sensor: PowerSensor, times: Floats, values: Floats, start: float
     if times.size < 2:
         return without(f"{times.size} of its readings succeeded")
     if sensor.quantity == "joules" and (np.diff(values) < 0).any():
-        return without("its counter fell, which a counter of energy cannot")
+        return without("its energy counter went backwards")
     if independent < FEWEST:
-        return without(f"{independent} independent readings in {seconds:.1f} s are too few, {FEWEST} are needed")
+        return without(f"{independent} independent readings in {seconds:.1f} s are too few; it needs {FEWEST}")
     if times[0] > start or times[-1] < end:
         longest = float(np.diff(times).max())
         if max(times[0] - start, end - times[-1]) > longest:
@@ -185,7 +185,7 @@ def rail_energy(sensor: PowerSensor, times: Floats, values: Floats, start: float
 
 
 def independent_readings(sensor: PowerSensor, times: Floats, values: Floats, seconds: float) -> int:
-    """How many readings say something new: of a counter those that moved, of power one for each window."""
+    """How many readings are independent: for a counter those at which it moved, for power one for each window."""
     if times.size < 2:
         return int(times.size)
     if sensor.quantity == "joules":
@@ -217,7 +217,7 @@ def _counted(
 def _trace(sensor: PowerSensor, times: Floats, values: Floats) -> tuple[Floats, Floats]:
     """Power against time, at most :data:`_TRACE` points, each the mean of the readings around it."""
     if sensor.quantity == "joules":
-        moved = np.concatenate(([True], np.diff(values) > 0))  # between two moves of the counter nothing is known
+        moved = np.concatenate(([True], np.diff(values) > 0))  # nothing is known between two moves of the counter
         times, values = times[moved], values[moved]
         values = np.diff(values) / np.diff(times)
         times = (times[1:] + times[:-1]) / 2

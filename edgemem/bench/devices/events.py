@@ -4,6 +4,8 @@ The runtimes make all their CUDA calls through :meth:`CudaMemory.call`, in one s
 observes these calls and records events before and after them. What an engine enqueues by itself lies between two calls,
 and so between two events. Events are read after the stream has been waited for, so the timer adds no waits. It records
 nothing while a graph is captured, since the event would become part of the graph.
+
+This has not run on a GPU. It is tested with a stand-in for the CUDA calls that has its own clock.
 """
 
 from __future__ import annotations
@@ -28,17 +30,7 @@ _FEW_EVENTS = 64
 
 
 class StepTimes(NamedTuple):
-    """One step, in milliseconds.
-
-    Attributes:
-        gpu_ms: From the first work of the step in the stream to its last.
-        copies_in_ms: Of that, copies from the host.
-        copies_out_ms: Of that, copies to the host.
-        graph_ms: Of that, captured graphs, including their copies; ``None``: no graph was launched.
-        enqueue_ms: On the host, until it starts to wait.
-        wait_ms: On the host, waiting.
-        host_ms: On the host, everything but waiting.
-    """
+    """One step; see :class:`edgemem.bench.sections.gpu_time.GpuTime`."""
 
     gpu_ms: float
     copies_in_ms: float

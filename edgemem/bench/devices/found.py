@@ -1,4 +1,4 @@
-"""Everything that this machine tells, from whichever sources it has."""
+"""Everything that this machine reports, from all its sources."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Devices:
 
     Args:
         root: The machine's ``/``, or a recorded tree's.
-        gpu: The GPU's source, where the session runs on a discrete one.
-        is_integrated: Whether it runs on a GPU that has no memory of its own.
+        gpu: The source for the GPU, if the session runs on a discrete one.
+        is_integrated: Whether it runs on a GPU without its own memory.
 
     Attributes:
         tree: The machine's files.
@@ -45,7 +45,7 @@ class Devices:
 
     @property
     def problems(self) -> list[str]:
-        """What is there and could not be read, and why: ``/sys/…: not readable by this user``."""
+        """What exists and could not be read, and why: ``/sys/…: not readable by this user``."""
         merged = {what: why for reader in self._readers for what, why in reader.problems.items()}
         return [f"{what}: {why}" for what, why in merged.items()]
 
@@ -71,7 +71,7 @@ class Devices:
 
 
 def devices_of(session: Session, stream: Stream, root: Path = Path("/")) -> Devices:
-    """The sources that say something about a stream of a session: a GPU's only where it runs on one."""
+    """The sources for a stream of a session. A GPU is only asked if the stream runs on it."""
     if session.device != "cuda":
         return Devices(root)
     memory = cuda_memory(stream)
@@ -84,16 +84,16 @@ def devices_of(session: Session, stream: Stream, root: Path = Path("/")) -> Devi
 
 
 def cuda_memory(stream: Stream) -> CudaMemory | None:
-    """The memory in which a stream works, where that is a GPU's and its runtime issues the CUDA calls itself."""
+    """The GPU memory of a stream, if its runtime makes the CUDA calls itself."""
     memory = stream.memory if isinstance(stream, ArenaStream) else None
     return memory if isinstance(memory, CudaMemory) else None
 
 
 def is_integrated(memory: CudaMemory | None, root: Path = Path("/")) -> bool:
-    """Whether the GPU has no memory of its own.
+    """Whether the GPU uses the memory of the system.
 
     Args:
-        memory: CUDA is asked through it; without, a Tegra is known by its device tree.
+        memory: Asks CUDA. Without it, the device tree shows whether the machine is a Tegra.
         root: The machine's ``/``.
     """
     if memory is None:
@@ -107,7 +107,7 @@ def throttled(before: DeviceState, *later: DeviceState) -> list[str]:
 
     Args:
         before: The state at its start.
-        later: States after that, the last at its end.
+        later: Later states, the last one at its end.
     """
     reasons = dict.fromkeys(reason for state in later for reason in state.throttling)
     counted = {reading.name: reading.value for reading in before.throttle_events}

@@ -1,4 +1,4 @@
-"""Rails measured by the INA3221 and INA2xx monitors that Jetson boards carry, through the kernel's hwmon files.
+"""Rails measured by the INA3221 and INA2xx monitors of Jetson boards, through the kernel's hwmon files.
 
 Units are the kernel's (``Documentation/hwmon/ina3221.rst``, ``ina238.rst``): mV, mA, µW, and shunts in µΩ. An INA3221
 counts 40 µV of shunt and 8 mV of bus voltage; an INA238 5 µV and 3.125 mV (Texas Instruments, SBOS576 and SBOSA20).
@@ -7,11 +7,11 @@ counts 40 µV of shunt and 8 mV of bus voltage; an INA238 5 µV and 3.125 mV (Te
 board         rails
 ============  ==========================================================================================
 Orin Nano/NX  ``VDD_IN`` (the module), ``VDD_CPU_GPU_CV``, ``VDD_SOC``
-AGX Orin      ``VDD_GPU_SOC``, ``VDD_CPU_CV``, ``VIN_SYS_5V0``, ``VDDQ_VDD2_1V8AO``; none is the total
+AGX Orin      ``VDD_GPU_SOC``, ``VDD_CPU_CV``, ``VIN_SYS_5V0``, ``VDDQ_VDD2_1V8AO``; none is a total
 AGX Thor      ``VDD_GPU``, ``VDD_CPU_SOC_MSS``, ``VIN_SYS_5V0``, and an INA238 on ``VIN`` (module and carrier)
 ============  ==========================================================================================
 
-Rails are never added up: some feed others.
+Rails cannot be added up: some feed others.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _INA3221_CHANNELS = (1, 2, 3)  # 4 to 7 are shunt voltages and sums
 
 
 class Rail:
-    """One channel: power where the chip computes it, else bus voltage × current.
+    """One channel: power as the chip computes it, otherwise bus voltage × current.
 
     Args:
         tree: Where its files are.
         folder: The chip's ``hwmonN``.
         channel: Number in the names of its files.
-        name: The rail's.
-        counts: Volts of shunt and of bus that one count of the chip stands for.
+        name: Name of the rail.
+        counts: Volts of shunt and of bus in one count of the chip.
     """
 
     quantity: Quantity = "watts"
@@ -52,7 +52,7 @@ class Rail:
         milliseconds = tree.integer(folder / "update_interval")
         self.window_s = milliseconds / 1e3 if milliseconds else None
         shunt = tree.integer(folder / f"shunt{channel}_resistor") or tree.integer(folder / "shunt_resistor")
-        # Without the shunt's value, the file's own unit is the least that a reading can differ by.
+        # Without the value of the shunt, readings differ by at least the unit of the file.
         self._ampere_count = counts[0] / (shunt * 1e-6) if shunt and shunt > 0 else 1e-3
         self._volt_count = counts[1]
         self.resolution = 0.0
@@ -72,7 +72,7 @@ class Rail:
 
 
 class InaReader(TreeReader):
-    """Every INA monitor that the kernel has a driver for."""
+    """Every INA monitor with a driver."""
 
     def sensors(self) -> Sequence[Rail]:
         """The connected rails that give a reading."""
@@ -85,7 +85,7 @@ class InaReader(TreeReader):
         return [rail for rails in found.values() for rail in rails if rail.read() is not None]
 
     def state(self) -> DeviceState:
-        """Rails alone: no state."""
+        """Nothing: this source has only rails."""
         return DeviceState()
 
     def _rails(self, folder: Path, chip: str) -> list[Rail]:

@@ -8,9 +8,9 @@ from edgemem.bench.devices.tree import Tree
 
 
 def proportional_bytes(root: Path = Path("/")) -> int | None:
-    """Resident bytes of this process, pages that it shares counted in part (PSS); ``None``: the kernel has no such.
+    """Resident bytes of this process, with a share of the pages that other processes use too (PSS).
 
-    On an integrated GPU this is where buffers of the GPU show, as far as the process maps them.
+    It includes the buffers of an integrated GPU that the process maps. ``None``: the kernel does not report it.
     """
     for line in (Tree(root).text("proc/self/smaps_rollup") or "").splitlines():
         key, _, value = line.partition(":")

@@ -1,6 +1,6 @@
 """NVIDIA's GPUs through NVML (package ``nvidia-ml-py``, imported as ``pynvml``).
 
-On a Jetson NVML may start and then support next to nothing: each query stands alone, and what a device does not support
+On a Jetson, NVML may start and then support almost nothing. So each query may fail, and what a device does not support
 is left out. This has not run on a GPU.
 """
 
@@ -21,10 +21,10 @@ _EARLIER_REASON = "nvmlClocksThrottleReason"
 
 
 class NvmlEnergy:
-    """The board's counter of millijoules since the driver was loaded (Volta and later).
+    """Energy counter of the board, in millijoules since the driver was loaded (Volta and later).
 
     Args:
-        query: Asks NVML for a counter, ``None`` where it gives none.
+        query: Asks NVML for the counter; returns ``None`` if there is none.
     """
 
     name = "GPU"
@@ -44,10 +44,10 @@ class NvmlEnergy:
 
 
 class NvmlPower:
-    """The board's power.
+    """Power of the board.
 
     Args:
-        query: Asks NVML for milliwatts, ``None`` where it gives none.
+        query: Asks NVML for milliwatts; returns ``None`` if it does not report them.
     """
 
     name = "GPU"
@@ -70,8 +70,8 @@ class NvmlReader:
     """One GPU.
 
     Args:
-        bus_id: Where CUDA's device sits on the PCI bus; ``None``: unknown, which is good enough if there is one GPU.
-            NVML counts devices in another order than CUDA does.
+        bus_id: PCI bus id of CUDA's device, since NVML numbers devices in another order; ``None``: unknown, which is
+            enough if there is one GPU.
 
     Attributes:
         problems: See :class:`~edgemem.bench.devices.reader.Reader`.
@@ -92,12 +92,12 @@ class NvmlReader:
             elif (count := self._nvml.nvmlDeviceGetCount()) == 1:
                 self._handle = self._nvml.nvmlDeviceGetHandleByIndex(0)
             else:
-                self.problems["NVML"] = f"which of {count} GPUs is meant is unknown"
+                self.problems["NVML"] = f"it is unknown which of {count} GPUs runs the model"
         except self._nvml.NVMLError as error:
             self.problems["NVML"] = str(error)
 
     def sensors(self) -> Sequence[NvmlEnergy | NvmlPower]:
-        """The energy counter where there is one, else power."""
+        """The energy counter, or power if there is none."""
         energy = NvmlEnergy(lambda: self._ask("nvmlDeviceGetTotalEnergyConsumption"))
         if energy.read() is not None:
             return [energy]
@@ -105,7 +105,7 @@ class NvmlReader:
         return [power] if power.read() is not None else []
 
     def state(self) -> DeviceState:
-        """Clocks, temperature, performance state, power limit, and why the clocks are held down."""
+        """Clocks, temperature, performance state, power limit, and reasons for lower clocks."""
         if self._handle is None:
             return DeviceState()
         nvml = self._nvml
@@ -124,7 +124,7 @@ class NvmlReader:
         )
 
     def process_bytes(self) -> int | None:
-        """Bytes of the GPU's memory that this process holds; ``None``: the driver does not tell."""
+        """Bytes of the GPU's memory that this process holds; ``None``: the driver does not report it."""
         processes = self._ask("nvmlDeviceGetComputeRunningProcesses")
         return next((p.usedGpuMemory for p in processes or [] if p.pid == os.getpid()), None)
 

@@ -1,4 +1,4 @@
-"""Energy counters of x86 processors (RAPL) through ``/sys/class/powercap``; most systems let only root read them."""
+"""Energy counters of x86 processors (RAPL) in ``/sys/class/powercap``. On most systems only root can read them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _COVERS = {"psys": "the whole platform", "core": "the cores", "uncore": "the pro
 
 
 class EnergyZone:
-    """A counter of µJ that begins again at 0; the readings go on.
+    """A counter of µJ that wraps to 0; its readings do not.
 
     Args:
         tree: Where its files are.
-        folder: The zone's.
-        name: The zone's.
+        folder: Folder of the zone.
+        name: Name of the zone.
     """
 
     quantity: Quantity = "joules"
@@ -35,7 +35,7 @@ class EnergyZone:
         self.is_total = name == "psys"
 
     def read(self) -> float | None:
-        """Joules since the counter was at 0 for the first time that this object saw."""
+        """Joules; they only grow."""
         count = self._tree.integer(self._file)
         if count is None:
             return None
@@ -48,10 +48,10 @@ class EnergyZone:
 
 
 class RaplReader(TreeReader):
-    """The processor's zones."""
+    """The zones of the processor."""
 
     def sensors(self) -> Sequence[EnergyZone]:
-        """The zones that can be read; ``intel-rapl`` is what the kernel calls AMD's too."""
+        """The zones that can be read. The kernel uses the name ``intel-rapl`` for AMD, too."""
         zones = []
         for folder in self._tree.glob("sys/class/powercap/intel-rapl:*"):
             name = self._tree.text(folder / "name")
@@ -64,5 +64,5 @@ class RaplReader(TreeReader):
         return [zone for zone in zones if zone.read() is not None]
 
     def state(self) -> DeviceState:
-        """Counters alone: no state."""
+        """Nothing: this source has only counters."""
         return DeviceState()

@@ -1,4 +1,4 @@
-"""What a source of readings offers; :mod:`.found` holds all those of a machine."""
+"""The interface of a source of readings. :mod:`.found` has all sources of a machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Quantity = Literal["watts", "joules"]
 
 @dataclass(frozen=True)
 class Reading:
-    """One figure that a device gives: a clock, a temperature, a counter."""
+    """One figure that a device reports: a clock, a temperature, a counter."""
 
     name: str
     value: float
@@ -19,13 +19,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class DeviceState:
-    """How a device stands at a moment. Empty and ``None``: it does not tell.
+    """The state of a device at one moment. Empty and ``None``: it does not report it.
 
     Attributes:
         clocks_mhz: By domain.
-        governors: Who sets the clocks: ``17000000.gpu: nvhost_podgov``.
+        governors: What sets the clocks: ``17000000.gpu: nvhost_podgov``.
         temperatures_c: By sensor.
-        power_mode: nvpmodel's mode on a Jetson; performance state and power limit of a desktop GPU.
+        power_mode: Mode of nvpmodel on a Jetson; performance state and power limit of a desktop GPU.
         throttling: What holds the clocks down now.
         throttle_events: How often clocks were held down since the start of the system, by cause.
     """
@@ -43,15 +43,15 @@ class PowerSensor(Protocol):
 
     @property
     def name(self) -> str:
-        """As the device calls it."""
+        """Its name on the device."""
 
     @property
     def covers(self) -> str:
-        """What the power is of, in words."""
+        """What its power covers, in words."""
 
     @property
     def is_total(self) -> bool:
-        """Whether it is of the whole device rather than of a part."""
+        """Whether it covers the whole device."""
 
     @property
     def quantity(self) -> Quantity:
@@ -59,18 +59,18 @@ class PowerSensor(Protocol):
 
     @property
     def window_s(self) -> float | None:
-        """Seconds over which a reading of power is averaged; ``None``: the device does not tell."""
+        """Seconds over which a reading of power is averaged; ``None``: not reported."""
 
     @property
     def resolution(self) -> float:
-        """The smallest difference that the last reading could have shown, in the quantity's unit."""
+        """The smallest difference that the last reading could show, in the unit of the quantity."""
 
     def read(self) -> float | None:
         """A reading; ``None``: it failed this time."""
 
 
 class Reader(Protocol):
-    """One source of readings. No method raises: what cannot be read is left out and listed in ``problems``."""
+    """One source of readings. No method raises. What cannot be read is left out, and listed in ``problems``."""
 
     def sensors(self) -> Sequence[PowerSensor]:
         """The power sensors that give a reading now."""
@@ -80,4 +80,4 @@ class Reader(Protocol):
 
     @property
     def problems(self) -> dict[str, str]:
-        """What is there and could not be read → why."""
+        """What exists and could not be read → why."""

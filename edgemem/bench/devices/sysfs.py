@@ -1,8 +1,8 @@
-"""Clocks, temperatures, power mode and throttling from the kernel's files: any Linux, and what a Jetson adds.
+"""Clocks, temperatures, power mode and throttling from files of the kernel, on any Linux and with more on a Jetson.
 
 =====================  =====================================================================================
-clocks                 ``cpufreq`` (kHz), ``devfreq`` (Hz): ``17000000.gpu`` on Orin, ``gpu-gpc-0`` on Thor; the
-                       memory's from debugfs, which only root reads
+clocks                 ``cpufreq`` (kHz), ``devfreq`` (Hz): ``17000000.gpu`` on Orin, ``gpu-gpc-0`` on Thor; that
+                       of memory from debugfs, which only root can read
 temperatures           thermal zones and the processor's hwmon chip (m°C). A gated GPU's zone gives ``EAGAIN``
 power mode             ``/var/lib/nvpmodel/status`` holds the number, ``/etc/nvpmodel.conf`` its name
 throttling             counters since the start of the system: ``soctherm_oc`` on Orin and Thor (1: voltage too
@@ -18,7 +18,7 @@ import re
 from edgemem.bench.devices.reader import DeviceState, PowerSensor, Reading
 from edgemem.bench.devices.tree import TreeReader
 
-_CLOCKED = re.compile(r"gpu|g[a-z]\d\d[a-z]|emc|bwmgr")  # ga10b and the like are names of integrated GPUs
+_CLOCKED = re.compile(r"gpu|g[a-z]\d\d[a-z]|emc|bwmgr")  # names such as ga10b are integrated GPUs
 _EMC = "sys/kernel/debug/bpmp/debug/clk/emc/rate"
 _PROCESSOR_CHIPS = ("coretemp", "k10temp", "zenpower", "cpu_thermal")
 _CAUSES = {"oc1": "voltage too low", "oc2": "average current too high", "oc3": "momentary current too high"}
@@ -28,14 +28,14 @@ _DEFAULT_MODE = re.compile(r"^<\s*PM_CONFIG\s+DEFAULT=(\d+)\s*>", re.MULTILINE)
 
 
 class SysfsReader(TreeReader):
-    """The kernel's own view of the machine."""
+    """The machine as the kernel reports it."""
 
     def sensors(self) -> list[PowerSensor]:
-        """State alone: no sensor of power."""
+        """None: this source has no power sensors."""
         return []
 
     def state(self) -> DeviceState:
-        """What there is now."""
+        """The state now."""
         return DeviceState(
             clocks_mhz=self._clocks(),
             governors=self._governors(),
@@ -46,7 +46,7 @@ class SysfsReader(TreeReader):
         )
 
     def power_mode(self) -> str | None:
-        """nvpmodel's mode: ``MAXN_SUPER (2)``; ``None``: this machine has no nvpmodel."""
+        """The mode of nvpmodel, as ``MAXN_SUPER (2)``; ``None``: this machine has no nvpmodel."""
         config = self._tree.text("etc/nvpmodel.conf") or ""
         names = {int(number): name for number, name in _MODE.findall(config)}
         status = self._tree.text("var/lib/nvpmodel/status")
@@ -56,7 +56,7 @@ class SysfsReader(TreeReader):
                 return f"{names.get(int(number), 'unnamed')} ({int(number)})"
             self._tree.problems["/var/lib/nvpmodel/status"] = f"holds {status[:32]!r}, not pmode:NUMBER"
         if default := _DEFAULT_MODE.search(config):
-            return f"{names.get(int(default[1]), 'unnamed')} ({int(default[1])}), the default: none was chosen"
+            return f"{names.get(int(default[1]), 'unnamed')} ({int(default[1])}), the default, since none was chosen"
         return None
 
     def _clocks(self) -> list[Reading]:

@@ -1,4 +1,4 @@
-"""Files of the kernel, read below a root so that a recorded tree can stand in for a machine."""
+"""Files of the kernel, below a root: a recorded tree can stand in for a machine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def natural(path: Path) -> list[str | int]:
 
 
 class Tree:
-    """Reads files below ``root``. A missing file is ``None``; one that is there and gives nothing is a problem.
+    """Reads files below ``root``. A missing file is ``None``; one that exists and cannot be read is a problem.
 
     Args:
         root: The machine's ``/``, or a recorded tree's.
 
     Attributes:
-        problems: What could not be read or made no sense: path as the machine calls it → why.
+        problems: What could not be read or made no sense: path on the machine → why.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -29,7 +29,7 @@ class Tree:
         self.problems: dict[str, str] = {}
 
     def glob(self, pattern: str) -> list[Path]:
-        """Paths that match a pattern relative to the root, in natural order; none where a folder cannot be read."""
+        """Paths that match a pattern relative to the root, in natural order; none if a folder cannot be read."""
         try:
             return sorted(self.root.glob(pattern), key=natural)
         except OSError as error:
@@ -37,7 +37,7 @@ class Tree:
             return []
 
     def text(self, path: Path | str) -> str | None:
-        """A file's text without surrounding space and zero bytes."""
+        """The text of a file, without surrounding spaces and zero bytes."""
         where = self.root / path
         try:
             return where.read_bytes().decode("utf-8", errors="replace").strip("\x00\n\t ")
@@ -48,7 +48,7 @@ class Tree:
             return None
 
     def integer(self, path: Path | str) -> int | None:
-        """A file's whole number."""
+        """The whole number in a file."""
         text = self.text(path)
         if text is None:
             return None
@@ -59,12 +59,12 @@ class Tree:
             return None
 
     def name(self, path: Path) -> str:
-        """The path as the machine calls it."""
+        """The path on the machine."""
         return f"/{path.relative_to(self.root)}" if path.is_relative_to(self.root) else str(path)
 
 
 class TreeReader:
-    """The part that all readers of files share; see :class:`~edgemem.bench.devices.reader.Reader`.
+    """What all readers of files share; see :class:`~edgemem.bench.devices.reader.Reader`.
 
     Args:
         tree: The machine's files.

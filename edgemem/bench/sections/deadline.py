@@ -49,23 +49,17 @@ class Deadline(Section, key="deadline", title="Deadlines", place=50, stage=Stage
         return made
 
     def tables(self, result: BenchResult) -> list[Table]:
-        return [
-            Table(
-                self.key,
-                f"Deadlines at {number(self.rate_hz)} Hz",
-                ("what", "figure", ""),
-                [
-                    ("misses", count(self.misses), f"of {count(self.steps)} steps"),
-                    ("worst lateness", ms(self.worst_lateness_ms), "after the deadline"),
-                    *((f"response {name}", value, note) for name, value, note in percentile_rows(self.response)),
-                ],
-                ("figure",),
-                [
-                    "The response time runs from the tick of the clock until the next input is chosen. It includes "
-                    "the wake-up by the operating system."
-                ],
-            )
+        rows: list[tuple[str, ...]] = [
+            ("misses", count(self.misses), f"of {count(self.steps)} steps"),
+            ("worst lateness", ms(self.worst_lateness_ms), "after the deadline"),
+            *((f"response {name}", value, note) for name, value, note in percentile_rows(self.response)),
         ]
+        note = (
+            "The response time runs from the tick of the clock until the next input is chosen. It includes the wake-up "
+            "by the operating system."
+        )
+        title = f"Deadlines at {number(self.rate_hz)} Hz"
+        return [Table(self.key, title, ("what", "figure", ""), rows, ("figure",), [note])]
 
     def method(self, result: BenchResult) -> dict[str, str]:
         return {

@@ -46,18 +46,10 @@ class Energy(Section, key="energy", title="Energy", place=90, stage=Stage.SAME_L
             "calibration of the sensor. Rails cannot be added up: some feed others.",
             *(f"{rail.name}: not measured: {rail.skipped}." for rail in self.rails if rail.skipped is not None),
         ]
-        picture = Picture("Power of each sensor during the run", self._draw, 2.8)
-        return [
-            Table(
-                self.key,
-                self.title,
-                ("sensor", "a step", "error", "mean power", "readings", "covers"),
-                [_row(rail) for rail in self.rails],
-                ("a step", "error", "mean power"),
-                notes,
-                [picture] if self._traced() else [],
-            )
-        ]
+        columns = ("sensor", "a step", "error", "mean power", "readings", "covers")
+        rows = [_row(rail) for rail in self.rails]
+        plots = [Picture("Power of each sensor during the run", self._draw, 2.8)] if self._traced() else []
+        return [Table(self.key, self.title, columns, rows, columns[1:4], notes, plots)]
 
     def cards(self, result: BenchResult) -> list[Card]:
         total = next((rail for rail in self.rails if rail.is_total and rail.joules_per_step is not None), None)

@@ -31,16 +31,9 @@ class IdleGap(Section, key="idle", title="Latency after a pause", place=60, stag
         return None if gap_ms is None else idle_gaps(run.loop, gap_ms, run.plan.idle_steps, run.progress)
 
     def tables(self, result: BenchResult) -> list[Table]:
-        return [
-            Table(
-                self.key,
-                f"Latency after a pause of {number(self.gap_ms)} ms",
-                ("percentile", "latency", ""),
-                percentile_rows(self.latency),
-                ("latency",),
-                [f"{count(self.latency.count)} steps, each after a pause."],
-            )
-        ]
+        title, columns = f"{self.title} of {number(self.gap_ms)} ms", ("percentile", "latency", "")
+        notes = [f"{count(self.latency.count)} steps, each after a pause."]
+        return [Table(self.key, title, columns, percentile_rows(self.latency), ("latency",), notes)]
 
 
 def idle_gaps(

@@ -35,13 +35,13 @@ class Memory(Section, key="memory", title="Memory breakdown", place=100, stage=S
         weights_bytes: The weights file.
         graphs_bytes: The ONNX files.
         state_bytes: The state of one stream.
-        resident_before_open_bytes: Python, numpy and this program alone.
+        resident_before_open_bytes: Only Python, numpy and this program.
         resident_opened_bytes: After opening and the first step.
         resident_measured_bytes: After the measured steps.
         peak_bytes: The most that was ever resident until then.
         proportional_bytes: After the measured steps, with a share of the pages that other processes use too (PSS).
         gpu_bytes: Memory of a discrete GPU that this process holds; ``None``: no such GPU, or not reported.
-        is_integrated: The GPU has no memory of its own: it uses the memory of the process and the system.
+        is_integrated: The GPU uses the memory of the process and the system.
         available_fall_bytes: How much less memory was available after the steps than before opening.
     """
 
@@ -95,8 +95,8 @@ class Memory(Section, key="memory", title="Memory breakdown", place=100, stage=S
         notes = ["Of the whole process, before anything else was loaded for the comparison."]
         if self.is_integrated:
             notes.append(
-                "The GPU has no memory of its own. What its driver holds without mapping it into the process is only "
-                "part of the memory taken from the system, which includes what other programs took meanwhile."
+                "The GPU uses the memory of the system. What its driver holds without mapping it into the process "
+                "shows only in the memory taken from the system, which includes what other programs took meanwhile."
             )
             if self.available_fall_bytes is not None:
                 fall = readable_bytes(max(0, self.available_fall_bytes))

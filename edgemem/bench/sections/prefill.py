@@ -62,21 +62,14 @@ class Prefill(Section, key="prefill", title="Prefill", place=40, stage=Stage.ALO
 
     def tables(self, result: BenchResult) -> list[Table]:
         unit = result.subject.unit
-        return [
-            Table(
-                self.key,
-                self.title,
-                ("what", "figure", ""),
-                [
-                    ("input", f"{count(self.length)} {unit}", ""),
-                    ("time", ms(self.p50_ms), "median"),
-                    ("throughput", f"{number(self.steps_per_second)} {unit}/s", ""),
-                    ("speedup over single steps", times(self.speedup), bounds(self.speedup)),
-                ],
-                ("figure",),
-                [f"By stream.feed, at most {count(self.chunk)} time steps a call; only the last output is computed."],
-            )
+        rows: list[tuple[str, ...]] = [
+            ("input", f"{count(self.length)} {unit}", ""),
+            ("time", ms(self.p50_ms), "median"),
+            ("throughput", f"{number(self.steps_per_second)} {unit}/s", ""),
+            ("speedup over single steps", times(self.speedup), bounds(self.speedup)),
         ]
+        note = f"By stream.feed, at most {count(self.chunk)} time steps a call; only the last output is computed."
+        return [Table(self.key, self.title, ("what", "figure", ""), rows, ("figure",), [note])]
 
     def cards(self, result: BenchResult) -> list[Card]:
         unit = result.subject.unit

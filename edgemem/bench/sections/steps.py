@@ -22,7 +22,7 @@ class Steps(Section, key="steps", title="Latency of a step", place=10, stage=Sta
 
     Attributes:
         warmup_steps: Steps made before the first one that counts.
-        latency: ``stream.step`` alone.
+        latency: Of ``stream.step``.
         steps_per_second: Of the whole loop, including the choice of the next input.
     """
 
@@ -46,17 +46,9 @@ class Steps(Section, key="steps", title="Latency of a step", place=10, stage=Sta
             notes.append(
                 f"The histogram leaves out the {count(beyond)} slowest steps, up to {ms(self.latency.max_ms)}."
             )
-        return [
-            Table(
-                self.key,
-                self.title,
-                ("percentile", "latency", ""),
-                percentile_rows(self.latency),
-                ("latency",),
-                notes,
-                [Picture("Histogram and cumulative distribution of the latency of a step", self._draw, 4.2)],
-            )
-        ]
+        picture = Picture("Histogram and cumulative distribution of the latency of a step", self._draw, 4.2)
+        rows, columns = percentile_rows(self.latency), ("percentile", "latency", "")
+        return [Table(self.key, self.title, columns, rows, ("latency",), notes, [picture])]
 
     def headline(self, result: BenchResult) -> str:
         p50 = self.latency.percentile_ms(50.0)

@@ -112,7 +112,7 @@ def test_which_of_several_gpus_is_meant_is_not_guessed(nvml: StandIn) -> None:
     nvml.devices = 4
     reader = NvmlReader()
     assert (list(reader.sensors()), reader.state()) == ([], DeviceState())
-    assert reader.problems == {"NVML": "which of 4 GPUs is meant is unknown"}
+    assert reader.problems == {"NVML": "it is unknown which of 4 GPUs runs the model"}
 
 
 def test_memory_is_that_of_this_process(nvml: StandIn) -> None:

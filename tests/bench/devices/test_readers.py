@@ -117,7 +117,7 @@ def test_a_sensor_that_is_off_gives_no_temperature(tmp_path: Path) -> None:
     ("board", "mode"),
     [
         (recorded.orin_nano, "MAXN_SUPER (2)"),
-        (recorded.agx_orin, "MAXN (0), the default: none was chosen"),
+        (recorded.agx_orin, "MAXN (0), the default, since none was chosen"),
         (recorded.thor, "120W (1)"),
         (recorded.desktop, None),
     ],
