@@ -116,6 +116,13 @@ def write_token_reciter(
     return write_graph(folder, graph, contract, tensors, files, tokenizer="tokenizer.json", **manifest)
 
 
-def write_summer(folder: Path) -> Path:
-    """A model of features that outputs the sum of all rows so far."""
-    return write_graph(folder, SUMMER_GRAPH, SUMMER, {}, source=SourceInfo("factory", "summer"))
+def write_summer(folder: Path, width: int = 2) -> Path:
+    """A model of ``width`` features that outputs the sum of all rows so far."""
+    contract = replace(
+        SUMMER,
+        input_specs=(replace(SUMMER.input, shape=(width,)),),
+        output_specs=(replace(SUMMER.output, shape=(width,)),),
+        states=(replace(SUMMER.states[0], shape=(width,)),),
+    )
+    graph = SUMMER_GRAPH.replace(", 2]", f", {width}]")
+    return write_graph(folder, graph, contract, {}, source=SourceInfo("factory", "summer"))
