@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.memories.kind import kind_of
+
 Array = NDArray[np.float64]
 TURN = 1 << 31
 """A rotary frequency is a whole number of these parts of a turn for each position."""
@@ -92,10 +94,10 @@ def attention_layer(
     history: History | None = None,
 ) -> Array:
     """The layer's output ``[T, C]`` for the input ``x`` [T, C] of one stream."""
-    return _Layer(sizes, specs, parameters, x, history or History()).output()
+    return Layer(sizes, specs, parameters, x, history or History()).output()
 
 
-class _Layer:
+class Layer:
     def __init__(
         self,
         sizes: Sizes,
@@ -134,14 +136,14 @@ class _Layer:
         matrix_reads: list[Array] = []
         has_slots = False
         for name, spec in zip(self.names, self.specs, strict=True):
-            kind = spec["type"]
-            if kind in ("linear_attention", "gated_delta"):
-                matrix_reads.append(getattr(self, f"_{kind}")(name, i, h, g))
-                continue
-            has_slots = True
-            for score, value in getattr(self, f"_{kind}")(name, spec, i, h, g):
-                scores.append(score)
-                values.append(value)
+            kind = kind_of(spec["type"])
+            if kind.matrix is not None:
+                matrix_reads.append(kind.matrix(self, name, i, h, g))
+            if kind.slots is not None:
+                has_slots = True
+                for score, value in kind.slots(self, name, spec, i, h, g):
+                    scores.append(score)
+                    values.append(value)
         reads = matrix_reads
         if has_slots:
             reads = [self._softmax(scores, values), *matrix_reads]
@@ -158,41 +160,13 @@ class _Layer:
         read: Array = (weights[:, None] * np.stack(values)).sum(axis=0) / weights.sum()
         return read
 
-    # Slots: (score, value) of everything that query i sees.
+    # For the kinds in tests/memories/kinds: (score, value) of everything that query i sees.
 
-    def _exact(self, j: int, h: int, q: Array) -> tuple[float, Array]:
+    def exact(self, j: int, h: int, q: Array) -> tuple[float, Array]:
         k, v = self.pairs[j]
         return float(q @ rotated(k[h], j, self.sizes.theta)), v[h]
 
-    def _window(self, name: str, spec: Any, i: int, h: int, g: int) -> list[tuple[float, Array]]:
-        q = rotated(self.q[i][h, g], i, self.sizes.theta)
-        return [self._exact(j, h, q) for j in range(max(0, i - spec["window"] + 1), i + 1)]
-
-    def _full(self, name: str, spec: Any, i: int, h: int, g: int) -> list[tuple[float, Array]]:
-        q = rotated(self.q[i][h, g], i, self.sizes.theta)
-        return [self._exact(j, h, q) for j in range(i + 1)]
-
-    def _sinks(self, name: str, spec: Any, i: int, h: int, g: int) -> list[tuple[float, Array]]:
-        n = spec.get("slots", 4)
-        place = min(i, n + self.window - 1 if self.window else n)
-        q = rotated(self.q[i][h, g], place, self.sizes.theta)
-        return [self._exact(s, h, q) for s in range(n) if s <= i - self.window]
-
-    def _compressed(self, name: str, spec: Any, i: int, h: int, g: int) -> list[tuple[float, Array]]:
-        m, c = spec.get("slots", 16), spec.get("rate", 4)
-        some = range(max(0, i // c - m - self.window // c - 2), i // c + 1)  # no older block can be among the last m
-        complete = [b for b in some if (b + 1) * c - 1 <= i - self.window]
-        slots = []
-        for b in complete[-m:]:
-            members = [self.pairs[j] for j in range(b * c, (b + 1) * c)]
-            k = sum(pair[0][h] for pair in members) / c
-            v = sum(pair[1][h] for pair in members) / c
-            slots.append((float(self.q[i][h, g] @ k), v))
-        return slots
-
-    # Summaries: one slot each.
-
-    def _summary(
+    def summary(
         self, name: str, spec: Any, i: int, h: int, g: int, pair: tuple[Array, Array], count: int
     ) -> list[tuple[float, Array]]:
         score = float(self.q[i][h, g] @ pair[0])
@@ -203,37 +177,14 @@ class _Layer:
             score += math.log(count)
         return [(score, pair[1])]
 
-    def _weighted(self, weights: Mapping[int, float], h: int) -> tuple[Array, Array]:
+    def weighted(self, weights: Mapping[int, float], h: int) -> tuple[Array, Array]:
         """``(Σ β_j k_j / Σ β_j, Σ β_j v_j / Σ β_j)``."""
         mass = sum(weights.values())
         k = sum(weight * self.pairs[j][0][h] for j, weight in weights.items()) / mass
         v = sum(weight * self.pairs[j][1][h] for j, weight in weights.items()) / mass
         return k, v
 
-    def _moving_average(self, name: str, spec: Any, i: int, h: int, g: int) -> list[tuple[float, Array]]:
-        members = range(max(0, i - spec["window"] + 1), i + 1)
-        pair = self._weighted(dict.fromkeys(members, 1.0), h)
-        return self._summary(name, spec, i, h, g, pair, len(members))
-
-    def _weighted_average(self, name: str, spec: Any, i: int, h: int, g: int) -> list[tuple[float, Array]]:
-        members = range(max(0, i - spec["window"] + 1), i + 1)
-        if spec.get("beta") is not None:
-            beta = np.array(spec["beta"], dtype=np.float64)
-        else:
-            beta = np.exp(self.parameters[f"memories.{name}.log_beta"][h])
-        pair = self._weighted({j: float(beta[i - j]) for j in members}, h)
-        return self._summary(name, spec, i, h, g, pair, len(members))
-
-    def _cumulative(self, name: str, spec: Any, i: int, h: int, g: int) -> list[tuple[float, Array]]:
-        """``Mem_i = ((k_i, v_i) + i Mem_{i-1}) / (i + 1)``, literally."""
-        size = self.sizes.head_dim
-        given = self.history.given.get(name, {}).get("mean")
-        memory = np.zeros(2 * size) if given is None else given[h]
-        for j in range(self.start, i + 1):
-            memory = (np.concatenate([self.pairs[j][0][h], self.pairs[j][1][h]]) + j * memory) / (j + 1)
-        return self._summary(name, spec, i, h, g, (memory[:size], memory[size:]), i + 1)
-
-    def _decaying(self, name: str, h: int, i: int, keep: Sequence[float], take: Sequence[float]) -> tuple[Array, Array]:
+    def decaying(self, name: str, h: int, i: int, keep: Sequence[float], take: Sequence[float]) -> tuple[Array, Array]:
         """``Σ_j take_j (Π_{j<r≤i} keep_r) (k_j, v_j)`` over its mass; ``keep`` and ``take`` run from the start."""
         size = self.sizes.head_dim
         total, mass = np.zeros(2 * size), 0.0
@@ -246,58 +197,3 @@ class _Layer:
             total = total + weight * np.concatenate([self.pairs[j][0][h], self.pairs[j][1][h]])
             mass += weight
         return total[:size] / mass, total[size:] / mass
-
-    def _geometric(self, name: str, spec: Any, i: int, h: int, g: int) -> list[tuple[float, Array]]:
-        decay = spec.get("decay")
-        if decay is None:
-            gamma = float(sigmoid(self.parameters[f"memories.{name}.decay_logit"][h]))
-        else:
-            gamma = float(decay[h]) if isinstance(decay, list | tuple) else float(decay)
-        steps = i - self.start + 1
-        pair = self._decaying(name, h, i, [gamma] * steps, [1.0] * steps)
-        return self._summary(name, spec, i, h, g, pair, 0)
-
-    def _gated_average(self, name: str, spec: Any, i: int, h: int, g: int) -> list[tuple[float, Array]]:
-        weight, bias = self.parameters[f"memories.{name}.gate.weight"], self.parameters[f"memories.{name}.gate.bias"]
-        logits = [float(weight[h] @ self.x[j] + bias[h]) for j in range(self.start, i + 1)]
-        keep = [float(sigmoid(logit)) for logit in logits]
-        take = [float(sigmoid(-logit)) for logit in logits]
-        return self._summary(name, spec, i, h, g, self._decaying(name, h, i, keep, take), 0)
-
-    # Matrix memories: the read.
-
-    def _linear_attention(self, name: str, i: int, h: int, g: int) -> Array:
-        """``φ(q) Σ_j φ(k_j)ᵀ v_j / (φ(q) · Σ_j φ(k_j))``, ``φ(x) = elu(x) + 1``."""
-
-        def phi(x: Array) -> Array:
-            return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
-
-        size = self.sizes.head_dim
-        matrix, norm = np.zeros((size, size)), np.zeros(size)
-        given = self.history.given.get(name)
-        if given is not None:
-            matrix, norm = self.start * given["mean"][h][:, :size], self.start * given["mean"][h][:, size]
-        for j in range(self.start, i + 1):
-            k, v = self.pairs[j]
-            matrix = matrix + np.outer(phi(k[h]), v[h])
-            norm = norm + phi(k[h])
-        q = phi(self.q[i][h, g])
-        read: Array = (q @ matrix) / (q @ norm)
-        return read
-
-    def _gated_delta(self, name: str, i: int, h: int, g: int) -> Array:
-        """``S_i = a_i (I - β_i k_i k_iᵀ) S_{i-1} + β_i k_i v_iᵀ``, read as ``S_iᵀ q_i``."""
-
-        def unit(x: Array) -> Array:
-            return x / np.sqrt(x @ x + 1e-6)
-
-        size, kv_heads = self.sizes.head_dim, self.sizes.kv_heads
-        weight, bias = self.parameters[f"memories.{name}.gates.weight"], self.parameters[f"memories.{name}.gates.bias"]
-        given = self.history.given.get(name)
-        state = np.zeros((size, size)) if given is None else given["matrix"][h]
-        for j in range(self.start, i + 1):
-            a = sigmoid(weight[h] @ self.x[j] + bias[h])
-            beta = sigmoid(weight[kv_heads + h] @ self.x[j] + bias[kv_heads + h])
-            k, v = unit(self.pairs[j][0][h]), self.pairs[j][1][h]
-            state = a * (np.eye(size) - beta * np.outer(k, k)) @ state + beta * np.outer(k, v)
-        return state.T @ unit(self.q[i][h, g])

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgemem.contract import StateSpec
-from edgemem.memories import Attention, Chunk, Clock, Dims, LoneSummaryWarning
+from edgemem.memories import MEMORIES, Attention, Chunk, Clock, Dims, LoneSummaryWarning
 from tests.memories import oracle
+from tests.memories.kind import kind_of
 
 Specs = list[dict[str, Any]]
 States = dict[str, Tensor]
@@ -151,52 +152,23 @@ def layer_sizes() -> st.SearchStrategy[oracle.Sizes]:
     )
 
 
+ANY = tuple(sorted(name for name, cls in MEMORIES.items() if cls.__module__.startswith("edgemem.")))
+"""Every kind of memory."""
+
+FIXED = tuple(name for name in ANY if kind_of(name).fixed)
+"""Every kind but the growing cache."""
+
+
 def memory_spec(kv_heads: int, kinds: Sequence[str]) -> st.SearchStrategy[dict[str, Any]]:
     """One memory of the given kinds, with any of its options, or with its defaults."""
-    bias = {"bias": st.sampled_from(["none", "learned"])}
-    counted = {"bias": st.sampled_from(["none", "learned", "log_count"])}
-    window = st.integers(1, 9)
-    gamma = st.floats(0.01, 0.99)
-    options: dict[str, st.SearchStrategy[dict[str, Any]]] = {
-        "window": st.fixed_dictionaries({"window": window}),
-        "full": st.just({}),
-        "sinks": st.fixed_dictionaries({}, optional={"slots": st.integers(1, 5)}),
-        "moving_average": st.fixed_dictionaries({"window": window}, optional=counted),
-        "weighted_average": window.flatmap(
-            lambda w: st.fixed_dictionaries(
-                {"window": st.just(w)},
-                optional={**counted, "beta": st.lists(st.floats(0.05, 20), min_size=w, max_size=w)},
-            )
-        ),
-        "geometric": st.fixed_dictionaries(
-            {}, optional={**bias, "decay": gamma | st.lists(gamma, min_size=kv_heads, max_size=kv_heads)}
-        ),
-        "cumulative": st.fixed_dictionaries({}, optional=counted),
-        "gated_average": st.fixed_dictionaries({}, optional=bias),
-        "compressed": st.fixed_dictionaries({"slots": st.integers(1, 4)}, optional={"rate": st.integers(2, 5)}),
-        "linear_attention": st.just({}),
-        "gated_delta": st.just({}),
-    }
     return st.sampled_from(sorted(kinds)).flatmap(
-        lambda kind: options[kind].map(lambda chosen: {"type": kind, **chosen})
+        lambda name: kind_of(name).options(kv_heads).map(lambda chosen: {"type": name, **chosen})
     )
 
 
-FIXED = (
-    "window",
-    "sinks",
-    "moving_average",
-    "weighted_average",
-    "geometric",
-    "cumulative",
-    "gated_average",
-    "compressed",
-    "linear_attention",
-    "gated_delta",
-)
-"""Every kind but the growing cache."""
-
-ANY = (*FIXED, "full")
+def usual(name: str, **more: Any) -> Specs:
+    """A list of one memory, with the options that it needs."""
+    return [{"type": name, **kind_of(name).usual, **more}]
 
 
 def history_at(start: int, specs: Specs, sizes: oracle.Sizes, seed: int = 0) -> oracle.History:
@@ -210,57 +182,19 @@ def history_at(start: int, specs: Specs, sizes: oracle.Sizes, seed: int = 0) -> 
     positions = sorted({*range(min(8, start)), *range(max(0, start - 128), start)})
     history = oracle.History(start, {j: (draw(heads, size), draw(heads, size)) for j in positions})
     for name, spec in zip(oracle.memory_names(specs), specs, strict=True):
-        given = {
-            "cumulative": {"mean": draw(heads, 2 * size)},
-            "geometric": {"sum": draw(heads, 2 * size), "mass": np.abs(draw(heads, 1)) + 1},
-            "gated_average": {"sum": draw(heads, 2 * size), "mass": np.abs(draw(heads, 1)) + 1},
-            "linear_attention": {
-                "mean": np.concatenate([draw(heads, size, size), np.abs(draw(heads, size, 1)) + 1], axis=-1)
-            },
-            "gated_delta": {"matrix": draw(heads, size, size)},
-        }
-        if start > 0 and spec["type"] in given:
-            history.given[name] = given[spec["type"]]
+        given = kind_of(spec["type"]).given
+        if start > 0 and given is not None:
+            history.given[name] = given(draw, heads, size)
     return history
-
-
-def side_by_side(pair: tuple[NDArray[np.float64], NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Keys of all heads, then their values: ``[2H, D]``."""
-    return np.concatenate(pair, axis=0)
 
 
 def state_at(layer: Attention, specs: Specs, sizes: oracle.Sizes, history: oracle.History) -> States:
     """The states ``[1, ...]`` that hold ``history``: rings by position modulo their length, queues by block number."""
     state = {name: value.numpy() for name, value in initial(layer.states(), 1).items()}
     for name, spec in zip(oracle.memory_names(specs), specs, strict=True):
-        kind = spec["type"]
-        if kind == "window":
-            for j in range(max(0, history.start - spec["window"]), history.start):
-                k, v = history.pairs[j]
-                state[f"{name}.k"][0, :, j % spec["window"]] = oracle.rotated(k, j, sizes.theta)
-                state[f"{name}.v"][0, :, j % spec["window"]] = v
-        elif kind in ("moving_average", "weighted_average"):
-            for j in range(max(0, history.start - spec["window"]), history.start):
-                state[f"{name}.pairs"][0, :, j % spec["window"]] = side_by_side(history.pairs[j])
-        elif kind == "sinks":
-            for s in range(min(spec.get("slots", 4), history.start)):
-                state[f"{name}.k"][0, :, s] = oracle.rotated(history.pairs[s][0], s, sizes.theta)
-                state[f"{name}.v"][0, :, s] = history.pairs[s][1]
-        elif kind == "compressed":
-            queue, rate = state[f"{name}.slots"], spec.get("rate", 4)
-            filling = history.start // rate
-            for b in range(max(0, filling - queue.shape[2]), filling):
-                members = [side_by_side(history.pairs[j]) for j in range(b * rate, (b + 1) * rate)]
-                queue[0, :, b % queue.shape[2]] = np.mean(members, axis=0)
-            for j in range(filling * rate, history.start):
-                state[f"{name}.partial"][0, :, 0] += side_by_side(history.pairs[j])
-        elif kind in ("linear_attention", "gated_delta"):
-            for tensor, value in history.given.get(name, {}).items():
-                state[f"{name}.{tensor}"][0] = value
-        else:
-            for tensor, value in history.given.get(name, {}).items():
-                keys, values = np.split(value, 2, axis=-1) if tensor != "mass" else (value, value[:0])
-                state[f"{name}.{tensor}"][0, :, 0] = side_by_side((keys, values))
+        fill = kind_of(spec["type"]).fill
+        if fill is not None:
+            fill(state, name, spec, sizes, history)
     return {name: torch.from_numpy(value) for name, value in state.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from edgemem.errors import ConfigError
 from edgemem.memories import MEMORIES, Attention, Clock, Dims, LoneSummaryWarning
+from edgemem.memories.summary import Summary
 from tests.memories import oracle
+from tests.memories.kind import kind_of
 from tests.memories.support import (
     ANY,
     FIXED,
@@ -31,6 +34,7 @@ from tests.memories.support import (
     state_at,
     stream,
     truth,
+    usual,
 )
 
 SMALL = oracle.Sizes(heads=4, kv_heads=2, head_dim=4)
@@ -48,7 +52,8 @@ def check(data: st.DataObject, sizes: oracle.Sizes, specs: list[dict[str, Any]],
 
 
 def test_every_registered_memory_is_tested() -> None:
-    assert set(ANY) == {name for name, cls in MEMORIES.items() if cls.__module__.startswith("edgemem.")}
+    files = {path.stem.removeprefix("test_") for path in (Path(__file__).parent / "kinds").glob("test_*.py")}
+    assert files == set(ANY)
 
 
 @pytest.mark.parametrize("kind", ANY)
@@ -100,7 +105,7 @@ def test_streams_of_one_batch_at_different_positions_equal_the_same_streams_alon
 
 @pytest.mark.parametrize("kind", FIXED)
 def test_streaming_stays_on_the_formula_long_after_every_ring_has_wrapped(kind: str) -> None:
-    specs = [{"type": "window", "window": 3}, *_with_defaults(kind)]
+    specs = [{"type": "window", "window": 3}, *usual(kind)]
     layer, x = make_layer(specs, SMALL), inputs(120)
     want = truth(layer, specs, SMALL, x)
     assert error(stream(layer, x, [1, 2, 3] * 20)[0], want) < TOLERANCE
@@ -112,19 +117,12 @@ START = [0, 1, 7, (1 << 24) - 1, 1 << 24, (1 << 31) - 1, 1 << 31, 1 << 40]
 @pytest.mark.parametrize("start", START)
 @pytest.mark.parametrize("kind", FIXED)
 def test_a_stream_may_start_from_any_position(kind: str, start: int) -> None:
-    specs = [{"type": "window", "window": 5}, {"type": "sinks", "slots": 3}, *_with_defaults(kind)]
-    if kind in ("moving_average", "weighted_average", "cumulative"):
-        specs[-1]["bias"] = "log_count"
+    specs = [{"type": "window", "window": 5}, {"type": "sinks", "slots": 3}, *usual(kind, **kind_of(kind).far)]
     layer, x, history = make_layer(specs, SMALL), inputs(9), history_at(start, specs, SMALL)
     want = truth(layer, specs, SMALL, x, [history])
     for chunks in ([1] * 9, [4, 1, 4], [2, 3, 1, 3]):
         got, _ = stream(layer, x, chunks, start, state_at(layer, specs, SMALL, history))
         assert error(got, want) < TOLERANCE
-
-
-def _with_defaults(kind: str) -> list[dict[str, Any]]:
-    options = {"window": {"window": 5}, "moving_average": {"window": 7}, "weighted_average": {"window": 7}}
-    return [{"type": kind, **options.get(kind, {})}]
 
 
 # Queries that see nothing
@@ -150,7 +148,7 @@ def test_a_query_that_sees_no_slot_reads_nothing_and_above_all_not_the_future(sp
 
 @pytest.mark.parametrize("kind", ANY)
 def test_no_output_depends_on_a_later_input(kind: str) -> None:
-    layer, x = make_layer(_with_defaults(kind), SMALL), inputs(12)
+    layer, x = make_layer(usual(kind), SMALL), inputs(12)
     for cut in (1, 5, 8):
         changed = x.clone()
         changed[:, cut:] += 1.0
@@ -179,7 +177,7 @@ def test_a_mask_is_never_reused_for_another_memory_of_the_same_call() -> None:
 
 @pytest.mark.parametrize("kind", ANY)
 def test_the_parallel_form_gives_every_parameter_a_finite_gradient_that_is_not_zero(kind: str) -> None:
-    specs = [{"type": "window", "window": 4}, *_with_defaults(kind)]
+    specs = [{"type": "window", "window": 4}, *usual(kind)]
     layer, x = make_layer(specs, SMALL), inputs(24, batch=2)
     output, _ = layer(x, Clock(torch.zeros(2, dtype=torch.int64), 24), None)
     (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(5))).sum().backward()
@@ -209,14 +207,14 @@ def test_gradients_equal_finite_differences_of_the_formula(kind: str) -> None:
         assert float(parameter.grad[index]) == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-4), name
 
 
-SUMMARIES = ("moving_average", "weighted_average", "geometric", "cumulative", "gated_average")
+SUMMARIES = [name for name in ANY if issubclass(MEMORIES[name], Summary)]
 
 
 @pytest.mark.parametrize("kind", SUMMARIES)
 def test_a_lone_summary_warns_works_and_gives_queries_and_keys_no_gradient(kind: str) -> None:
     with pytest.warns(LoneSummaryWarning, match=kind):
-        Attention(Dims(WIDTH, 4, 2, 4), _with_defaults(kind))
-    layer, x = make_layer(_with_defaults(kind), SMALL), inputs(6)
+        Attention(Dims(WIDTH, 4, 2, 4), usual(kind))
+    layer, x = make_layer(usual(kind), SMALL), inputs(6)
     output, _ = layer(x, Clock(torch.zeros(1, dtype=torch.int64), 6), None)
     output.square().sum().backward()
     gradient = layer.qkv.grad
@@ -253,33 +251,11 @@ def test_a_layer_starts_where_its_own_window_ends_and_not_another_layers() -> No
     assert {memory.dims.window for _, memory in layer.named_memories()} == {5}
 
 
-def bad(kind: str, option: str, *values: Any, **others: Any) -> list[tuple[dict[str, Any], str]]:
-    return [({"type": kind, option: value, **others}, option) for value in values]
-
-
-NAN = float("nan")
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"type": "windw", "window": 4}, "windw"),
     ({"type": ["window"]}, "window"),
     ({"window": 4}, "None"),
-    ({"type": "window"}, "window"),
-    *bad("window", "window", 0, -1, 2.5, "4", None, True),
-    *bad("window", "size", 4, window=4),
-    *bad("sinks", "slots", 0, 1.0, "4", None),
-    *bad("moving_average", "window", 0, "3", None),
-    *bad("moving_average", "bias", "sum", None, window=3),
-    *bad("weighted_average", "window", 0, "x", beta=[1.0]),
-    *bad("weighted_average", "beta", [1.0], [1.0, 0.0], [1.0, -1.0], [1.0, NAN], [1.0, 1e-50], [1.0, "x"], window=2),
-    *bad("weighted_average", "beta", 5, "ab", {}, window=2),
-    *bad("cumulative", "bias", ["learned"]),
-    *bad("geometric", "bias", "log_count"),
-    *bad("geometric", "decay", 0, 1, 1.5, -0.1, NAN, "x", True, [0.5], [0.5, 2.0], [0.5, None], {}),
-    *bad("gated_average", "bias", "log_count"),
-    *bad("compressed", "slots", 0, 1.5),
-    *bad("compressed", "rate", 0, 1, "4"),
-    *bad("gated_delta", "heads", 2),
-    *bad("linear_attention", "bias", "learned"),
-    *bad("full", "window", 2),
+    *(({"type": name, **options}, named) for name in ANY for options, named in kind_of(name).bad),
 ]
 
 
