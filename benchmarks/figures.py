@@ -15,7 +15,6 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import contextlib
 import json
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -49,7 +48,9 @@ from edgemem.export import export_bundle, sealed_twin, source_of
 from edgemem.export.source import from_config
 from edgemem.machine.facts import load_average
 from edgemem.runtimes import Session
-from edgemem.runtimes.ort import OrtStream
+from edgemem.runtimes.engine import Call, Engine, Tensors
+from edgemem.runtimes.ort.engine import OrtEngine
+from edgemem.runtimes.ort.load import LoadOptions
 from edgemem.text.sampling import Sampler
 
 THREADS = 1
@@ -150,23 +151,55 @@ def one_step(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) -
     ]  # fmt: skip
 
 
+class TimedEngine(Engine):
+    """An engine that times every run of another one.
+
+    Attributes:
+        inside_ns: What the runs took.
+    """
+
+    def __init__(self, inner: Engine) -> None:
+        self.runtime, self.title, self.memory = inner.runtime, inner.title, inner.memory  # type: ignore[misc]
+        self._inner = inner
+        self._steps: list[Call] = []
+        self._next = 0
+        self.inside_ns: list[int] = []
+
+    def bind(self, time: int, inputs: Tensors, outputs: Tensors) -> Call:
+        """The call of the other engine, with a clock around it."""
+        call, side = self._inner.bind(time, inputs, outputs), len(self._steps)
+        if time == 1:
+            self._steps.append(call)
+        clock, inside = time.perf_counter_ns, self.inside_ns
+
+        def run() -> None:
+            start = clock()
+            call()
+            inside.append(clock() - start)
+            self._next = 1 - side
+
+        return run
+
+    def bare(self) -> None:
+        """The run of the next step, without its commit."""
+        self._steps[self._next]()
+
+
 def overhead(bundle: Bundle, effort: Effort, progress: Progress) -> Figure:
     """What ``stream.step`` adds to ONNX Runtime's own run of the stream's own binding.
 
     The run inside each step is timed too, and taken away from that step: what is left does not drown in the jitter of
     the run. Beside it, as a check, steps and bare runs in turns.
     """
-    with edgemem.open(bundle.path, "onnxruntime", threads=THREADS, device="cpu") as session:
-        stream = session.stream()
-        assert isinstance(stream, OrtStream)
-        loop = Loop(stream, session.contract)
+    timed = TimedEngine(OrtEngine(bundle, "cpu", LoadOptions(THREADS)))
+    with Session(bundle.contract, bundle, timed) as session:
+        loop = Loop(session.stream(), session.contract)
         measure.run_loop(loop, 50, progress, "warm-up")
-        run, bindings, arena = stream._run, stream._step_bindings, stream._arena
         in_turns = measure.interleave(
             [
                 Contender("step", loop.step, after=loop.choose),
                 # Its outputs lie where the next step puts its own: the stream's state stays what it was.
-                Contender("bare", lambda: run(bindings[arena.side])),
+                Contender("bare", timed.bare),
             ],
             rounds=effort.pairs,
             steps=1,
@@ -175,15 +208,9 @@ def overhead(bundle: Bundle, effort: Effort, progress: Progress) -> Figure:
             progress=progress,
             what="step, bare run",
         )
-        inside: list[int] = []
-
-        def timed_run(binding: Any) -> None:
-            start = time.perf_counter_ns()
-            run(binding)
-            inside.append(time.perf_counter_ns() - start)
-
-        stream._run = timed_run
+        timed.inside_ns.clear()
         whole = measure.time_steps(loop.step, np.zeros(effort.pairs, dtype=np.int64), loop.choose)
+        inside = list(timed.inside_ns)
         loop.check()
     added = statistics.median_interval((whole - np.array(inside)) / 1e3)
     turns = statistics.difference_ns(in_turns["step"], in_turns["bare"])

@@ -1,191 +1,33 @@
-"""The arena: one allocation that holds everything a stream touches in a step.
+"""The arena: one allocation that holds everything a stream touches in a step, and the moves within it.
 
-::
-
-    state   rings          [N, B, H, W, D] for each group of N appended states of equal (H, W, D, dtype)
-            replaced       twice: one copy is read while the other is written, and they swap after the step
-    work    step input     [B, 1, ...] and positions [B], side by side so that a device gets them in one copy
-            output indices [1] and [L];  step output [B, 1, ...]
-            entries        [N, B, H, 1, D] of a step, then [N, B, H, T, D] of a chunk of T ≤ L steps
-            chunk input    [B, L, ...]
-
-The state comes first, so that a fork is one copy. The rings of a group lie one behind the other, as do its entries, so
-that writing one step's entries into every ring of the group is one strided copy.
+What lies where is in :mod:`edgemem.runtimes.layout`. States that grow lie outside (:mod:`edgemem.runtimes.growing`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edgemem.contract import Contract, StateSpec, initial_state
+from edgemem.contract import Contract, InputSpec, StateSpec, TensorSpec, initial_state
 from edgemem.dtypes import numpy_dtype
-from edgemem.runtimes.memory import Array, Block, Box, Memory
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor lies: offset in bytes, shape with the batch axis first, dtype as numpy stores it."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def end(self) -> int:
-        """Offset of the first byte behind it."""
-        return self.offset + self.nbytes
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row of the batch; rows are contiguous."""
-        return self.nbytes // self.shape[0]
-
-
-@dataclass(frozen=True)
-class RingGroup:
-    """Appended states of equal shape and dtype.
-
-    Attributes:
-        names: The states, in the order in which they lie.
-        shape: ``(H, W, D)``.
-        dtype: As numpy stores it.
-        rings: Offset of the first ring.
-        ring_stride: Bytes from one ring to the next.
-        step_entries: Offset of the entries of a step.
-        chunk_entries: Offset of the entries of a chunk.
-    """
-
-    names: tuple[str, ...]
-    shape: tuple[int, int, int]
-    dtype: np.dtype[np.generic]
-    rings: int
-    ring_stride: int
-    step_entries: int
-    chunk_entries: int
-
-    def entries_at(self, time: int) -> int:
-        """Offset of the entries of a call of ``time`` steps."""
-        return self.step_entries if time == 1 else self.chunk_entries
-
-
-class Layout:
-    """Offsets of every tensor of a stream.
-
-    Args:
-        contract: A contract whose states all have a fixed size.
-        batch: Streams that advance together, ``B``.
-        max_time: Most steps of one call, ``L``.
-        alignment: Bytes to which every tensor is aligned.
-    """
-
-    def __init__(self, contract: Contract, batch: int, max_time: int, alignment: int) -> None:
-        self.batch = batch
-        self.max_time = max_time
-        self._alignment = alignment
-        self._end = 0
-
-        shapes: dict[tuple[tuple[int, ...], str], list[str]] = {}
-        for state in contract:
-            if state.update == "append":
-                shapes.setdefault((state.fixed_shape, state.dtype), []).append(state.name)
-        self.rings: dict[str, Place] = {}
-        starts: list[tuple[int, int]] = []
-        for (shape, dtype), names in shapes.items():
-            places = [self._place((batch, *shape), dtype) for _ in names]
-            self.rings.update(zip(names, places, strict=True))
-            starts.append((places[0].offset, self._align(places[0].nbytes)))
-        replaced = [state for state in contract if state.update == "replace"]
-        first = {state.name: self._place((batch, *state.fixed_shape), state.dtype) for state in replaced}
-        first_end = self._end
-        second = {state.name: self._place((batch, *state.fixed_shape), state.dtype) for state in replaced}
-        self.replaced = (first, second)
-        self.state_bytes = self._end
-        self.live_bytes = (first_end, self._end)
-        """Bytes from the start that hold the whole state, where the one or the other copy is the current one."""
-
-        self.step_input = self._place((batch, 1, *contract.input.shape), contract.input.dtype)
-        self.positions = self._place((batch,), "int64")
-        self.step_indices = self._place((1,), "int64")
-        self.step_output = self._place((batch, 1, *contract.output.shape), contract.output.dtype)
-        step_entries = [self._entries(names, batch, shape, dtype, 1) for (shape, dtype), names in shapes.items()]
-        self.chunk_input = self._place((batch, max_time, *contract.input.shape), contract.input.dtype)
-        self.chunk_indices = self._place((max_time,), "int64")
-        chunk_time = max_time if max_time > 1 else 0
-        chunk_entries = [
-            self._entries(names, batch, shape, dtype, chunk_time) for (shape, dtype), names in shapes.items()
-        ]
-        self.nbytes = self._end
-        self.groups = tuple(
-            RingGroup(
-                names=tuple(names),
-                shape=(shape[0], shape[1], shape[2]),
-                dtype=numpy_dtype(dtype),
-                rings=start,
-                ring_stride=stride,
-                step_entries=step,
-                chunk_entries=chunk,
-            )
-            for ((shape, dtype), names), (start, stride), step, chunk in zip(
-                shapes.items(), starts, step_entries, chunk_entries, strict=True
-            )
-        )
-
-    def _align(self, offset: int) -> int:
-        return -(-offset // self._alignment) * self._alignment
-
-    def _place(self, shape: tuple[int, ...], dtype: str) -> Place:
-        place = Place(self._end, shape, numpy_dtype(dtype))
-        self._end = self._align(place.end)
-        return place
-
-    def _entries(self, names: Sequence[str], batch: int, shape: tuple[int, ...], dtype: str, time: int) -> int:
-        start = self._end
-        for _ in names:
-            self._place((batch, shape[0], time, shape[2]), dtype)
-        return start
-
-    def chunk_input_of(self, time: int) -> Place:
-        """Where the data of a chunk of ``time`` steps lies: at the start of that of the longest chunk."""
-        place = self.chunk_input
-        return Place(place.offset, (place.shape[0], time, *place.shape[2:]), place.dtype)
-
-    def entry_stride(self, group: RingGroup, time: int) -> int:
-        """Bytes from the entries of one state of a group to those of the next, in a call of ``time`` steps."""
-        heads, _, width = group.shape
-        return self._align(self.batch * heads * time * width * group.dtype.itemsize)
-
-    def entries(self, time: int) -> dict[str, Place]:
-        """Where a call of ``time`` steps puts its new entries ``[B, H, time, D]``."""
-        return {
-            name: Place(
-                group.entries_at(time) + index * self.entry_stride(group, time),
-                (self.batch, group.shape[0], time, group.shape[2]),
-                group.dtype,
-            )
-            for group in self.groups
-            for index, name in enumerate(group.names)
-        }
+from edgemem.runtimes.growing import GrowingState
+from edgemem.runtimes.layout import Layout
+from edgemem.runtimes.memory import Array, Block, Memory, Place, Tensor
+from edgemem.runtimes.rings import Rings
 
 
 class Arena:
-    """The memory of one stream, and the moves within it.
+    """The memory of one stream.
 
     Attributes:
         layout: Where things lie.
         block: The allocation.
         side: Which copy of the replaced states, 0 or 1, is the state; a step writes the other.
-        step_input: ``[B, 1, ...]``; the host writes the data of a step here.
+        step_inputs: Data of a step by name, ``[B, takes, ...]``; the host writes them here.
         positions: int64 ``[B]``; the host keeps every stream's position here.
-        step_output: ``[B, 1, ...]``, read-only.
+        step_outputs: Outputs of a step by name, ``[B, gives, ...]``, read-only; bfloat16 as bits.
+        growing: The growing states by name.
         append_step: For each group of rings, the copy of a step's entries into a slot of all its rings, and ``W``.
     """
 
@@ -196,164 +38,255 @@ class Arena:
         self.side = 0
         self._contract = contract
         self._on_host = memory.on_host
-        start = layout.step_input.offset
-        self._inputs = self.block.host_buffer(start, layout.positions.end - start)
-        self.step_input = _tensor(self._inputs, layout.step_input, start)
-        self.positions = _tensor(self._inputs, layout.positions, start)
-        self._output = self.block.host_buffer(layout.step_output.offset, layout.step_output.nbytes)
-        self.step_output = _tensor(self._output, layout.step_output, layout.step_output.offset)
-        self.step_output.flags.writeable = False
-        self._inputs[...] = 0  # so that an engine may be tried before the first step
-        start = layout.chunk_input.offset
+        self._map_step()
+        start = next(iter(layout.chunk_inputs.values())).offset
+        self._chunk_start = start
         self._chunk = self.block.host_buffer(start, layout.chunk_indices.end - start)
         self.block.upload(layout.step_indices.offset, np.zeros(1, np.int64))
-        self.append_step = tuple((self._step_copier(group, 0, batch), group.shape[1]) for group in layout.groups)
-        self._append_row = tuple([self._step_copier(g, row, 1) for row in range(batch)] for g in layout.groups)
+        self._wide: Block | None = None
+        self._rings = Rings(self.block, layout)
+        self.append_step = self._rings.append_step
+        grown = [t for t in layout.inputs if isinstance(t.spec, StateSpec) and t.spec.growing_axis is not None]
+        self.growing = {t.spec.name: GrowingState(memory, t, batch) for t in grown if t.spec is not None}
+        self._write_fixed()
 
-    def address(self, place: Place) -> int:
-        """Address of a tensor."""
-        return self.block.address + place.offset
+    def _map_step(self) -> None:
+        """Views of what the host reads and writes in every step."""
+        layout = self.layout
+        start = next(iter(layout.step_inputs.values())).offset
+        self._inputs = self.block.host_buffer(start, layout.positions.end - start)
+        self.step_inputs = {
+            tensor.name: tensor.leading(layout.step_inputs[tensor.name].view(self._inputs, start))
+            for tensor in layout.inputs
+            if tensor.role == "data"
+        }
+        self.positions: Array = layout.positions.view(self._inputs, start)
+        self._inputs[...] = 0  # so that an engine may be tried before the first step
+        places = layout.step_outputs
+        start, end = next(iter(places.values())).offset, list(places.values())[-1].end
+        self._output_start = start
+        self._output = self.block.host_buffer(start, end - start)
+        self.step_outputs = {
+            tensor.name: tensor.leading(places[tensor.name].view(self._output, start))
+            for tensor in layout.outputs
+            if tensor.role == "output"
+        }
+        for view in self.step_outputs.values():
+            view.flags.writeable = False
 
-    def past(self, state: StateSpec, side: int) -> Place:
-        """Where a state lies while ``side`` is the current one."""
-        return self.layout.rings[state.name] if state.update == "append" else self.layout.replaced[side][state.name]
+    def _write_fixed(self) -> None:
+        for spec in self._contract.input_specs:
+            if spec.role == "fixed":
+                self.block.upload(self.layout.given[spec.name].offset, np.asarray(spec.value, numpy_dtype(spec.dtype)))
+
+    def hold(self, spec: InputSpec, value: Array) -> None:
+        """Write an input that is given once, ``[B, *shape]``."""
+        Tensor(self.block, self.layout.given[spec.name]).write_rows(value)
+
+    # What a call reads and writes.
+
+    @property
+    def length(self) -> int:
+        """Entries of the growing states: the position that all rows share."""
+        return int(self.positions[0])
+
+    def inputs(self, time: int, wanted: int, side: int) -> dict[str, Tensor]:
+        """The inputs of a call of ``time`` steps that computes the outputs of ``wanted`` and reads ``side``."""
+        layout = self.layout
+        found = {}
+        for tensor in layout.inputs:
+            if isinstance(tensor.spec, StateSpec):
+                found[tensor.name] = self.past(tensor.spec, side)
+            else:
+                found[tensor.name] = Tensor(self.block, self._input_place(tensor, time, wanted))
+        return found
+
+    def _input_place(self, tensor: TensorSpec, time: int, wanted: int) -> Place:
+        layout = self.layout
+        if tensor.role == "position":
+            return layout.positions
+        if tensor.role == "output_indices":
+            chunk = layout.chunk_indices
+            return layout.step_indices if time == 1 else Place(chunk.offset, (wanted,), chunk.dtype, None)
+        if tensor.role == "data":
+            return layout.step_inputs[tensor.name] if time == 1 else layout.chunk_input(tensor, time)
+        return layout.given[tensor.name]
+
+    def outputs(self, time: int, wanted: int, side: int) -> dict[str, Tensor]:
+        """The outputs of that call: states, entries, and what the model computes."""
+        layout = self.layout
+        entries = layout.entries(time)
+        found = {name: Tensor(self.wide(time, wanted), place) for name, place in self.wanted(time, wanted).items()}
+        for state in self._contract:
+            if state.growing_axis is not None:
+                found[state.output_name] = self.growing[state.name].at(1 - side, self.length + time)
+            elif state.update == "append":
+                found[state.output_name] = Tensor(self.block, entries[state.name])
+            else:
+                found[state.output_name] = Tensor(self.block, layout.replaced[1 - side][state.name])
+        return found
+
+    def is_wide(self, time: int, wanted: int) -> bool:
+        """Whether the outputs of a call lie in a block of their own, since they may take more than the state."""
+        return time > 1 and (wanted > 1 or not self._contract.output_indices)
+
+    def wanted(self, time: int, wanted: int) -> dict[str, Place]:
+        """Where the outputs of a call lie in :meth:`wide`."""
+        return self.layout.wide_outputs(time, wanted)[0] if self.is_wide(time, wanted) else self.layout.step_outputs
+
+    def wide(self, time: int, wanted: int) -> Block:
+        """The block of a call's outputs; one of several steps is kept for the next call."""
+        if not self.is_wide(time, wanted):
+            return self.block
+        nbytes = self.layout.wide_outputs(time, wanted)[1]
+        if self._wide is None or self._wide.nbytes < nbytes:
+            self._wide = None  # freed first: the two need not fit side by side
+            self._wide = self.memory.allocate(nbytes)
+        return self._wide
+
+    def past(self, state: StateSpec, side: int) -> Tensor:
+        """A state while ``side`` is the current one."""
+        if state.growing_axis is not None:
+            return self.growing[state.name].at(side, self.length)
+        places = self.layout.rings if state.update == "append" else self.layout.replaced[side]
+        return Tensor(self.block, places[state.name])
+
+    def reserve(self, time: int) -> None:
+        """Make room for what a call of ``time`` steps appends to growing states."""
+        for growing in self.growing.values():
+            growing.reserve(self.length + time, self.side, self.length)
+
+    # Data to the engine, outputs to the host.
 
     def send_step(self) -> None:
         """Bring the data and the positions of a step to the device; host memory needs nothing."""
         if not self._on_host:
-            self.block.send(self.layout.step_input.offset, self._inputs)
+            self.block.send(next(iter(self.layout.step_inputs.values())).offset, self._inputs)
 
-    def fetch_output(self) -> None:
-        """Bring the output of a step to the host; host memory needs nothing."""
+    def fetch_step(self) -> None:
+        """Bring the outputs of a step to the host; host memory needs nothing."""
         if not self._on_host:
-            self.block.download(self.layout.step_output.offset, self._output)
+            self.block.download(self._output_start, self._output)
 
-    def send_chunk(self, data: Array, indices: Array | None) -> None:
-        """Write the data ``[B, T, ...]``, the positions, and the output indices ``[S]`` of a chunk.
+    def send_chunk(self, time: int, data: Mapping[str, Array], indices: Array | None) -> None:
+        """Write the data ``[B, T, ...]`` by name, the positions, and the output indices ``[S]`` of a chunk.
 
-        A device has read them when the chunk's output is on the host; until then they must not be written again.
+        A device has read them when the chunk's outputs are on the host; until then they must not be written again.
         """
-        self._send_chunk(self.layout.chunk_input.offset, data)
+        for tensor in self.layout.inputs:
+            if tensor.role == "data":
+                place = self.layout.chunk_input(tensor, time)
+                tensor.leading(place.view(self._chunk, self._chunk_start))[...] = data[tensor.name]
+                self._send(place)
         if indices is not None:
-            self._send_chunk(self.layout.chunk_indices.offset, indices)
+            place = Place(self.layout.chunk_indices.offset, indices.shape, "int64", None)
+            place.view(self._chunk, self._chunk_start)[...] = indices
+            self._send(place)
         self.send_step()
 
-    def _send_chunk(self, offset: int, array: Array) -> None:
-        start = offset - self.layout.chunk_input.offset
-        staged = self._chunk[start : start + array.nbytes]
-        staged.view(array.dtype).reshape(array.shape)[...] = array
+    def _send(self, place: Place) -> None:
         if not self._on_host:
-            self.block.send(offset, staged)
+            start = place.offset - self._chunk_start
+            self.block.send(place.offset, self._chunk[start : start + place.nbytes])
+
+    def fetch(self, time: int, wanted: int, last: bool) -> dict[str, Array]:
+        """The outputs of a chunk by name, ``[B, N, ...]``; ``last``: those of its last step alone."""
+        if not self.is_wide(time, wanted):
+            self.fetch_step()
+            return {name: view.copy() for name, view in self.step_outputs.items()}
+        block, places, found = self.wide(time, wanted), self.wanted(time, wanted), {}
+        for tensor in self.layout.outputs:
+            if tensor.role == "output":
+                found[tensor.name] = _fetched(Tensor(block, places[tensor.name]), tensor, last)
+        return found
+
+    # The state.
 
     def commit(self, time: int, common: int | None) -> None:
-        """Make what a call of ``time`` steps put out the state: write entries into their rings, swap replaced states.
+        """Make what a call of ``time`` steps computed the state: entries into their rings, replaced states swapped.
 
         Args:
             time: Steps of the call.
             common: Position of every row before the call, or ``None`` where rows differ.
         """
-        if time > 1:
-            for group in self.layout.groups:
-                self._append_chunk(group, time, common)
-        elif common is not None:
-            for append, window in self.append_step:
-                append(common % window)
-        else:
-            for appends, (_, window) in zip(self._append_row, self.append_step, strict=True):
-                for append, position in zip(appends, self.positions.tolist(), strict=True):
-                    append(position % window)
+        self._rings.append(time, self.positions.tolist() if common is None else [common] * self.layout.batch, common)
         self.side = 1 - self.side
 
-    def _row_geometry(self, group: RingGroup, time: int) -> tuple[int, int, int, int]:
-        """Bytes: one entry, pitch between heads in the ring, pitch between heads in the entries, entries' stride."""
-        _, window, width = group.shape
-        entry = width * group.dtype.itemsize
-        return entry, window * entry, time * entry, self.layout.entry_stride(group, time)
-
-    def _step_copier(self, group: RingGroup, row: int, rows: int) -> Callable[[int], None]:
-        """The append of one step for ``rows`` rows from ``row`` on, all at one slot."""
-        heads, window, _ = group.shape
-        entry, ring_pitch, entry_pitch, stride = self._row_geometry(group, 1)
-        box = Box(entry, rows * heads, len(group.names), ring_pitch, entry_pitch, group.ring_stride, stride)
-        dst, src = group.rings + row * heads * ring_pitch, group.step_entries + row * heads * entry_pitch
-        return self.block.copier(dst, src, box, entry, window)
-
-    def _append_chunk(self, group: RingGroup, time: int, common: int | None) -> None:
-        heads, window, _ = group.shape
-        entry, ring_pitch, entry_pitch, stride = self._row_geometry(group, time)
-        batch = self.layout.batch
-        runs = (
-            [(0, batch, common)] if common is not None else [(b, 1, p) for b, p in enumerate(self.positions.tolist())]
-        )
-        for row, rows, position in runs:
-            slot = position % window
-            head = min(time, window - slot)
-            for first, count, target in ((0, head, slot), (head, time - head, 0)):
-                if count:
-                    self.block.copy_box(
-                        group.rings + row * heads * ring_pitch + target * entry,
-                        group.chunk_entries + row * heads * entry_pitch + first * entry,
-                        Box(
-                            width=count * entry,
-                            height=rows * heads,
-                            depth=len(group.names),
-                            dst_pitch=ring_pitch,
-                            src_pitch=entry_pitch,
-                            dst_slice=group.ring_stride,
-                            src_slice=stride,
-                        ),
-                    )
+    def new(self, state: StateSpec, time: int) -> Array:
+        """What the last call of ``time`` steps makes of a state, batch axis first: all of it, or its new entries."""
+        if state.update == "append":
+            return Tensor(self.block, self.layout.entries(time)[state.name]).read()
+        if state.growing_axis is not None:
+            return self.growing[state.name].at(1 - self.side, self.length + time).read_rows()
+        return Tensor(self.block, self.layout.replaced[1 - self.side][state.name]).read_rows()
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Give every state, or those rows of it, its initial value."""
+        """Give every state, or those rows of it, its initial value; positions are the caller's."""
         if rows is None:
-            self.write_state({state.name: initial_state(state, self.layout.batch) for state in self._contract})
+            self.write_state({state.name: initial_state(state, self.layout.batch) for state in self._fixed}, 0)
             return
-        for state in self._contract:
-            place, initial = self.past(state, self.side), initial_state(state, 1)
+        for state in self._fixed:
+            place, value = self.past(state, self.side).place, initial_state(state, 1).reshape(-1).view(np.uint8)
             for row in rows:
-                self.block.upload(place.offset + row * place.row_bytes, initial)
+                done = 0
+                for offset, nbytes in place.row_parts(row):
+                    self.block.upload(offset, value[done : done + nbytes])
+                    done += nbytes
+
+    @property
+    def _fixed(self) -> list[StateSpec]:
+        return [state for state in self._contract if state.growing_axis is None]
 
     def read_state(self) -> dict[str, Array]:
-        """Every state by name, ``[B, *shape]``: views of one array that is the caller's own. One copy."""
+        """Every state by name, ``[B, *shape]``: views of arrays of the caller's. One copy for those of fixed size."""
         buffer: Array = np.empty(self.layout.live_bytes[self.side], np.uint8)
         self.block.download(0, buffer)
-        return {state.name: _tensor(buffer, self.past(state, self.side), 0) for state in self._contract}
+        found = {state.name: self.past(state, self.side).place.rows(buffer) for state in self._fixed}
+        found |= {name: growing.at(self.side, self.length).read_rows() for name, growing in self.growing.items()}
+        return {state.name: found[state.name] for state in self._contract}
 
-    def write_state(self, values: Mapping[str, Array]) -> None:
-        """Replace every state, ``[B, *shape]`` by name. One copy."""
+    def write_state(self, values: Mapping[str, Array], length: int = 0) -> None:
+        """Replace every state, ``[B, *shape]`` by name, growing ones at ``length`` entries. One copy for the others."""
         self.side = 0  # whose states follow the rings immediately
         buffer: Array = np.zeros(self.layout.live_bytes[0], np.uint8)
-        for state in self._contract:
-            _tensor(buffer, self.past(state, 0), 0)[...] = values[state.name]
+        for state in self._fixed:
+            self.past(state, 0).place.rows(buffer)[...] = values[state.name]
         self.block.upload(0, buffer)
-
-    def read(self, place: Place) -> Array:
-        """A copy of a tensor, on the host."""
-        array: Array = np.empty(place.shape, place.dtype)
-        self.block.download(place.offset, array)
-        return array
-
-    def write(self, place: Place, value: Array) -> None:
-        """Write a whole tensor from the host."""
-        self.block.upload(place.offset, np.ascontiguousarray(value))
+        for name, growing in self.growing.items():
+            growing.reserve(length, 0, 0)
+            if length:
+                growing.at(0, length).write_rows(values[name])
 
     def copy_state(self, source: Arena) -> None:
-        """Take over state and positions of an arena of the same layout, in one copy."""
+        """Take over state and positions of an arena of the same layout; the states of fixed size in one copy."""
         self.block.copy_from(source.block, self.layout.state_bytes)
         self.side = source.side
         self.positions[...] = source.positions
+        for name, growing in self.growing.items():
+            growing.copy_from(source.growing[name], self.side, self.length)
 
-    def copy_rows(self, source: Arena, rows: Sequence[int]) -> None:
-        """Take over those rows of another arena's state, in that order."""
-        for state in self._contract:
-            to, of = self.past(state, self.side), source.past(state, source.side)
-            for row, chosen in enumerate(rows):
-                self.block.copy_from(
-                    source.block, to.row_bytes, to.offset + row * to.row_bytes, of.offset + chosen * of.row_bytes
-                )
-        self.positions[...] = source.positions[list(rows)]
+    def copy_rows(self, source: Arena, rows: Sequence[int], first: int = 0) -> None:
+        """Take over those rows of another arena's state, in that order, into the rows from ``first`` on."""
+        for state in self._fixed:
+            to, of = self.past(state, self.side).place, source.past(state, source.side).place
+            for row, chosen in enumerate(rows, start=first):
+                for (dst, nbytes), (src, _) in zip(to.row_parts(row), of.row_parts(chosen), strict=True):
+                    self.block.copy_from(source.block, nbytes, dst, src)
+        self.positions[first : first + len(rows)] = source.positions[list(rows)]
 
 
-def _tensor(buffer: Array, place: Place, start: int) -> Array:
-    return np.ndarray(place.shape, place.dtype, buffer, place.offset - start)
+def _fetched(tensor: Tensor, spec: TensorSpec, last: bool) -> Array:
+    """An output on the host, ``[B, N, ...]``, or its last step ``[B, gives, ...]``."""
+    place = tensor.place
+    if not last or spec.batch_axis != 0 or spec.time_axis != 1:
+        whole = spec.leading(tensor.read())
+        return whole[:, -_gives(spec) :] if last else whole
+    output: Array = np.empty((place.shape[0], _gives(spec), *place.shape[2:]), numpy_dtype(place.dtype))
+    for row, into in enumerate(output):
+        end = place.offset + (row + 1) * (place.nbytes // place.shape[0])
+        tensor.block.download(end - into.nbytes, into)
+    return output
+
+
+def _gives(spec: TensorSpec) -> int:
+    return getattr(spec.spec, "gives", 1)

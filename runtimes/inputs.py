@@ -2,61 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from edgemem.contract import InputSpec
+from edgemem.contract import InputSpec, Stft
 from edgemem.dtypes import encode_bfloat16, numpy_dtype
 from edgemem.errors import InputError
 from edgemem.runtimes.memory import Array
 
 
 def step_array(spec: InputSpec, x: Any, batch: int) -> Array:
-    """The data of one time step, ``[B, 1, *shape]``.
+    """The data of one step, ``[B, N, *item_shape]`` with ``N = step_items``.
 
     Args:
         spec: What the graph takes.
-        x: ``[*shape]`` for a batch of one, ``[B, *shape]`` or ``[B, 1, *shape]``.
+        x: ``[N, *item_shape]`` for a batch of one, or ``[B, N, *item_shape]``; where ``N`` is 1 the axis may be left
+            out.
         batch: Streams that advance together, ``B``.
 
     Raises:
-        InputError: Wrong dtype, shape or range, or more than one time step.
+        InputError: Wrong dtype, shape or range, or more or fewer items than one step takes.
     """
     array = _real_array(spec, x)
-    shape, rank = array.shape, len(spec.shape)
-    if shape[array.ndim - rank :] == spec.shape and array.ndim >= rank:
+    shape, rank, items = array.shape, len(spec.item_shape), spec.step_items
+    alone: list[tuple[int, ...]] = [(items,) if items > 1 else ()] if batch == 1 else []
+    leads = [*alone, *([(batch,)] if items == 1 else []), (batch, items)]
+    if array.ndim >= rank and shape[array.ndim - rank :] == spec.item_shape:
         lead = shape[: array.ndim - rank]
-        if lead in ((batch,), (batch, 1)) or (lead == () and batch == 1):
-            return _checked(spec, array.reshape(batch, 1, *spec.shape))
-        if (batch == 1 and len(lead) == 1 and lead[0] > 1) or (len(lead) == 2 and lead[0] == batch and lead[1] > 1):
+        if lead in leads:
+            return _checked(spec, array.reshape(batch, items, *spec.item_shape))
+        if lead and lead[-1] and ((batch == 1 and len(lead) == 1) or (len(lead) == 2 and lead[0] == batch)):
+            counted = "one time step" if items == 1 else f"exactly {items} items"
             raise InputError(
-                f"step takes one time step, got {lead[-1]} ({spec.name} of shape {_show(shape)}).",
+                f"step takes {counted}, got {lead[-1]} ({spec.name} of shape {_show(shape)}).",
                 hint="Pass a chunk to feed() instead.",
             )
-    raise _wrong_shape(spec, shape, batch, "step", ([()] if batch == 1 else []) + [(batch,), (batch, 1)])
+    raise _wrong_shape(spec, shape, batch, "step", list(leads))
 
 
 def chunk_array(spec: InputSpec, x: Any, batch: int) -> Array:
-    """The data of ``T`` time steps, ``[B, T, *shape]``.
+    """The data of any number of items, ``[B, N, *item_shape]``.
 
     Args:
         spec: What the graph takes.
-        x: ``[T, *shape]`` for a batch of one, or ``[B, T, *shape]``; ``T`` is 1 or more.
+        x: ``[N, *item_shape]`` for a batch of one, or ``[B, N, *item_shape]``; ``N`` is 1 or more.
         batch: Streams that advance together, ``B``.
 
     Raises:
-        InputError: Wrong dtype, shape or range, or no time step at all.
+        InputError: Wrong dtype, shape or range, or nothing at all.
     """
     array = _real_array(spec, x)
-    shape, rank = array.shape, len(spec.shape)
+    shape, rank = array.shape, len(spec.item_shape)
     if array.size == 0 and (array.ndim < rank or 0 in shape[: array.ndim - rank]):
         raise InputError(f"feed needs 1 time step or more, got {spec.name} of shape {_show(shape)}.")
-    if array.ndim == rank + 1 and batch == 1 and shape[1:] == spec.shape:
+    if array.ndim == rank + 1 and batch == 1 and shape[1:] == spec.item_shape:
         return _checked(spec, array[np.newaxis])
-    if array.ndim == rank + 2 and shape[0] == batch and shape[2:] == spec.shape:
+    if array.ndim == rank + 2 and shape[0] == batch and shape[2:] == spec.item_shape:
         return _checked(spec, array)
     raise _wrong_shape(spec, shape, batch, "feed", ([("T",)] if batch == 1 else []) + [(batch, "T")])
+
+
+def held_array(spec: InputSpec, x: Any, batch: int) -> Array:
+    """An input that a stream is given once, ``[B, *shape]``; ``[*shape]`` serves every stream of the batch.
+
+    Raises:
+        InputError: Wrong dtype, shape or range.
+    """
+    array = _real_array(spec, x)
+    if array.shape in (spec.shape, (batch, *spec.shape)):
+        return _checked(spec, np.broadcast_to(array, (batch, *spec.shape))[:, np.newaxis])[:, 0]
+    raise _wrong_shape(spec, array.shape, batch, "held", [(), (batch,)])
+
+
+def named(specs: Sequence[InputSpec], x: Any, call: str) -> dict[str, Any]:
+    """What was passed, by input: ``x`` itself where there is one input, else a mapping.
+
+    Raises:
+        InputError: An input is missing or unknown, or there are several and ``x`` is not a mapping.
+    """
+    names = [spec.name for spec in specs]
+    if len(names) == 1 and not isinstance(x, Mapping):
+        return {names[0]: x}
+    if not isinstance(x, Mapping):
+        raise InputError(f"{call} takes a mapping with {', '.join(names)}, got a {type(x).__name__}.")
+    if set(x) != set(names):
+        missing, unknown = [name for name in names if name not in x], sorted(map(str, set(x) - set(names)))
+        raise InputError(f"{call} lacks {', '.join(missing) or 'nothing'} and got {unknown or 'nothing'} unknown.")
+    return dict(x)
 
 
 def token_error(spec: InputSpec, token: int, where: str = "") -> InputError:
@@ -87,6 +121,8 @@ def _checked(spec: InputSpec, array: Array) -> Array:
         row, time = (int(i) for i in np.argwhere((array < 0) | (array >= spec.vocab_size))[0][:2])
         where = f" (stream {row}, time step {time} of {array.shape[1]})" if array.size > 1 else ""
         raise token_error(spec, int(array[row, time]), where)
+    if isinstance(spec.front_end, Stft):
+        return array.astype(np.float32, copy=False)  # samples; their frames get the graph's dtype
     if spec.dtype == "bfloat16":
         return encode_bfloat16(array)
     return array.astype(numpy_dtype(spec.dtype), copy=False)
@@ -99,7 +135,7 @@ def _show(shape: tuple[object, ...]) -> str:
 def _wrong_shape(
     spec: InputSpec, got: tuple[int, ...], batch: int, call: str, leads: list[tuple[object, ...]]
 ) -> InputError:
-    wanted = " or ".join(_show((*lead, *spec.shape)) for lead in leads)
+    wanted = " or ".join(_show((*lead, *spec.item_shape)) for lead in leads)
     return InputError(
         f"{spec.name} of shape {_show(got)}: {call} of a stream with batch {batch} takes {wanted}.",
         hint=f"Every one of the {batch} streams needs its own row." if batch > 1 else None,

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemem.dtypes import element_type, numpy_dtype
+
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
 
@@ -95,6 +97,95 @@ class Memory(Protocol):
 
     def allocate(self, nbytes: int) -> Block:
         """A block of ``nbytes`` bytes whose content is undefined; it is freed when nobody refers to it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a block.
+
+    Attributes:
+        offset: Bytes from the start of the block.
+        shape: Its shape, as the graph has it.
+        dtype: Element type, by the contract's name.
+        batch_axis: Which axis is the batch; ``None`` where there is none.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+    batch_axis: int | None = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * element_type(self.dtype).nbytes
+
+    @property
+    def end(self) -> int:
+        """Offset of the first byte behind it."""
+        return self.offset + self.nbytes
+
+    def view(self, buffer: Array, start: int = 0) -> Array:
+        """The tensor in ``buffer``, the bytes of the block from ``start`` on."""
+        return np.ndarray(self.shape, numpy_dtype(self.dtype), buffer, self.offset - start)
+
+    def rows(self, buffer: Array, start: int = 0) -> Array:
+        """The same with the batch axis first; an axis of size 1 where there is none."""
+        array = self.view(buffer, start)
+        return array[np.newaxis] if self.batch_axis is None else np.moveaxis(array, self.batch_axis, 0)
+
+    def row_parts(self, row: int) -> list[tuple[int, int]]:
+        """Offset and bytes of each contiguous part of one row of the batch."""
+        axis = self.batch_axis
+        if axis is None:
+            return [(self.offset, self.nbytes)]
+        outer = math.prod(self.shape[:axis])
+        inner = math.prod(self.shape[axis + 1 :]) * element_type(self.dtype).nbytes
+        return [(self.offset + (part * self.shape[axis] + row) * inner, inner) for part in range(outer)]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a block of memory: what engines bind."""
+
+    block: Block
+    place: Place
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, as the graph has it."""
+        return self.place.shape
+
+    @property
+    def dtype(self) -> str:
+        """Element type, by the contract's name."""
+        return self.place.dtype
+
+    @property
+    def address(self) -> int:
+        """Address of its first element."""
+        return self.block.address + self.place.offset
+
+    @property
+    def array(self) -> Array:
+        """The tensor itself, in host memory alone; bfloat16 as its bits in uint16."""
+        return self.place.view(self.block.host_buffer(self.place.offset, self.place.nbytes), self.place.offset)
+
+    def read(self) -> Array:
+        """A copy of it on the host."""
+        array: Array = np.empty(self.shape, numpy_dtype(self.dtype))
+        self.block.download(self.place.offset, array)
+        return array
+
+    def read_rows(self) -> Array:
+        """The same with the batch axis first."""
+        return self.place.rows(self.read().reshape(-1).view(np.uint8), self.place.offset)
+
+    def write_rows(self, value: Array) -> None:
+        """Replace it by a value from the host, with the batch axis first."""
+        array: Array = np.empty(self.shape, numpy_dtype(self.dtype))
+        self.place.rows(array.reshape(-1).view(np.uint8), self.place.offset)[...] = value
+        self.block.upload(self.place.offset, array)
 
 
 class HostMemory:

@@ -85,8 +85,10 @@ _ALL, _GPU = ("cpu", "cuda"), ("cuda",)
 _OWN: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
-        Runtime("onnxruntime", "onnxruntime", "edgemem.runtimes.ort:open_session", "onnxruntime", _ALL),
-        Runtime("onnxruntime-tensorrt", "onnxruntime", "edgemem.runtimes.ort:open_tensorrt_session", "gpu", _GPU),
+        Runtime("onnxruntime", "onnxruntime", "edgemem.runtimes.ort.engine:open_session", "onnxruntime", _ALL),
+        Runtime(
+            "onnxruntime-tensorrt", "onnxruntime", "edgemem.runtimes.ort.engine:open_tensorrt_session", "gpu", _GPU
+        ),
         Runtime("tensorrt", "tensorrt", "edgemem.runtimes.trt.session:open_session", "tensorrt", _GPU, "local"),
         Runtime("tensorrt-rtx", "tensorrt_rtx", "edgemem.runtimes.trt.session:open_rtx_session", "rtx", _GPU, "rtx"),
         Runtime("torch", "torch", "edgemem.runtimes.torch_reference:open_session", "export", _ALL),

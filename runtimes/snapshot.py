@@ -1,8 +1,9 @@
-"""Snapshots: a stream's state and positions as bytes, in the safetensors format, portable between runtimes.
+"""Snapshots: a stream as bytes, in the safetensors format, portable between runtimes.
 
-The tensors are ``past.<name>`` for every state and ``position`` int64 ``[B]``; bfloat16 is kept as its bits in uint16.
-The metadata's entry :data:`FORMAT` carries, as JSON, the version, the model's fingerprint, a note of the caller's own,
-and a SHA-256 over all of it. Nothing in a snapshot is executed.
+The tensors are ``past.<name>`` for every state, ``position`` int64 ``[B]``, and ``kept.<name>`` for what else a stream
+keeps (:mod:`edgemem.runtimes.buffers`); bfloat16 is kept as its bits in uint16. The metadata's entry :data:`FORMAT`
+holds, as JSON, the version, the model's fingerprint, a note of the caller's, and a SHA-256 over all of it. Nothing in a
+snapshot is executed. Version 1 had no ``kept`` tensors.
 """
 
 from __future__ import annotations
@@ -10,48 +11,65 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemem.bundle import package_versions
 from edgemem.contract import POSITION, Contract
+from edgemem.dtypes import numpy_dtype
 from edgemem.errors import SnapshotError
+from edgemem.runtimes.buffers import HELD, Buffers
 from edgemem.runtimes.memory import Array
 
 FORMAT = "edgemem.snapshot"
-VERSION = "1"
+VERSION = "2"
+_KNOWN = ("1", "2")
+_STATE, _KEPT = "past.", "kept."
 
 
-def pack(
-    fingerprint: str, contract: Contract, state: Mapping[str, Array], positions: NDArray[np.int64], note: str = ""
-) -> bytes:
+@dataclass(frozen=True)
+class Parts:
+    """What a snapshot holds.
+
+    Attributes:
+        state: Every state by name, ``[B, *shape]``.
+        positions: int64 ``[B]``.
+        buffers: What else the stream keeps, by name, ``[B, ...]``.
+        note: Text of the caller's.
+    """
+
+    state: Mapping[str, Array]
+    positions: NDArray[np.int64]
+    buffers: Mapping[str, Array]
+    note: str = ""
+
+
+def pack(fingerprint: str, contract: Contract, parts: Parts) -> bytes:
     """Serialise a stream.
 
     Args:
         fingerprint: Identity of the model.
         contract: Its contract.
-        state: Every state by name, ``[B, *shape]``.
-        positions: int64 ``[B]``.
-        note: Text of the caller's own.
+        parts: The stream.
     """
     from safetensors.numpy import save
 
-    tensors = {spec.input_name: np.ascontiguousarray(state[spec.name]) for spec in contract}
-    tensors[POSITION] = np.ascontiguousarray(positions)
+    tensors = {f"{_STATE}{spec.name}": np.ascontiguousarray(parts.state[spec.name]) for spec in contract}
+    tensors |= {f"{_KEPT}{name}": np.ascontiguousarray(array) for name, array in parts.buffers.items()}
+    tensors[POSITION] = np.ascontiguousarray(parts.positions)
     facts = {
         "version": VERSION,
         "fingerprint": fingerprint,
         "edgemem": package_versions().get("edgemem", "?"),
     }
-    facts |= {"note": note} if note else {}
+    facts |= {"note": parts.note} if parts.note else {}
     # One entry, as safetensors keeps entries in no fixed order: equal states give equal bytes.
     return save(tensors, metadata={FORMAT: json.dumps({**facts, "sha256": _digest(facts, tensors)}, sort_keys=True)})
 
 
-def unpack(
-    data: bytes, fingerprint: str, contract: Contract, batch: int
-) -> tuple[dict[str, Array], NDArray[np.int64], str]:
+def unpack(data: bytes, fingerprint: str, contract: Contract, batch: int) -> Parts:
     """Read what :func:`pack` wrote.
 
     Args:
@@ -60,27 +78,10 @@ def unpack(
         contract: Its contract.
         batch: Streams that are to go on.
 
-    Returns:
-        Every state by name, the positions int64 ``[B]``, and the note.
-
     Raises:
         SnapshotError: It is of another model, version or batch, damaged, or cut short.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    facts = _facts(data)
-    if facts.get("version") != VERSION:
-        raise SnapshotError(
-            f"the snapshot is of version {facts.get('version')}, this edgemem reads version {VERSION}.",
-            hint=f"It was written by edgemem {facts.get('edgemem')}: restore it there.",
-        )
-    try:
-        tensors: dict[str, Array] = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise SnapshotError(f"the snapshot is damaged or cut short: {error}") from error
-    if facts.pop("sha256", None) != _digest(facts, tensors):
-        raise SnapshotError("the snapshot was changed after it was written: its SHA-256 does not match.")
+    facts, tensors = _read(data)
     if (taken := facts.get("fingerprint", "")) != fingerprint:
         raise SnapshotError(
             f"the snapshot is of another model: {taken[:12]}…, this one is {fingerprint[:12]}….",
@@ -92,10 +93,42 @@ def unpack(
             f"the snapshot holds {len(positions)} streams, this stream has batch {batch}.",
             hint=f"Open it with session.stream(batch={len(positions)}).",
         )
-    names = {spec.input_name: spec.name for spec in contract}
+    buffers = {key[len(_KEPT) :]: tensors.pop(key) for key in list(tensors) if key.startswith(_KEPT)}
+    _check_buffers(contract, batch, buffers)
+    names = {f"{_STATE}{spec.name}": spec.name for spec in contract}
     if set(names) != set(tensors):
         raise SnapshotError(f"the snapshot holds {sorted(tensors)}, wanted {sorted(names)}.")
-    return {names[key]: value for key, value in tensors.items()}, positions, facts.get("note", "")
+    return Parts({names[key]: value for key, value in tensors.items()}, positions, buffers, facts.get("note", ""))
+
+
+def _read(data: bytes) -> tuple[dict[str, str], dict[str, Array]]:
+    """The facts and the tensors of a snapshot that is whole and of a version known here."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    facts = _facts(data)
+    if facts.get("version") not in _KNOWN:
+        raise SnapshotError(
+            f"the snapshot is of version {facts.get('version')}, this edgemem reads versions {' and '.join(_KNOWN)}.",
+            hint=f"It was written by edgemem {facts.get('edgemem')}: restore it there.",
+        )
+    try:
+        tensors: dict[str, Array] = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise SnapshotError(f"the snapshot is damaged or cut short: {error}") from error
+    if facts.pop("sha256", None) != _digest(facts, tensors):
+        raise SnapshotError("the snapshot was changed after it was written: its SHA-256 does not match.")
+    return facts, tensors
+
+
+def _check_buffers(contract: Contract, batch: int, found: Mapping[str, Array]) -> None:
+    """Hold what a stream keeps besides its states to the contract."""
+    wanted = {name: (array.shape, array.dtype) for name, array in Buffers(contract, batch).arrays.items()}
+    held = {f"{HELD}{spec.name}": ((batch, *spec.shape), numpy_dtype(spec.dtype)) for spec in contract.held}
+    optional = {**held, "ended": ((batch,), np.dtype(bool))}
+    have = {name: (array.shape, array.dtype) for name, array in found.items()}
+    if not wanted.items() <= have.items() or not have.items() <= {**wanted, **optional}.items():
+        raise SnapshotError(f"the snapshot keeps {have or 'nothing'} besides its states, wanted {wanted or 'nothing'}.")
 
 
 def _facts(data: bytes) -> dict[str, str]:

@@ -41,14 +41,13 @@ CYCLES_LEFT = [
 IMPORTS_LEFT = set[tuple[str, str]]()
 LONG_FILES = {
     "edgemem.export.hf.attention",
-    "edgemem.runtimes.session",
+    "edgemem.runtimes.stream",
 }
 LONG_FUNCTIONS = {
     "edgemem.export.passes.half._halve",
     "edgemem.export.hf.lift.lift",
     "edgemem.export.hf.lift.unseal",
     "edgemem.export.passes.store_weights.store_weights",
-    "edgemem.runtimes.arena.__init__",
 }
 
 EXPORTED = {
@@ -81,7 +80,8 @@ EXPORTED = {
 }
 DEVICE = (
     *("edgemem", "edgemem.runtimes", "edgemem.text", "edgemem.machine.facts", "edgemem.machine.huge_pages"),
-    *("edgemem.runtimes.ort", "edgemem.runtimes.ort_growing", "edgemem.runtimes.cuda", "edgemem.runtimes.trt.session"),
+    *("edgemem.runtimes.ort.engine", "edgemem.runtimes.stream", "edgemem.runtimes.cuda"),
+    "edgemem.runtimes.trt.session",
     *("edgemem.cli", "edgemem.cli.run_command", "edgemem.cli.doctor_command", "edgemem.cli.inspect_command"),
     *("edgemem.cli.bench_command", "edgemem.cli.build_command"),
 )

@@ -11,7 +11,7 @@ from edgemem.bench.loop import Inputs
 from edgemem.bundle import Bundle
 from edgemem.contract import OUTPUT_INDICES, POSITION, initial_state
 from edgemem.errors import EdgememError, MissingDependencyError
-from edgemem.runtimes.ort_import import import_onnxruntime
+from edgemem.runtimes.ort.importing import import_onnxruntime
 
 
 class NumpyLoop:

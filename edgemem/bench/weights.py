@@ -33,7 +33,7 @@ from edgemem.bench.subject import has_lookup, is_decoder
 from edgemem.bundle import WEIGHTS, Bundle
 from edgemem.errors import BundleError, MissingDependencyError
 from edgemem.machine import huge_pages
-from edgemem.runtimes.ort_import import import_onnxruntime
+from edgemem.runtimes.ort.importing import import_onnxruntime
 
 _BLAS_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 _ONNX_LIMIT_BYTES = 1_900_000_000

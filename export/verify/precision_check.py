@@ -34,7 +34,7 @@ from edgemem.models.checkpoint import load_weights
 from edgemem.models.decoder import Decoder
 from edgemem.precision import Precision
 from edgemem.runtimes import Session
-from edgemem.runtimes.ort import OrtSession
+from edgemem.runtimes.ort.engine import OrtSession
 
 _HALF = {ir.DataType.FLOAT16: 2**11, ir.DataType.BFLOAT16: 2**8}
 _WHOLE = (ir.DataType.INT64, ir.DataType.INT32)

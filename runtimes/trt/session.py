@@ -16,11 +16,10 @@ Each stream has a CUDA stream of its own, so that streams may run in different t
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,11 +27,11 @@ import numpy as np
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.dtypes import decode_bfloat16, numpy_dtype
 from edgemem.errors import BundleError, EdgememError, InputError, RuntimeUnavailableError
-from edgemem.runtimes.arena import Arena, Place
-from edgemem.runtimes.arena_stream import ArenaStream
+from edgemem.overrides import override
 from edgemem.runtimes.cuda import CudaBlock, CudaMemory
+from edgemem.runtimes.engine import Call, Engine, Tensors
 from edgemem.runtimes.memory import Array
-from edgemem.runtimes.session import Session, Stream
+from edgemem.runtimes.session import Session
 from edgemem.runtimes.top import Top
 from edgemem.runtimes.trt import sidecar
 from edgemem.runtimes.trt.contexts import Bound, Contexts, bind
@@ -46,12 +45,12 @@ from edgemem.runtimes.trt.profiles import profile_for
 _LOG = logging.getLogger("edgemem.tensorrt")
 
 
-def open_session(bundle: Bundle, *, threads: int | None, device: str, guard: bool) -> TrtSession:
+def open_session(bundle: Bundle, *, threads: int | None, device: str, guard: bool) -> Session:
     """Load the bundle's engines with ``tensorrt``; see :func:`edgemem.open`. ``threads`` means nothing to a GPU."""
     return TrtSession(bundle, device=device, guard=guard)
 
 
-def open_rtx_session(bundle: Bundle, *, threads: int | None, device: str, guard: bool) -> TrtSession:
+def open_rtx_session(bundle: Bundle, *, threads: int | None, device: str, guard: bool) -> Session:
     """Load the bundle's engines with ``tensorrt_rtx``; see :func:`edgemem.open`."""
     return RtxSession(bundle, device=device, guard=guard)
 
@@ -60,18 +59,47 @@ class TrtSession(Session):
     """A bundle's engines in TensorRT.
 
     Args:
-        bundle: The bundle. Engines that it carries are taken; without any they are built and cached.
+        bundle: The bundle. Engines that it contains are taken; without any they are built and cached.
         device: ``"cuda"`` or ``"auto"``, which mean the same.
         guard: See :class:`~edgemem.runtimes.session.Session`.
-        options: What the engines must be able to do; ``None``: what those that the bundle carries were built for,
+        **settings: Further arguments of :class:`TrtEngine`.
+    """
+
+    engine: TrtEngine
+
+    def __init__(self, bundle: Bundle, *, device: str = "auto", guard: bool = False, **settings: Any) -> None:
+        super().__init__(bundle.contract, bundle, self._engine_type()(bundle, device, **settings), guard=guard)
+
+    @staticmethod
+    def _engine_type() -> type[TrtEngine]:
+        return TrtEngine
+
+
+class RtxSession(TrtSession):
+    """A bundle's engines in TensorRT-RTX."""
+
+    @staticmethod
+    @override
+    def _engine_type() -> type[TrtEngine]:
+        return RtxEngine
+
+
+class TrtEngine(Engine):
+    """A bundle's compiled engines.
+
+    Args:
+        bundle: The bundle.
+        device: ``"cuda"`` or ``"auto"``, which mean the same.
+        options: What the engines must be able to do; ``None``: what those that the bundle contains were built for,
             else batches of 1.
         cuda_graphs: Whether a step is one launch of a CUDA graph; without, its kernels are launched one by one.
         announce: Called with a line where something takes long; by default a line of the log ``edgemem.tensorrt``.
 
     Attributes:
+        contract: The bundle's contract.
         flavour: The TensorRT.
         options: What the engines were built for.
-        engines: Of each graph file.
+        contexts: Of each graph file.
         cuda_graphs: As above; false once a capture was refused.
 
     Raises:
@@ -80,14 +108,14 @@ class TrtSession(Session):
     """
 
     runtime: ClassVar[str] = "tensorrt"
+    title: ClassVar[str] = "TensorRT"
     package: ClassVar[str] = "tensorrt"
 
     def __init__(
         self,
         bundle: Bundle,
-        *,
         device: str = "auto",
-        guard: bool = False,
+        *,
         options: BuildOptions | None = None,
         cuda_graphs: bool = True,
         announce: Callable[[str], None] = _LOG.warning,
@@ -102,37 +130,38 @@ class TrtSession(Session):
                 f"the runtime {self.runtime} keeps states of fixed size, {bundle.path} has one that grows.",
                 hint="Use runtime='onnxruntime'.",
             )
-        flavour = load_flavour(self.package)
-        flavour.cuda.require()
-        super().__init__(bundle.contract, bundle, device="cuda", guard=guard)
-        self.flavour = flavour
-        self.options = options or _shipped_options(bundle, flavour)
+        self.flavour = load_flavour(self.package)
+        self.flavour.cuda.require()
+        self.memory: CudaMemory = CudaMemory(blocking=False)
+        self.contract = bundle.contract
+        self.options = options or _shipped_options(bundle, self.flavour)
+        self.picks = self.options.top_k
         self.cuda_graphs = cuda_graphs
         self.announce = announce
-        self.engines = {graph.file: self._load(bundle, graph) for graph in bundle.manifest.graphs}
+        self._bundle = bundle
+        self.contexts = {graph.file: self._load(graph) for graph in bundle.manifest.graphs}
         self._chunk_lanes: dict[str, ChunkLane] = {}
         self._lock = threading.Lock()
 
-    def _load(self, bundle: Bundle, graph: GraphFile) -> Contexts:
-        engine = open_engine(bundle, graph, self.flavour, options=self.options, announce=self.announce)
+    def _load(self, graph: GraphFile) -> Contexts:
+        bundle, flavour = self._bundle, self.flavour
+        engine = open_engine(bundle, graph, flavour, options=self.options, announce=self.announce)
         kernels = None
-        if self.flavour.is_rtx:
-            kernels = KernelCache(bundle, graph, self.flavour, self.options, self.announce)
-        return Contexts(self.flavour, engine, graph.file, kernels)
+        if flavour.is_rtx:
+            kernels = KernelCache(bundle, graph, flavour, self.options, self.announce)
+        return Contexts(flavour, engine, graph.file, kernels)
 
     @property
     def engine_captures(self) -> bool:
-        """Whether the engine keeps its own CUDA graphs, so that nobody else may."""
+        """Whether TensorRT keeps its own CUDA graphs, so that nobody else may."""
         return self.cuda_graphs and self.flavour.is_rtx
 
     def graph_for(self, time: int) -> tuple[GraphFile, Contexts]:
-        """The graph that takes ``time`` steps in one call, and its engine."""
-        graph = self.bundle.graph_for(time)
+        """The graph that takes ``time`` steps in one call, and its contexts."""
+        graph = self._bundle.graph_for(time)
         if graph is None:
             raise BundleError(f"no graph of the bundle takes {time} time steps.")
-        if self._closed:
-            raise _closed()
-        return graph, self.engines[graph.file]
+        return graph, self.contexts[graph.file]
 
     def chunk_lane(self, time: int, memory: CudaMemory) -> ChunkLane:
         """What runs chunks of ``time`` steps, for all streams: its scratch memory is large."""
@@ -143,39 +172,42 @@ class TrtSession(Session):
                 self._chunk_lanes[graph.file] = ChunkLane(context, threading.Lock())
             return self._chunk_lanes[graph.file]
 
-    def step_contexts(self, memory: CudaMemory) -> tuple[Any, Any]:
-        """Two contexts for steps, one for each direction in which the replaced states go."""
+    def step_context(self, memory: CudaMemory) -> Any:
+        """A context for steps that go in one direction between the two copies of the replaced states."""
         graph, contexts = self.graph_for(1)
-        profile = profile_for(graph, 1)
         with self._lock:
-            first, second = (contexts.new(profile, memory, captures=self.engine_captures) for _ in range(2))
-        return first, second
+            return contexts.new(profile_for(graph, 1), memory, captures=self.engine_captures)
 
-    def _new_stream(self, batch: int, initial: bool) -> Stream:
-        for graph in self.bundle.manifest.graphs:
-            time = graph.max_time
-            limit = self.engines[graph.file].max_batch(self.contract.input.name, profile_for(graph, time))
+    @override
+    def for_stream(self, batch: int) -> Engine:
+        for graph in self._bundle.manifest.graphs:
+            profile = profile_for(graph, graph.max_time)
+            limit = self.contexts[graph.file].max_batch(self.contract.input.name, profile)
             if batch > limit:
-                options = BuildOptions(**{**vars(self.options), "max_batch": batch})
+                options = replace(self.options, max_batch=batch)
                 raise InputError(
                     f"a stream of batch {batch}: the engine of {graph.file} was built for batches of up to {limit}.",
-                    hint=f"Build it again: {sidecar.rebuild_command(self.bundle, self.flavour, options)}",
+                    hint=f"Build it again: {sidecar.rebuild_command(self._bundle, self.flavour, options)}",
                 )
-        return TrtStream(self, batch)
+        return StreamEngine(self, batch)
 
+    @override
+    def bind(self, time: int, inputs: Tensors, outputs: Tensors) -> Call:
+        raise NotImplementedError("every stream has an engine of its own.")
+
+    @override
     def close(self) -> None:
-        """See :meth:`Session.close`."""
-        super().close()
-        for contexts in self.engines.values():
+        for contexts in self.contexts.values():
             contexts.close()
         self._chunk_lanes.clear()
-        self.engines.clear()
+        self.contexts.clear()
 
 
-class RtxSession(TrtSession):
-    """A bundle's engines in TensorRT-RTX."""
+class RtxEngine(TrtEngine):
+    """A bundle's compiled engines in TensorRT-RTX."""
 
     runtime = "tensorrt-rtx"
+    title = "TensorRT-RTX"
     package = "tensorrt_rtx"
 
 
@@ -187,155 +219,80 @@ class ChunkLane:
     lock: threading.Lock
 
 
-class TrtStream(ArenaStream):
-    """A stream whose state lies on the device."""
+class StreamEngine(Engine):
+    """What computes one stream: contexts, and a CUDA stream of its own.
 
-    _session: TrtSession
+    Args:
+        shared: The engines that all streams share.
+        batch: Streams that advance together.
+    """
 
-    def __init__(self, session: TrtSession, batch: int) -> None:
-        self._memory = memory = CudaMemory(blocking=False)
-        super().__init__(session, batch, Arena(memory, session.contract, batch, session.max_time))
-        self._top = TopOutputs(session, memory, batch) if session.options.top_k else None
-        self._wide: CudaBlock | None = None
-        if not session.contract.output_indices and session.max_time > 1:
-            self._wide = memory.allocate(self._wide_bytes(session.max_time))
-        self._contexts: tuple[Any, ...] = session.step_contexts(memory)
-        for side in (0, 1):
-            self._bind_step(side)
-        self._launch: tuple[Callable[[], None], ...] = self._prepare()
+    def __init__(self, shared: TrtEngine, batch: int) -> None:
+        self.runtime, self.title = shared.runtime, shared.title  # type: ignore[misc]
+        self._shared = shared
+        self.memory: CudaMemory = CudaMemory(blocking=False)
+        self._top = TopOutputs(shared, self.memory, batch) if shared.options.top_k else None
+        self.picks = shared.picks
 
-    # Binding and capture.
-
-    def _bind_step(self, side: int) -> None:
-        arena = self._arena
-        inputs, outputs = self._tensors(1, 1, side)
-        outputs[self._contract.output.name] = arena.layout.step_output
-        bound = {name: (arena.address(place), place.shape) for name, place in outputs.items()}
+    @override
+    def bind(self, time: int, inputs: Tensors, outputs: Tensors) -> Call:
+        given, computed = _bound(inputs), _bound(outputs)
         if self._top is not None:
-            bound |= self._top.at(self._top.block.address, 1)
-        bind(self._contexts[side], self._addresses(inputs), bound)
+            output = outputs[self._shared.contract.output.name]
+            computed |= self._top.at(output.shape[1])
+        memory = self.memory
+        if time == 1:
+            context = self._shared.step_context(memory)
+            bind(context, given, computed)
+            return lambda: self._enqueue(context)
+        lane = self._shared.chunk_lane(time, memory)
 
-    def _addresses(self, places: dict[str, Place]) -> Bound:
-        return {name: (self._arena.address(place), place.shape) for name, place in places.items()}
+        def run() -> None:
+            with lane.lock:
+                bind(lane.context, given, computed)
+                self._enqueue(lane.context)
+                memory.synchronize()
 
-    def _prepare(self) -> tuple[Callable[[], None], ...]:
-        """Try both directions once, record them where wanted, and leave the initial state behind.
+        return run
 
-        An engine allocates in its first run, which a capture forbids. The runs make a step of each side's state out of
-        the other's, which is why the state is put back afterwards.
+    def _enqueue(self, context: Any) -> None:
+        if not context.execute_async_v3(self.memory.stream):
+            raise RuntimeError(self._shared.flavour.errors())
+
+    @override
+    def ready(self, steps: tuple[Call, Call]) -> tuple[Call, Call]:
+        """Try both directions once, and record them where wanted.
+
+        An engine allocates in its first run, which a capture forbids.
         """
-        session = self._session
-        issues = [self._issue(side) for side in (0, 1)]
-        self._arena.reset()
-        for issue in issues:
-            issue()
-        self._memory.synchronize()
-        launches: tuple[Callable[[], None], ...] = tuple(issues)
-        if session.cuda_graphs and not session.engine_captures:
+        try:
+            for run in steps:
+                run()
+        except RuntimeError as error:
+            raise EdgememError(f"{self.title} failed in its first run: {error}") from error
+        self.memory.synchronize()
+        shared = self._shared
+        if shared.cuda_graphs and not shared.engine_captures:
             try:
-                launches = tuple(self._memory.capture(issue).launch for issue in issues)
-            except EdgememError as error:
-                session.cuda_graphs = False
-                session.announce(f"CUDA graphs are off, steps take longer: {error.message}")
-        self._arena.reset()
-        return launches
+                first, second = (self.memory.capture(run).launch for run in steps)
+                return first, second
+            except (EdgememError, RuntimeError) as error:
+                shared.cuda_graphs = False
+                shared.announce(f"CUDA graphs are off, steps take longer: {error}")
+        return steps
 
-    def _issue(self, side: int) -> Callable[[], None]:
-        """What puts a step that reads ``side`` into the CUDA stream."""
-        context, stream, send = self._contexts[side], self._memory.stream, self._arena.send_step
-
-        def issue() -> None:
-            send()
-            self._enqueue(context, stream)
-
-        return issue
-
-    def _enqueue(self, context: Any, stream: int) -> None:
-        if not context.execute_async_v3(stream):
-            flavour = self._session.flavour
-            raise EdgememError(f"{flavour.name} failed at position {self.position}: {flavour.errors()}.")
-
-    # What an engine does.
-
-    def _compute_step(self) -> Array:
-        arena = self._arena
-        self._launch[arena.side]()
-        arena.fetch_output()
-        return decode_bfloat16(self._step_output) if self._bfloat16_output else self._step_output
-
-    def _picks(self, k: int) -> bool:
-        return self._top is not None and k <= self._top.k
-
-    def _compute_top(self, k: int) -> Top:
+    @override
+    def top(self, k: int) -> Top:
         assert self._top is not None
-        self._launch[self._arena.side]()
         return self._top.fetch(k)
 
-    def _compute_chunk(self, data: Array, every: bool) -> Array:
-        arena, contract, memory = self._arena, self._contract, self._memory
-        time = data.shape[1]
-        lane = self._session.chunk_lane(time, memory)
-        indices, wanted = self._wanted(time, every)
-        inputs, outputs = self._tensors(time, wanted, arena.side)
-        bound = dict(self._addresses(outputs))
-        if wanted == 1:
-            block, place = arena.block, arena.layout.step_output
-            top = self._top.block.address if self._top else 0
-        else:
-            block, place = self._wide_block(wanted), self._wide_output(wanted)
-            top = block.address + memory.aligned(place.nbytes)
-        bound[contract.output.name] = (block.address + place.offset, place.shape)
-        if self._top is not None:
-            bound |= self._top.at(top, wanted)
-        arena.send_chunk(data, indices)
-        with lane.lock:
-            bind(lane.context, self._addresses(inputs), bound)
-            self._enqueue(lane.context, memory.stream)
-            output: Array
-            if wanted == 1:
-                arena.fetch_output()
-                output = arena.step_output
-            elif every:
-                output = np.empty(place.shape, place.dtype)
-                block.download(0, output)
-            else:  # the graph computes all of them, but the last of each row is all that is wanted
-                output = np.empty((self.batch, 1, *place.shape[2:]), place.dtype)
-                for row, last in enumerate(output):
-                    block.download((row + 1) * place.row_bytes - last.nbytes, last)
-        return decode_bfloat16(output) if self._bfloat16_output else output
+    @override
+    def finish(self) -> None:
+        self.memory.synchronize()
 
-    def _wide_output(self, wanted: int) -> Place:
-        """The outputs of several steps, in a block of their own: they may take more than the whole state."""
-        output = self._contract.output
-        return Place(0, (self.batch, wanted, *output.shape), numpy_dtype(output.dtype))
 
-    def _wide_bytes(self, wanted: int) -> int:
-        top = self._top.nbytes(wanted) if self._top else 0
-        return self._memory.aligned(self._wide_output(wanted).nbytes) + top
-
-    def _wide_block(self, wanted: int) -> CudaBlock:
-        nbytes = self._wide_bytes(wanted)
-        if self._wide is None or self._wide.nbytes < nbytes:
-            self._wide = None  # freed first: the two need not fit side by side
-            self._wide = self._memory.allocate(nbytes)
-        return self._wide
-
-    def _copy_rows(self, source: Stream, rows: Sequence[int] | None) -> None:
-        if not isinstance(source, TrtStream):
-            raise TypeError(f"cannot copy from a {type(source).__name__}")
-        # Each has a CUDA stream of its own: the source's appends must be done before, this copy before its next step.
-        source._memory.synchronize()
-        super()._copy_rows(source, rows)
-        self._memory.synchronize()
-
-    def _close(self) -> None:
-        def closed() -> None:
-            raise _closed()
-
-        with contextlib.suppress(EdgememError):  # a device that failed has nothing left to wait for
-            self._memory.synchronize()
-        self._launch = (closed, closed)
-        self._contexts = ()
+def _bound(tensors: Tensors) -> dict[str, tuple[int, tuple[int, ...]]]:
+    return {name: (tensor.address, tensor.shape) for name, tensor in tensors.items()}
 
 
 class TopOutputs:
@@ -346,25 +303,30 @@ class TopOutputs:
         block: Where those of a single output lie, values first.
     """
 
-    def __init__(self, session: TrtSession, memory: CudaMemory, batch: int) -> None:
-        _, contexts = session.graph_for(1)
-        self.k = session.options.top_k
+    def __init__(self, engine: TrtEngine, memory: CudaMemory, batch: int) -> None:
+        _, contexts = engine.graph_for(1)
+        self.k = engine.options.top_k
         self._batch = batch
         self._memory = memory
         self._values, self._indices = (
             numpy_dtype(dtype_name(contexts.engine.get_tensor_dtype(name))) for name in (TOP_VALUES, TOP_INDICES)
         )
-        self._bfloat16 = session.contract.output.dtype == "bfloat16"
+        self._bfloat16 = engine.contract.output.dtype == "bfloat16"
         self.block = memory.allocate(self.nbytes(1))
+        self._wide: CudaBlock | None = None
         self._host = self.block.host_buffer(0, self.nbytes(1))
         shape = (batch, self.k)
         self._host_values: Array = np.ndarray(shape, self._values, self._host)
         self._host_indices: Array = np.ndarray(shape, self._indices, self._host, self._start(1))
 
-    def at(self, address: int, wanted: int) -> Bound:
-        """Both outputs where ``wanted`` of them lie from ``address`` on."""
+    def at(self, wanted: int) -> Bound:
+        """Both outputs of a call that computes ``wanted``; where several are computed nobody reads them."""
+        if wanted > 1 and (self._wide is None or self._wide.nbytes < self.nbytes(wanted)):
+            self._wide = None  # freed first: the two need not fit side by side
+            self._wide = self._memory.allocate(self.nbytes(wanted))
+        block = self.block if wanted == 1 or self._wide is None else self._wide
         shape = (self._batch, wanted, self.k)
-        return {TOP_VALUES: (address, shape), TOP_INDICES: (address + self._start(wanted), shape)}
+        return {TOP_VALUES: (block.address, shape), TOP_INDICES: (block.address + self._start(wanted), shape)}
 
     def nbytes(self, wanted: int) -> int:
         """Bytes of both."""
@@ -378,10 +340,6 @@ class TopOutputs:
 
     def _start(self, wanted: int) -> int:
         return self._memory.aligned(self._batch * wanted * self.k * self._values.itemsize)
-
-
-def _closed() -> EdgememError:
-    return EdgememError("the session is closed.", hint="Open the bundle again.")
 
 
 def _shipped_options(bundle: Bundle, flavour: Flavour) -> BuildOptions:

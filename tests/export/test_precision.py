@@ -20,7 +20,7 @@ from edgemem.manifest import MANIFEST_FORMAT
 from edgemem.memories import Clock
 from edgemem.models import DecoderConfig
 from edgemem.precision import Precision
-from edgemem.runtimes.ort import OrtSession
+from edgemem.runtimes.ort.engine import OrtSession
 from edgemem.versioned import Fields
 from tests.export.conftest import lively
 

@@ -11,7 +11,7 @@ import pytest
 from edgemem.bundle import Bundle
 from edgemem.dtypes import element_type
 from edgemem.runtimes import Session
-from edgemem.runtimes.ort import OrtSession
+from edgemem.runtimes.ort.engine import OrtSession
 from tests.runtimes import tiny
 
 
@@ -74,5 +74,5 @@ def test_the_engine_reads_rings_and_inputs_where_they_lie(session: Session) -> N
 
 def test_every_dtype_of_a_contract_is_named_as_onnxruntime_names_it(tokens_bundle: Bundle) -> None:
     with OrtSession(tokens_bundle, threads=1, device="cpu") as session:
-        found = {arg.name: arg.type for arg in session.engine_for(1).get_inputs()}
+        found = {arg.name: arg.type for arg in session.engine.graph_for(1).get_inputs()}
     assert found["past.1.count.n"] == element_type("int64").ort

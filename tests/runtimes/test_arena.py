@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from edgemem.bundle import Bundle
 from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.errors import EdgememError, RuntimeUnavailableError
-from edgemem.runtimes.arena import Arena, Layout
+from edgemem.runtimes.arena import Arena
 from edgemem.runtimes.cuda import CudaMemory
-from edgemem.runtimes.memory import HostMemory, Memory
-from edgemem.runtimes.ort import OrtSession
-from edgemem.runtimes.ort_growing import write_ring
+from edgemem.runtimes.layout import Layout
+from edgemem.runtimes.memory import HostMemory, Memory, Tensor
+from edgemem.runtimes.ort.engine import OrtSession
+from edgemem.runtimes.rings import write_ring
 from tests.runtimes import stand_in_cuda, tiny
 from tests.runtimes.stand_in_cuda import CudaError, StandIn
 
@@ -71,10 +72,11 @@ def put_entries(arena: Arena, contract: Contract, time: int, rng: np.random.Gene
     """Fill the outputs of a call as an engine would."""
     values = {}
     for state in contract:
-        append = state.update == "append"
-        place = arena.layout.entries(time)[state.name] if append else arena.past(state, 1 - arena.side)
-        values[state.name] = rng.integers(-99, 99, place.shape).astype(place.dtype)
-        arena.write(place, values[state.name])
+        tensor = arena.past(state, 1 - arena.side)
+        if state.update == "append":
+            tensor = Tensor(arena.block, arena.layout.entries(time)[state.name])
+        values[state.name] = rng.integers(-99, 99, tensor.shape).astype(tensor.dtype)
+        tensor.write_rows(values[state.name])
     return values
 
 
@@ -86,7 +88,7 @@ def test_commits_write_every_entry_into_its_slot(
     rng = np.random.default_rng(data.draw(st.integers(0, 100)))
     arena = Arena(memory, contract, batch, contract.max_chunk)
     arena.reset()
-    wanted = {state.name: arena.read(arena.past(state, arena.side)) for state in contract}
+    wanted = {state.name: arena.past(state, arena.side).read() for state in contract}
     common = data.draw(st.integers(0, 20))
     arena.positions[...] = [common if uniform else data.draw(st.integers(0, 20)) for _ in range(batch)]
     for _ in range(data.draw(st.integers(1, 4))):
@@ -100,7 +102,7 @@ def test_commits_write_every_entry_into_its_slot(
                 wanted[state.name] = new[state.name]
         arena.positions += time
         for state in contract:
-            np.testing.assert_array_equal(arena.read(arena.past(state, arena.side)), wanted[state.name], state.name)
+            np.testing.assert_array_equal(arena.past(state, arena.side).read(), wanted[state.name], state.name)
 
 
 @given(contract=contracts(), batch=st.integers(1, 4), alignment=st.sampled_from([64, 256]))
@@ -109,8 +111,8 @@ def test_no_two_tensors_overlap_and_all_are_aligned(contract: Contract, batch: i
     layout = Layout(contract, batch, contract.max_chunk, alignment)
     places = [*layout.rings.values(), *layout.replaced[0].values(), *layout.replaced[1].values()]
     assert all(place.end <= layout.state_bytes for place in places)
-    places += [layout.step_input, layout.positions, layout.step_indices, layout.step_output]
-    places += [layout.chunk_input, layout.chunk_indices, *layout.entries(1).values()]
+    places += [*layout.step_inputs.values(), layout.positions, layout.step_indices, *layout.step_outputs.values()]
+    places += [*layout.chunk_inputs.values(), layout.chunk_indices, *layout.entries(1).values()]
     for time in range(2, contract.max_chunk + 1):
         every = sorted([*places, *layout.entries(time).values()], key=lambda place: (place.offset, place.end))
         assert all(a.end <= b.offset for a, b in itertools.pairwise(every))
@@ -147,9 +149,7 @@ def test_a_fork_a_reading_and_a_writing_of_the_whole_state_are_one_copy_each(sta
         second.write_state(values)
     assert calls == {"cudaMemcpyAsync HostToDevice": 1, "cudaStreamSynchronize": 1}
     for state in contract:
-        np.testing.assert_array_equal(
-            second.read(second.past(state, second.side)), first.read(first.past(state, first.side))
-        )
+        np.testing.assert_array_equal(second.past(state, second.side).read(), first.past(state, first.side).read())
 
 
 def test_a_stream_in_device_memory_steps_feeds_forks_and_resets_like_one_in_host_memory(
@@ -162,7 +162,7 @@ def test_a_stream_in_device_memory_steps_feeds_forks_and_resets_like_one_in_host
         OrtSession(tokens_bundle, threads=1, device="cpu") as host,
         OrtSession(tokens_bundle, threads=1, device="cpu") as device,
     ):
-        device.memory = CudaMemory()
+        device.engine.memory = CudaMemory()
         a, b = host.stream(3), device.stream(3)
         for turn in range(6):
             chunk = rng.integers(0, tiny.VOCAB, (3, 9))
@@ -187,7 +187,7 @@ def test_an_output_outlives_its_stream(tokens_bundle: Bundle, stand_in: StandIn)
     """It is a view of page-locked memory, which must not be freed under it."""
     stand_in.at_once = True
     with OrtSession(tokens_bundle, threads=1, device="cpu") as session:
-        session.memory = CudaMemory()
+        session.engine.memory = CudaMemory()
         output = session.stream().step(3)
         kept = output.copy()
         del session

@@ -9,7 +9,7 @@ from edgemem.bundle import Bundle
 from edgemem.dtypes import decode_bfloat16, encode_bfloat16
 from edgemem.errors import InputError
 from edgemem.runtimes import Session
-from edgemem.runtimes.ort import OrtSession
+from edgemem.runtimes.ort.engine import OrtSession
 
 STEP = [
     (11, 1, "token id 11 is outside the vocabulary: ids run from 0 to 10"),

@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 
 COUNT_THREADS = """
 import os
-from edgemem.runtimes.ort_import import import_onnxruntime
+from edgemem.runtimes.ort.importing import import_onnxruntime
 import_onnxruntime()
 print(os.environ["ORT_DISABLE_TELEMETRY"], len(os.listdir("/proc/self/task")))
 """

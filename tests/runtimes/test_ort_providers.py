@@ -43,7 +43,7 @@ def test_cuda_works_in_the_stream_of_the_arena_and_in_full_float32(told: list[An
     with edgemem.open(tokens_bundle.path, "onnxruntime", device="cuda") as session:
         (cuda, options), cpu = told[0]
         assert (cuda, cpu) == ("CUDAExecutionProvider", "CPUExecutionProvider")
-        assert options["user_compute_stream"] == str(session.memory.stream)  # type: ignore[attr-defined]
+        assert options["user_compute_stream"] == str(session.engine.memory.stream)  # type: ignore[attr-defined]
         assert options["use_tf32"] == "0"
 
 
@@ -55,7 +55,7 @@ def test_tensorrt_gets_a_cache_and_every_shape_that_will_come(told: list[Any], t
             (name, options), (cuda, cuda_options), cpu = providers
             assert [name, cuda, cpu] == PROVIDERS
             assert options["user_compute_stream"] == cuda_options["user_compute_stream"]
-            assert options["user_compute_stream"] == str(session.memory.stream)  # type: ignore[attr-defined]
+            assert options["user_compute_stream"] == str(session.engine.memory.stream)  # type: ignore[attr-defined]
             assert options["trt_engine_cache_enable"] == "1"
             assert Path(options["trt_engine_cache_path"]).is_dir()
             assert Path(options["trt_engine_cache_path"]).is_relative_to(tmp_path)
@@ -77,7 +77,7 @@ def test_tensorrt_that_is_not_there_is_refused(
     with pytest.raises(RuntimeUnavailableError, match="runs on a CUDA device"):
         edgemem.open(tokens_bundle.path, "onnxruntime-tensorrt", device="cpu")
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", StandIn(devices=0))
-    with pytest.raises(RuntimeUnavailableError, match="0 devices"):
+    with pytest.raises(RuntimeUnavailableError, match="reports no devices"):
         edgemem.open(tokens_bundle.path, "onnxruntime-tensorrt")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: PROVIDERS[1:])
     with pytest.raises(RuntimeUnavailableError, match="no TensorrtExecutionProvider, only CUDA"):

@@ -294,5 +294,5 @@ def test_a_position_carried_as_a_state_must_agree(features_bundle: Bundle) -> No
     with edgemem.open(features_bundle.path, threads=1, device="cpu") as session:
         stream = session.stream()
         stream.feed(np.ones((4, 2)))
-        with pytest.raises(InputError, match=r"'position' says \[4\], positions say \[5\]"):
+        with pytest.raises(InputError, match=r"'position' is \[4\], positions are \[5\]"):
             stream.load_state(stream.state(), 5)

@@ -89,7 +89,7 @@ def test_a_guarded_live_module_stays_as_it_was(live: TorchSession) -> None:
     stream = guarded.stream()
     stream.feed([1, 2, 3])
     before = stream.snapshot()
-    guarded.module.register_forward_hook(
+    guarded.engine.module.register_forward_hook(
         lambda m, a, out: (torch.where(torch.arange(out[0].shape[1])[:, None] == 1, torch.nan, out[0]), out[1])
     )
     with pytest.raises(NonFiniteError, match="position 4"):

@@ -12,7 +12,6 @@ from edgemem.bench.devices.reader import DeviceState, PowerSensor, Reader
 from edgemem.bench.devices.sysfs import SysfsReader
 from edgemem.bench.devices.tree import Tree
 from edgemem.runtimes import Session, Stream
-from edgemem.runtimes.arena_stream import ArenaStream
 from edgemem.runtimes.cuda import CudaMemory
 
 _TEGRA = "nvidia,tegra"
@@ -85,7 +84,7 @@ def devices_of(session: Session, stream: Stream, root: Path = Path("/")) -> Devi
 
 def cuda_memory(stream: Stream) -> CudaMemory | None:
     """The GPU memory of a stream, if its runtime makes the CUDA calls itself."""
-    memory = stream.memory if isinstance(stream, ArenaStream) else None
+    memory = stream.memory
     return memory if isinstance(memory, CudaMemory) else None
 
 

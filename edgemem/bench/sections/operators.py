@@ -20,7 +20,7 @@ from edgemem.bench.subject import Run
 from edgemem.bench.table import Table
 from edgemem.bench.words import NOT_MEASURED, ms
 from edgemem.bundle import Bundle
-from edgemem.runtimes.ort import OrtSession
+from edgemem.runtimes.ort.engine import OrtSession
 
 _LEAST_SHARE = 0.01
 """Of the time of a step: kinds of operators below it share a row."""
@@ -128,7 +128,7 @@ def profile(
         with session:
             loop = Loop(session.stream(), session.contract)
             measure.run_loop(loop, warmup + steps)
-            file = Path(session.engine_for(1).end_profiling())
+            file = Path(session.engine.graph_for(1).end_profiling())
         events = json.loads(file.read_text(encoding="utf-8"))
     progress("operators", 1, 1)
     return summarise(events, steps)

@@ -24,7 +24,6 @@ from edgemem.bench.suite import run
 from edgemem.bundle import Bundle, open_bundle
 from edgemem.errors import EdgememError
 from edgemem.runtimes import Stream
-from edgemem.runtimes.arena_stream import ArenaStream
 from edgemem.runtimes.cuda import CudaBlock, CudaMemory
 from tests.bench.devices import recorded
 from tests.bench.tiny import write_tiny
@@ -251,9 +250,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def sent_bytes(stream: Stream) -> int:
     """Bytes from the start of a step's data to the end of its positions, which go in one copy."""
-    assert isinstance(stream, ArenaStream)
     layout = stream._arena.layout
-    return layout.positions.end - layout.step_input.offset
+    return layout.positions.end - layout.step_inputs["tokens"].offset
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])

@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from edgemem.bundle import Bundle
 from edgemem.contract import POSITION, Contract, InputSpec, OutputSpec, StateSpec, initial_state
-from edgemem.runtimes.ort_growing import write_ring
+from edgemem.runtimes.rings import write_ring
 from tests.runtimes import tiny
 from tests.runtimes.trt.machine import machine
 
@@ -131,7 +131,7 @@ def test_every_ring_and_state_goes_where_it_should(
             data = rng.integers(0, 9, (batch, length))
             got = stream.feed(data, "all") if length > 1 else stream.step(data[:, 0])[:, np.newaxis]
             done, wanted = 0, []
-            for piece in session._pieces(length):
+            for piece in session.pieces(length):
                 wanted.append(oracle.call(data[:, done : done + piece]))
                 done += piece
             np.testing.assert_allclose(got, np.concatenate(wanted, 1), rtol=1e-4, atol=1e-3)

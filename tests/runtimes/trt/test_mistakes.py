@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from edgemem.bundle import Bundle
 from edgemem.errors import EdgememError
 from edgemem.runtimes.arena import Arena
-from edgemem.runtimes.arena_stream import ArenaStream
 from edgemem.runtimes.cuda import CudaBlock
-from edgemem.runtimes.trt.session import TrtSession, TrtStream
+from edgemem.runtimes.memory import Box
+from edgemem.runtimes.rings import Rings
+from edgemem.runtimes.session import Session, Stream
+from edgemem.runtimes.trt.session import StreamEngine, TrtSession
 from tests.runtimes import tiny
 from tests.runtimes.trt.machine import Machine, machine
 
@@ -66,7 +69,7 @@ def use(session: TrtSession) -> None:
     other = session.stream(2)
     other.restore(taken)
     check(other.step([5, 6]), rows)
-    assert session.cuda_graphs, "the steps ran without graphs"
+    assert session.engine.cuda_graphs, "the steps ran without graphs"
 
 
 def wrapped(owner: type, name: str, change: Callable[..., Any]) -> Break:
@@ -79,15 +82,13 @@ def wrapped(owner: type, name: str, change: Callable[..., Any]) -> Break:
     return apply
 
 
-def geometry(index: int, factor: int) -> Break:
-    """One of the four numbers that place entries in rings, times ``factor``."""
+def geometry(field: str, factor: int) -> Break:
+    """One of the numbers that place entries in rings, times ``factor``."""
 
-    def change(original: Any, *arguments: Any) -> tuple[int, ...]:
-        numbers = list(original(*arguments))
-        numbers[index] *= factor
-        return tuple(numbers)
+    def change(original: Any, block: CudaBlock, dst: int, src: int, box: Box, step: int, count: int) -> Any:
+        return original(block, dst, src, replace(box, **{field: factor * getattr(box, field)}), step, count)
 
-    return wrapped(Arena, "_row_geometry", change)
+    return wrapped(CudaBlock, "copier", change)
 
 
 def stands_still(original: Any, arena: Arena, time: int, common: int | None) -> None:
@@ -95,49 +96,35 @@ def stands_still(original: Any, arena: Arena, time: int, common: int | None) -> 
     arena.side = 1 - arena.side
 
 
-def no_restore(original: Any, stream: TrtStream) -> Any:
-    resets = []
-    reset = stream._arena.reset
-
-    def once(rows: Any = None) -> None:
-        resets.append(rows)
-        if len(resets) == 1:
-            reset(rows)
-
-    stream._arena.reset = once  # type: ignore[method-assign]
+def no_first_run(original: Any, engine: StreamEngine, steps: Any) -> Any:
     try:
-        return original(stream)
-    finally:
-        del stream._arena.reset
-
-
-def no_first_run(original: Any, stream: TrtStream) -> Any:
-    for context in stream._contexts:
-        context.ran_with.add("kept by no engine")
-    issues = [stream._issue(side) for side in (0, 1)]
-    stream._arena.reset()
-    try:
-        return tuple(stream._memory.capture(issue).launch for issue in issues)
+        return tuple(engine.memory.capture(run).launch for run in steps)
     except EdgememError:
-        stream._session.cuda_graphs = False
-        return tuple(issues)
+        engine._shared.cuda_graphs = False
+        return steps
 
 
 def without_waiting(original: Any, arena: Arena) -> None:
-    place, memory = arena.layout.step_output, arena.block._memory  # type: ignore[attr-defined]
-    memory.copy(arena._output.ctypes.data, arena.address(place), place.nbytes, "DeviceToHost")
+    memory, start = arena.block._memory, arena._output_start  # type: ignore[attr-defined]
+    memory.copy(arena._output.ctypes.data, arena.block.address + start, arena._output.nbytes, "DeviceToHost")
 
 
 def tokens_alone(original: Any, arena: Arena) -> None:
-    arena.block.send(arena.layout.step_input.offset, arena._inputs[: arena.layout.step_input.nbytes])
+    (place,) = arena.layout.step_inputs.values()
+    arena.block.send(place.offset, arena._inputs[: place.nbytes])
 
 
-def in_place(original: Any, stream: TrtStream, time: int, wanted: int, side: int) -> Any:
-    inputs, outputs = original(stream, time, wanted, side)
-    for state in stream._contract:
+def in_place(original: Any, arena: Arena, time: int, wanted: int, side: int) -> Any:
+    outputs = original(arena, time, wanted, side)
+    for state in arena._contract:
         if state.update == "replace":
-            outputs[state.output_name] = inputs[state.input_name]
-    return inputs, outputs
+            outputs[state.output_name] = arena.past(state, side)
+    return outputs
+
+
+def wrong_way_round(patch: Patch) -> None:
+    for name in ("inputs", "outputs"):
+        wrapped(Arena, name, lambda f, arena, time, wanted, side: f(arena, time, wanted, 1 - side))(patch)
 
 
 def read_other_side(original: Any, arena: Arena) -> Any:
@@ -149,32 +136,32 @@ def read_other_side(original: Any, arena: Arena) -> Any:
 
 
 MISTAKES: dict[str, Break] = {
-    "the entry is too wide": geometry(0, 2),
-    "the ring's stride is wrong": geometry(1, 2),
-    "the entries' stride is wrong": geometry(2, 2),
-    "the stride from ring to ring is wrong": geometry(3, 2),
+    "the entry is too wide": geometry("width", 2),
+    "the ring's stride is wrong": geometry("dst_pitch", 2),
+    "the entries' stride is wrong": geometry("src_pitch", 2),
+    "the stride from ring to ring is wrong": geometry("dst_slice", 2),
     "an entry goes one slot too far": wrapped(
         Arena, "commit", lambda f, arena, time, common: f(arena, time, None if common is None else common + 1)
     ),
     "rows that differ are appended at one slot": wrapped(
         Arena, "commit", lambda f, arena, time, common: f(arena, time, int(arena.positions[0]))
     ),
-    "a chunk is not appended": wrapped(Arena, "_append_chunk", lambda f, arena, group, time, common: None),
+    "a chunk is not appended": wrapped(Rings, "_append_chunk", lambda f, rings, *what: None),
     "the sides never swap": wrapped(Arena, "commit", stands_still),
-    "both graphs go one way": wrapped(TrtStream, "_issue", lambda f, stream, side: f(stream, 0)),
-    "the graphs are swapped": wrapped(TrtStream, "_prepare", lambda f, stream: f(stream)[::-1]),
-    "the sides are bound the wrong way round": wrapped(
-        ArenaStream, "_tensors", lambda f, stream, time, wanted, side: f(stream, time, wanted, 1 - side)
+    "both graphs go one way": wrapped(Stream, "_step_calls", lambda f, stream: f(stream)[:1] * 2),
+    "the graphs are swapped": wrapped(Stream, "_step_calls", lambda f, stream: f(stream)[::-1]),
+    "the sides are bound the wrong way round": wrong_way_round,
+    "a state is written where it is read": wrapped(Arena, "outputs", in_place),
+    "the state is not restored after the capture": wrapped(
+        Session, "stream", lambda f, session, batch=1, held=None: session.new_stream(batch)
     ),
-    "a state is written where it is read": wrapped(ArenaStream, "_tensors", in_place),
-    "the state is not restored after the capture": wrapped(TrtStream, "_prepare", no_restore),
-    "nothing runs before the capture": wrapped(TrtStream, "_prepare", no_first_run),
-    "the output is read before it is there": wrapped(Arena, "fetch_output", without_waiting),
+    "nothing runs before the capture": wrapped(StreamEngine, "ready", no_first_run),
+    "the output is read before it is there": wrapped(Arena, "fetch_step", without_waiting),
     "the positions are not sent": wrapped(Arena, "send_step", tokens_alone),
     "the tokens lie in ordinary memory": wrapped(
         CudaBlock, "host_buffer", lambda f, block, offset, nbytes: np.zeros(nbytes, np.uint8)
     ),
-    "a fork does not wait for its origin": lambda patch: patch.setattr(TrtStream, "_copy_rows", ArenaStream._copy_rows),
+    "a fork does not wait for its origin": wrapped(StreamEngine, "finish", lambda f, engine: None),
     "a snapshot takes the wrong side": wrapped(Arena, "read_state", read_other_side),
 }
 

@@ -135,8 +135,8 @@ def test_a_thousand_steps_with_graphs_are_bit_equal_to_a_thousand_without(bundle
         for i in range(1_000):
             np.testing.assert_array_equal(a.step((7 * i + 3) % tiny.VOCAB), b.step((7 * i + 3) % tiny.VOCAB))
         assert a.snapshot() == b.snapshot()
-        assert graphs.cuda_graphs
-        assert not plain.cuda_graphs
+        assert graphs.engine.cuda_graphs
+        assert not plain.engine.cuda_graphs
 
 
 def test_of_outputs_that_the_graph_gives_anyway_the_last_alone_is_sent(device: Machine, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_streams_run_in_threads_each_in_a_cuda_stream_of_its_own(session: TrtSes
         stream = session.stream()
         first = stream.feed(history[:11], "all")[0]
         rest = np.stack([stream.step(token)[0].copy() for token in history[11:]])
-        return stream._memory.stream, np.concatenate([first, rest])
+        return stream.memory.stream, np.concatenate([first, rest])
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(run, histories))
@@ -222,8 +222,9 @@ def test_a_step_is_a_launch_the_appends_and_a_copy_of_the_output(
         "cudaStreamSynchronize": 1,
         "cudaMemcpy2DAsync": 3,  # rings as small as these lie at no even distance: one copy each
     }
-    assert device.cuda.moved["HostToDevice"] == layout.positions.end - layout.step_input.offset  # tokens, positions
-    assert device.cuda.moved["DeviceToHost"] == layout.step_output.nbytes
+    tokens_and_positions = layout.positions.end - layout.step_inputs["tokens"].offset
+    assert device.cuda.moved["HostToDevice"] == tokens_and_positions
+    assert device.cuda.moved["DeviceToHost"] == layout.step_outputs["logits"].nbytes
 
 
 def test_after_the_first_step_nothing_is_allocated(device: Machine, session: TrtSession) -> None:
@@ -256,7 +257,7 @@ def test_a_snapshot_a_restore_and_a_fork_are_one_copy_each(device: Machine, sess
     device.cuda.moved.clear()
     copy = session.stream(2)
     with device.cuda.counted() as calls:
-        copy._copy_rows(stream, None)
+        copy._copy([(stream, None)])
     assert calls == {"cudaMemcpyAsync DeviceToDevice": 1, "cudaStreamSynchronize": 2}
 
 
@@ -291,7 +292,7 @@ def test_an_engine_that_cannot_be_captured_runs_without_graphs_and_says_so(devic
     said: list[str] = []
     with device.open(bundle, announce=said.append) as session:
         stream = session.stream()
-        assert not session.cuda_graphs
+        assert not session.engine.cuda_graphs
         assert len(said) == 1
         assert "CUDA graphs are off" in said[0]
         assert "not permitted when stream is capturing" in said[0]
@@ -441,7 +442,7 @@ def test_a_run_that_fails_leaves_the_stream_as_it_was(
         before = stream.snapshot()
         for context in device.tensorrt.contexts:
             monkeypatch.setattr(context, "execute_async_v3", lambda stream, context=context: context._fail("a bad day"))
-        with pytest.raises(EdgememError, match="tensorrt failed at position 7: a bad day"):
+        with pytest.raises(EdgememError, match="TensorRT failed at position 7: a bad day"):
             call(stream)
         assert stream.snapshot() == before
         monkeypatch.undo()
