@@ -64,18 +64,6 @@ class Distribution:
         """The percentile; ``None`` if there are too few samples."""
         return next((p.value_ms for p in self.percentiles if p.percent == percent), None)
 
-    @property
-    def p50_ms(self) -> float:
-        """The median.
-
-        Raises:
-            ValueError: Too few samples for one.
-        """
-        value = self.percentile_ms(50.0)
-        if value is None:
-            raise ValueError(f"{self.count} samples are too few for a median")
-        return value
-
 
 @dataclass(frozen=True)
 class Interval:

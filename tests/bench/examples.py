@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
-from edgemem.bench import statistics
+from edgemem.bench import page, statistics
 from edgemem.bench.devices.energy import RailEnergy
 from edgemem.bench.devices.reader import DeviceState, Reading
 from edgemem.bench.floor import Floor, FloorMethod
@@ -166,3 +168,9 @@ def example_result(*, baselines: bool = True, extras: bool = True) -> BenchResul
         quick=False,
         duration_s=61.0,
     )
+
+
+@functools.cache
+def example_page(*, baselines: bool = True, extras: bool = True) -> str:
+    """The page of :func:`example_result`."""
+    return page.render(example_result(baselines=baselines, extras=extras))

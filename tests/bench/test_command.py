@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from edgemem.bench import measure, page
 from edgemem.bench.sections import prefill
+from edgemem.bench.subject import Plan
 from edgemem.bundle import Bundle
 from edgemem.cli import main
 from edgemem.errors import MissingDependencyError
@@ -22,7 +24,9 @@ def bench(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["bench", *map(str, arguments)])
 
 
-def test_the_tables_are_printed(decoder: Bundle) -> None:
+def test_the_tables_are_printed(decoder: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(Plan.quick(), paced_seconds=0.2)
+    monkeypatch.setattr(Plan, "quick", lambda: plan)
     done = bench(decoder.path, *QUICK, "--rate", "200", "--idle-gap", "1")
     assert done.exit_code == 0, done.output
     for title in (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import edgemem
@@ -35,8 +36,16 @@ def test_the_garbage_collector_is_off_while_timing_and_as_it_was_afterwards() ->
     assert gc.isenabled()
 
 
-# Few examples: each collects garbage once, which takes a while where torch is loaded.
-@settings(max_examples=8)
+@pytest.fixture
+def little_garbage() -> Iterator[None]:
+    """Each call of interleave collects garbage, which takes long if torch is loaded."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("little_garbage")
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4), st.integers(0, 3))
 def test_every_contender_has_its_turn_in_every_round(names: int, rounds: int, steps: int, warm: int) -> None:
     turns: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import re
 import subprocess
@@ -18,7 +17,7 @@ from edgemem.bench.result import BenchResult
 from edgemem.bench.sections.steps import Steps
 from edgemem.bench.statistics import Distribution
 from edgemem.errors import MissingDependencyError
-from tests.bench.examples import example_result
+from tests.bench.examples import example_page, example_result
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
@@ -58,14 +57,9 @@ class Page(HTMLParser):
             self.text.append(data)
 
 
-@functools.cache
-def rendered(baselines: bool, extras: bool) -> str:
-    return page.render(example_result(baselines=baselines, extras=extras))
-
-
 @pytest.fixture(scope="module")
 def html() -> str:
-    return rendered(True, True)
+    return example_page()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +70,7 @@ def parsed(html: str) -> Page:
 @pytest.mark.parametrize("baselines", [True, False])
 @pytest.mark.parametrize("extras", [True, False])
 def test_the_page_parses_whatever_was_measured(baselines: bool, extras: bool) -> None:
-    parsed = Page(rendered(baselines, extras))
+    parsed = Page(example_page(baselines=baselines, extras=extras))
     assert parsed.open == []
     assert ("Compared with" in parsed.text) is baselines
     assert ("Deadlines at 100 Hz" in parsed.text) is extras
@@ -188,9 +182,8 @@ def test_the_pictures_carry_the_figures_too(parsed: Page) -> None:
 
 
 def with_latency(latency: Distribution) -> BenchResult:
-    result = example_result(extras=False)
-    steps = dataclasses.replace(result[Steps], latency=latency)
-    return dataclasses.replace(result, outcomes={**result.outcomes, Steps: steps})
+    result = example_result()
+    return dataclasses.replace(result, outcomes={Steps: dataclasses.replace(result[Steps], latency=latency)})
 
 
 def test_a_page_of_few_steps_names_no_percentile() -> None:

@@ -18,7 +18,7 @@ from edgemem.bench.subject import Moment, Options, Plan, Run
 from edgemem.bench.table import Card, Picture, Table, rows_of, shown
 from edgemem.bundle import Bundle
 from edgemem.cli import main
-from tests.bench.examples import example_result
+from tests.bench.examples import example_page, example_result
 
 PLAN = replace(Plan.quick(), steps=20, warmup=2)
 
@@ -114,9 +114,8 @@ def test_a_section_that_was_not_asked_for_is_only_in_the_json(tokens: Bundle, mo
 
 @pytest.mark.parametrize("extras", [True, False])
 def test_the_page_has_every_table_of_the_terminal(extras: bool) -> None:
-    result = example_result(extras=extras)
-    html = page.render(result)
-    tables = result.tables()
+    html = example_page(extras=extras)
+    tables = example_result(extras=extras).tables()
     assert len(tables) > 10
     assert html.count("<h2>") == len(tables) + 1, "and how it was measured"
     assert all(f'<section class="{table.key}">' in html for table in tables)
