@@ -53,7 +53,7 @@ def draw_growth(axes: Axes, curves: dict[str, list[tuple[float, float]]], unit: 
     for (name, points), color in zip(curves.items(), (OURS, OTHER), strict=True):
         positions, figures = zip(*points, strict=True)
         axes.plot(positions, figures, color=color, marker="o", markersize=4)
-        last = f"{name}: {figures[-1]:,.3g} {unit}" if figures[-1] < 1000 else f"{name}: {figures[-1]:,.0f} {unit}"
+        last = f"{name}: {figures[-1]:,.2g} {unit}" if figures[-1] < 1000 else f"{name}: {figures[-1]:,.0f} {unit}"
         axes.annotate(last, (positions[-1], figures[-1]), (0, 7), textcoords="offset points", color=color, ha="right")
     axes.set_xscale("symlog", linthresh=10)
     axes.set(yscale="log", xlabel="steps so far", ylabel=unit, xlim=(-1, None))
