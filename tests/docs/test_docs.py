@@ -72,6 +72,10 @@ def test_every_option_in_the_text_exists(page):
     assert mentioned <= known, f"unknown: {sorted(mentioned - known)}"
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
 def links(page: Path) -> list[str]:
     return re.findall(r"\]\(([^)\s]+)\)", prose(page))
 
