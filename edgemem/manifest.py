@@ -190,7 +190,7 @@ class Manifest:
         files = fields.object("files")
         try:
             manifest = cls(
-                contract=Contract.from_json(fields.take("contract", dict, "an object")),
+                contract=Contract.from_json(fields.take("contract", dict, "an object"), f"{where}: contract"),
                 graphs=tuple(map(GraphFile.from_json, fields.objects("graphs"))),
                 files={name: _file(files.object(name)) for name in files.values},
                 source=SourceInfo.from_json(fields.object("source")),
@@ -198,14 +198,14 @@ class Manifest:
                 precision=Precision.from_json(fields.object("precision")),
                 tokenizer=fields.text_or_none("tokenizer"),
                 special_tokens=fields.mapping("special_tokens", str, "an object of texts"),
-                generation=GenerationDefaults.from_json(fields.values["generation"], "generation"),
+                generation=GenerationDefaults.from_json(fields.values["generation"], f"{where}: generation"),
                 input_meaning=fields.text("input_meaning"),
                 versions=fields.mapping("versions", str, "an object of texts"),
                 verification=fields.mapping("verification", object, "an object"),
                 created=fields.text("created"),
             )
         except (ContractError, ConfigError) as error:
-            raise BundleError(f"{where}: {error.message}", hint=error.hint or MANIFEST_FORMAT.hint) from error
+            raise BundleError(error.message, hint=error.hint or MANIFEST_FORMAT.hint) from error
         if not any(graph.min_time == 1 for graph in manifest.graphs):
             raise fields.wrong("graphs", "at least one graph that takes one time step")
         return manifest
@@ -220,4 +220,4 @@ def _model(fields: Fields) -> DecoderConfig | None:
     """The decoder's configuration, or ``None``."""
     if fields.values.get("model", ...) is None:
         return None
-    return DecoderConfig.from_json(fields.take("model", dict, "an object or null"), "model")
+    return DecoderConfig.from_json(fields.take("model", dict, "an object or null"), f"{fields.where}: model")

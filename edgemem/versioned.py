@@ -70,7 +70,7 @@ class JsonFormat:
             known = f"version{'s' * (len(self.versions) > 1)} {' and '.join(map(str, self.versions))}"
             raise self.error(
                 f"{where} is {self.what} of version {shown(found)}, this edgemem reads {known}.",
-                hint=f"Install the edgemem that wrote it, or {self.way_out}",
+                hint=f"Install {_writer(data)} wrote it, or {self.way_out}",
             )
 
     def load(self, path: Path) -> Fields:
@@ -196,6 +196,13 @@ class Fields:
         """A list of objects."""
         value = self.take(name, list, "a list of objects")
         return [Fields(item, f"{self.where}: {name}[{index}]", self.format) for index, item in enumerate(value)]
+
+
+def _writer(data: Mapping[str, Any]) -> str:
+    """The edgemem that wrote a file, as the beginning of a clause."""
+    versions = data.get("versions")
+    version = versions.get("edgemem") if isinstance(versions, dict) else data.get("edgemem")
+    return f"edgemem {version}, which" if isinstance(version, str) else "the edgemem that"
 
 
 def shown(value: Any) -> str:

@@ -22,10 +22,11 @@ from edgemem.dtypes import numpy_dtype
 from edgemem.errors import SnapshotError
 from edgemem.runtimes.buffers import HELD, Buffers
 from edgemem.runtimes.memory import Array
+from edgemem.versioned import JsonFormat
 
 FORMAT = "edgemem.snapshot"
 VERSION = "2"
-_KNOWN = ("1", "2")
+SNAPSHOT = JsonFormat(FORMAT, "a snapshot", SnapshotError, way_out="start a new stream.", versions=("1", VERSION))
 _STATE, _KEPT = "past.", "kept."
 
 
@@ -107,11 +108,7 @@ def _read(data: bytes) -> tuple[dict[str, str], dict[str, Array]]:
     from safetensors.numpy import load
 
     facts = _facts(data)
-    if facts.get("version") not in _KNOWN:
-        raise SnapshotError(
-            f"the snapshot is of version {facts.get('version')}, this edgemem reads versions {' and '.join(_KNOWN)}.",
-            hint=f"It was written by edgemem {facts.get('edgemem')}: restore it there.",
-        )
+    SNAPSHOT.check_version(facts, "the data")
     try:
         tensors: dict[str, Array] = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -172,7 +172,7 @@ def test_a_bundle_of_another_version_is_refused(bundle: Bundle, version: Any) ->
     with pytest.raises(BundleError, match=re.escape(f"version {version!r}, this edgemem reads version 1")) as refusal:
         open_bundle(bundle.path)
     assert str(bundle.path / MANIFEST) in refusal.value.message
-    assert "Install the edgemem that wrote it" in (refusal.value.hint or "")
+    assert "Install edgemem 0, which wrote it" in (refusal.value.hint or "")
 
 
 MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {

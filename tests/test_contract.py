@@ -292,13 +292,13 @@ def edited(data: Any, path: list[Any], value: Any) -> Any:
 
 @pytest.mark.parametrize("data", [None, 3, "edgemem.contract", [], {}, {"format": "onnx"}])
 def test_json_that_is_no_contract_is_refused(data: Any) -> None:
-    with pytest.raises(ContractError, match="not an edgemem contract"):
+    with pytest.raises(ContractError, match=r"the contract is (not an edgemem contract|malformed: .*wanted an object)"):
         Contract.from_json(data)
 
 
 @pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_a_contract_of_another_version_is_refused_with_a_way_out(version: Any) -> None:
-    with pytest.raises(ContractError, match=f"version {version}") as refusal:
+    with pytest.raises(ContractError, match=f"version {version!r}, this edgemem reads versions 1 and 2") as refusal:
         Contract.from_json(edited(BASE.to_json(), ["version"], version))
     assert refusal.value.hint
 

@@ -56,7 +56,7 @@ EXPORTED = {
         *("open", "open_bundle"),
     ],
     "edgemem.contract": [
-        *("METADATA_KEY", "OUTPUT_INDICES", "POSITION", "VERSION", "Axis", "Contract", "FoundTensor", "Framing"),
+        *("METADATA_KEY", "OUTPUT_INDICES", "POSITION", "Axis", "Contract", "FoundTensor", "Framing"),
         *("FrontEnd", "InputSpec", "OutputSpec", "Role", "Sizes", "StateSpec", "Stft", "TensorSpec", "Times"),
         *("UpdateRule", "difference", "initial_bytes", "initial_state"),
     ],

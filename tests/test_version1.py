@@ -11,13 +11,14 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import edgemem
 from edgemem.bundle import MANIFEST, Manifest, open_bundle
-from edgemem.errors import EdgememError
+from edgemem.errors import BundleError, EdgememError
 from edgemem.runtimes.trt import sidecar
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.pack import BUNDLE, RECIPE, Recipe, is_pack, read_recipe
@@ -99,6 +100,35 @@ def test_the_sidecar_of_an_engine_is_read() -> None:
     assert read.sources == sidecar.sources(bundle, bundle.manifest.graphs[0])
 
 
+def test_a_bundle_with_a_contract_of_version_3_is_refused_by_its_name(packed: Path) -> None:
+    path = packed / BUNDLE / MANIFEST
+    data = json.loads(path.read_text())
+    data["contract"]["version"] = 3
+    path.write_text(json.dumps(data))
+    words = f"{path}: contract is an edgemem contract of version 3, this edgemem reads versions 1 and 2."
+    with pytest.raises(BundleError, match=re.escape(words)) as refusal:
+        open_bundle(packed / BUNDLE)
+    assert "export the model again" in (refusal.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(("states", 0, "bytes"), 1), (("max_chunk",), 99), (("states", 0, "name"), None)]
+)
+def test_a_bundle_that_contradicts_itself_is_refused_by_its_name(
+    packed: Path, path: tuple[Any, ...], value: Any
+) -> None:
+    file = packed / BUNDLE / MANIFEST
+    data = json.loads(file.read_text())
+    place = data["contract"]
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    file.write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=re.escape(f"{file}: contract")) as refusal:
+        open_bundle(packed / BUNDLE)
+    assert refusal.value.hint
+
+
 @pytest.mark.parametrize("name", [f"{BUNDLE}/{MANIFEST}", RECIPE, "model.engine.json"])
 def test_a_file_of_version_3_is_refused_by_its_name(packed: Path, name: str) -> None:
     shutil.copyfile(DATA / "model.engine.json", packed / "model.engine.json")
@@ -112,4 +142,4 @@ def test_a_file_of_version_3_is_refused_by_its_name(packed: Path, name: str) -> 
     with pytest.raises(EdgememError, match="of version 3, this edgemem reads version 1") as refusal:
         read.get(name, lambda: open_bundle(packed / BUNDLE))()
     assert str(packed / name) in refusal.value.message
-    assert re.search("Install the edgemem that wrote it, or .* with: edgemem", refusal.value.hint or "")
+    assert re.search("Install (edgemem|the edgemem).* wrote it, or .*: edgemem", refusal.value.hint or "")

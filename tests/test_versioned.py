@@ -81,6 +81,9 @@ def test_an_unknown_version_is_refused_with_the_known_ones(path: Path, version: 
     assert f"is a thing of version {version!r}, this edgemem reads versions 1 and 2." in words
     assert "Install the edgemem that wrote it, or make it again" in words
     assert THING.is_at(path), "it is recognised all the same"
+    by_name = {"edgemem": "9.9"} if version == 3 else {"versions": {"edgemem": "9.9"}}
+    words = refusal(path, json.dumps({"format": "test.thing", "version": version, **by_name}))
+    assert "Install edgemem 9.9, which wrote it, or make it again" in words
 
 
 def test_a_format_without_versions_looks_at_none(path: Path) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 from edgemem.contract.axes import Axis, Sizes
 from edgemem.contract.contract import Contract
 from edgemem.contract.front_end import Framing, FrontEnd, Stft
-from edgemem.contract.serial import VERSION
 from edgemem.contract.specs import InputSpec, OutputSpec, Role, StateSpec, UpdateRule, initial_bytes, initial_state
 from edgemem.contract.tensors import OUTPUT_INDICES, POSITION, FoundTensor, TensorSpec, Times, difference
 
@@ -28,7 +27,6 @@ __all__ = [
     "METADATA_KEY",
     "OUTPUT_INDICES",
     "POSITION",
-    "VERSION",
     "Axis",
     "Contract",
     "FoundTensor",

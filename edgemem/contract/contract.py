@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgemem.contract.front_end import Framing, Stft
-from edgemem.contract.serial import FORMAT, VERSION, contract_fields, input_to_json, output_to_json, state_to_json
+from edgemem.contract.serial import CONTRACT, contract_fields, input_to_json, output_to_json, reading, state_to_json
 from edgemem.contract.specs import InputSpec, OutputSpec, StateSpec
 from edgemem.contract.tensors import TensorSpec, Times, graph_inputs, graph_outputs
 from edgemem.errors import ContractError
@@ -183,26 +183,32 @@ class Contract:
         """
         if self._as_read is not None:
             return copy.deepcopy(self._as_read)
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "inputs": [input_to_json(spec) for spec in self.input_specs],
-            "outputs": [output_to_json(spec, self.output_indices) for spec in self.output_specs],
-            "position": self.position,
-            "output_indices": self.output_indices,
-            "max_chunk": self.max_chunk,
-            **({} if self.max_position is None else {"max_position": self.max_position}),
-            "states": [state_to_json(state) for state in self.states],
-        }
+        return CONTRACT.stamp(
+            {
+                "inputs": [input_to_json(spec) for spec in self.input_specs],
+                "outputs": [output_to_json(spec, self.output_indices) for spec in self.output_specs],
+                "position": self.position,
+                "output_indices": self.output_indices,
+                "max_chunk": self.max_chunk,
+                **({} if self.max_position is None else {"max_position": self.max_position}),
+                "states": [state_to_json(state) for state in self.states],
+            }
+        )
 
     @classmethod
-    def from_json(cls, data: Any) -> Contract:
+    def from_json(cls, data: Any, where: str = "the contract") -> Contract:
         """Read what :meth:`to_json` wrote, today or in version 1.
+
+        Args:
+            data: The JSON.
+            where: What it is called in messages.
 
         Raises:
             ContractError: The JSON is not a contract of a version known here, or contradicts itself.
         """
-        contract = cls(**contract_fields(data))
+        CONTRACT.check(data, where)
+        with reading(where):
+            contract = cls(**contract_fields(data))
         object.__setattr__(contract, "_as_read", data)
         return contract
 

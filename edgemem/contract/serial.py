@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,35 +14,40 @@ from edgemem.contract.axes import insert_axes, remove_axes
 from edgemem.contract.front_end import Stft, front_end_from_json, front_end_to_json
 from edgemem.contract.specs import InputSpec, OutputSpec, StateSpec
 from edgemem.errors import ContractError
+from edgemem.versioned import JsonFormat
 
-FORMAT = "edgemem.contract"
-VERSION = 2
+CONTRACT = JsonFormat(
+    "edgemem.contract",
+    "an edgemem contract",
+    ContractError,
+    way_out="export the model again with: edgemem export SOURCE --out BUNDLE",
+    versions=(1, 2),
+)
 
 
-def contract_fields(data: Any) -> dict[str, Any]:
-    """The fields of a contract from its JSON, of any version known here.
-
-    Raises:
-        ContractError: The JSON is not a contract of a version known here, or contradicts itself.
-    """
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ContractError(f"not an edgemem contract: {str(data)[:80]}")
-    if data.get("version") not in _READERS:
-        raise ContractError(
-            f"contract version {data.get('version')}, this edgemem reads versions {' and '.join(map(str, _READERS))}.",
-            hint="Export the model again, or install the edgemem that wrote it.",
-        )
+@contextlib.contextmanager
+def reading(where: str) -> Iterator[None]:
+    """Every error inside the block becomes a ContractError that names the file and the way out."""
     try:
-        fields = _READERS[data["version"]](data)
-        for state, entry in zip(fields["states"], data["states"], strict=True):
-            if entry.get("bytes") != state.nbytes:
-                raise ContractError(
-                    f"state {state.name!r}: the contract has {entry.get('bytes')} bytes, its shape {state.nbytes}."
-                )
-        options = ("position", "output_indices", "max_chunk")
-        return {**fields, **{key: data[key] for key in options}, "max_position": data.get("max_position")}
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ContractError(f"malformed contract: {type(error).__name__}: {error}") from error
+        yield
+    except ContractError as error:
+        raise ContractError(f"{where}: {error.message}", hint=error.hint or CONTRACT.hint) from error
+    except KeyError as error:
+        raise CONTRACT.refusal(f"{where} is malformed: it has no {error}.") from error
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise CONTRACT.refusal(f"{where} is malformed: {error}.") from error
+
+
+def contract_fields(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a contract from its JSON, of any version known here; see :func:`reading` for its errors."""
+    fields = _READERS[data["version"]](data)
+    for state, entry in zip(fields["states"], data["states"], strict=True):
+        if entry.get("bytes") != state.nbytes:
+            raise ContractError(
+                f"state {state.name!r}: the contract has {entry.get('bytes')} bytes, its shape {state.nbytes}."
+            )
+    options = ("position", "output_indices", "max_chunk")
+    return {**fields, **{key: data[key] for key in options}, "max_position": data.get("max_position")}
 
 
 def input_to_json(spec: InputSpec) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def check_graph(session: Any, contract: Contract, graph: GraphFile) -> None:
     if text is None:
         raise ContractError(f"{graph.file} has no {METADATA_KEY} in its metadata.", hint=_HINT)
     try:
-        found = Contract.from_json(json.loads(text))
+        found = Contract.from_json(json.loads(text), f"{graph.file}: {METADATA_KEY}")
     except ValueError as error:
         raise ContractError(f"{graph.file}: {METADATA_KEY} in its metadata is not JSON: {error}", hint=_HINT) from error
     if found != contract:

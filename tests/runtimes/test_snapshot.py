@@ -93,7 +93,7 @@ def test_one_of_another_model_is_refused(session: Session, folder: Path) -> None
 
 def test_one_of_another_version_is_refused(session: Session) -> None:
     snapshot = with_facts(session.stream().snapshot(), version="3", edgemem="9.9")
-    refused(session, snapshot, "version 3, this edgemem reads versions 1 and 2.\n.*edgemem 9.9")
+    refused(session, snapshot, "version '3', this edgemem reads versions 1 and 2.\nInstall edgemem 9.9, which wrote it")
 
 
 def test_one_of_another_batch_is_refused(session: Session) -> None:
