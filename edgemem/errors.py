@@ -3,32 +3,32 @@
 ::
 
     EdgememError
-    ├── ContractError             a contract, or a graph that claims to keep it, is wrong
-    ├── BundleError               a bundle is missing, truncated, tampered with, or not ours
+    ├── ContractError             a contract is malformed, or a graph does not match it
+    ├── BundleError               a bundle is missing, truncated, changed, or not an edgemem bundle
     ├── ConfigError               a model's configuration is malformed
     ├── ExportError               a model cannot be exported
     │   ├── ProtocolError         a torch module breaks the streaming protocol
     │   └── VerificationError     the exported graph does not compute what the model computes
     ├── RuntimeUnavailableError   an engine is not installed, or does not work on this machine
-    ├── EngineError               an engine cannot be built, or is not for this machine or this bundle
-    ├── PluginError               an entry point of another package does not load, or is not what it should be
+    ├── EngineError               an engine cannot be built, or is for another machine or bundle
+    ├── PluginError               an entry point of another package does not load, or has the wrong type
     ├── InputError                tokens or features of the wrong dtype, shape or range
     ├── NonFiniteError            NaN or infinity in the inputs, the outputs or the state
-    ├── SnapshotError             a snapshot is of another model or version, damaged, or cut short
-    └── MissingDependencyError    an optional package is needed for what was asked
+    ├── SnapshotError             a snapshot is damaged, or belongs to another model or version
+    └── MissingDependencyError    an optional package is not installed
 
-The command line prints the message and exits with 1; nothing else is ever caught and reworded.
+The command line prints the message and exits with 1. It catches no other errors.
 """
 
 from __future__ import annotations
 
 
 class EdgememError(Exception):
-    """Base of every error edgemem raises on purpose.
+    """Base class of every error that edgemem raises on purpose.
 
     Args:
-        message: What was got and what was wanted.
-        hint: How to mend it; printed on a line of its own.
+        message: What was found and what was wanted.
+        hint: How to fix it; printed on a separate line.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -41,11 +41,11 @@ class EdgememError(Exception):
 
 
 class ContractError(EdgememError):
-    """A contract is malformed, or a graph does not keep it."""
+    """A contract is malformed, or a graph does not match it."""
 
 
 class BundleError(EdgememError):
-    """A bundle is missing, truncated, tampered with, or not a bundle."""
+    """A bundle is missing, truncated, changed, or not an edgemem bundle."""
 
 
 class ConfigError(EdgememError):
@@ -69,7 +69,7 @@ class RuntimeUnavailableError(EdgememError):
 
 
 class EngineError(EdgememError):
-    """A compiled engine cannot be built, or was built for another machine, version or bundle, or is damaged."""
+    """A compiled engine cannot be built, is damaged, or was built for another machine, version or bundle."""
 
 
 class PluginError(EdgememError):
@@ -81,12 +81,12 @@ class InputError(EdgememError, ValueError):
 
 
 class NonFiniteError(EdgememError):
-    """The guard saw NaN or infinity."""
+    """The guard found NaN or infinity."""
 
 
 class SnapshotError(EdgememError):
-    """A snapshot does not fit this model, or is damaged."""
+    """A snapshot is damaged, or belongs to another model or version."""
 
 
 class MissingDependencyError(EdgememError):
-    """An optional package is needed for what was asked."""
+    """An optional package is not installed."""

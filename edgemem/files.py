@@ -1,4 +1,4 @@
-"""Files that are never half written, and paths that never leave their folder."""
+"""Files that are never half written, and paths that stay inside their folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from edgemem.errors import BundleError, EdgememError
 
 _HASH_BLOCK_BYTES = 1 << 20
-_FILE_MODE, _FOLDER_MODE = 0o644, 0o755  # temporary files start out readable by their owner alone
+_FILE_MODE, _FOLDER_MODE = 0o644, 0o755  # temporary files are created readable only by their owner
 
 
 def sha256_file(path: Path) -> str:
@@ -29,21 +29,21 @@ def inside(folder: Path, name: str) -> Path:
     """The path of ``name`` in ``folder``.
 
     Raises:
-        BundleError: ``name`` is absolute, or climbs out of ``folder``, also by a symbolic link.
+        BundleError: ``name`` is absolute, or leads out of ``folder``, for example through a symbolic link.
     """
     pure = PurePosixPath(name)
     path = folder / pure
-    climbs = pure.is_absolute() or ".." in pure.parts or "\0" in name
-    if climbs or not path.resolve().is_relative_to(folder.resolve()):
+    leaves = pure.is_absolute() or ".." in pure.parts or "\0" in name
+    if leaves or not path.resolve().is_relative_to(folder.resolve()):
         raise BundleError(f"the file name {name!r} leaves its folder {folder}.", hint="Do not use this bundle.")
     return path
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old content or the new, and never a part.
+    """Write ``data`` to ``path``. Readers see the old content or the new content, never a part.
 
     Raises:
-        EdgememError: The folder is missing or not writable, or the disk is full. The old file is as it was.
+        EdgememError: The folder is missing or not writable, or the disk is full. The old file is unchanged.
     """
     temporary: str | None = None
     try:
@@ -63,13 +63,13 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def _swap(path: Path, new: Path) -> None:
-    """Put ``new`` where ``path`` is. Whatever interrupts it, Ctrl-C too, the old content is never deleted."""
+    """Replace ``path`` by ``new``. The old content is never lost, even if Ctrl-C interrupts this."""
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
     try:
         os.rename(path, old / path.name)
         os.rename(new, path)
     except BaseException:
-        with contextlib.suppress(OSError):  # nothing to put back, or the new one is in its place already
+        with contextlib.suppress(OSError):  # there is nothing to put back, or the new folder is already there
             os.rename(old / path.name, path)
         with contextlib.suppress(OSError):
             old.rmdir()
@@ -79,9 +79,9 @@ def _swap(path: Path, new: Path) -> None:
 
 @contextlib.contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of ``path`` when the block ends without an error.
+    """A new folder to fill. It replaces ``path`` when the block ends without an error.
 
-    Until then, and after any error, what was at ``path`` stays as it was.
+    Until then, and after any error, ``path`` is unchanged.
 
     Raises:
         EdgememError: The parent folder cannot be written, or the disk is full.

@@ -1,9 +1,9 @@
-"""What a memory is: it declares its states, and turns a chunk of queries and its past into slots to attend to.
+"""What a memory is: it declares its states, and turns a chunk and its past into slots for attention.
 
 Symbols::
 
     B streams    T time steps of the call    D width of a head
-    Hq query heads    H key/value heads    G = Hq / H query heads to a key/value head
+    Hq query heads    H key/value heads    G = Hq / H query heads for each key/value head
     R = G·T      the rows of a head's score matrix: all queries that read the same keys
     S            slots: the columns
 """
@@ -35,10 +35,10 @@ class Dims:
         heads: Query heads.
         kv_heads: Key/value heads.
         head_dim: Width of a head.
-        window: Length of the layer's attention window, 0 where it has none. Memories that hold what has left the
-            window (sinks, compressed) start where it ends.
+        window: Length of the layer's attention window; 0 if it has none. Memories of what has left the window
+            (sinks, compressed) start where it ends.
         theta: Base of the rotary frequencies.
-        dtype: Of queries, keys and values, and of the states that hold them as they came.
+        dtype: Of queries, keys and values, and of the states that store them unchanged.
     """
 
     model: int
@@ -51,12 +51,12 @@ class Dims:
 
     @property
     def groups(self) -> int:
-        """Query heads to a key/value head."""
+        """Query heads for each key/value head."""
         return self.heads // self.kv_heads
 
     @property
     def scale(self) -> float:
-        """What scores are multiplied with, ``D^-1/2`` (Vaswani et al. 2017, eq. 1)."""
+        """The factor of the scores, ``D^-1/2`` (Vaswani et al. 2017, eq. 1)."""
         return float(self.head_dim**-0.5)
 
 
@@ -102,12 +102,12 @@ class Chunk:
 
 
 class Slots(NamedTuple):
-    """What a memory offers to the layer's one softmax.
+    """The slots that a memory adds to the layer's softmax.
 
     Attributes:
         scores: ``[B, H, R, S]``, in any floating-point dtype.
         live: Which slots a query may see, bool ``[B or 1, 1, T, S]``; ``None`` where it may see all.
-        read: Turns the softmax' share ``[B, H, R, S]`` into the values' weighted sum ``[B, H, R, D]``.
+        read: Turns the softmax's share ``[B, H, R, S]`` into the values' weighted sum ``[B, H, R, D]``.
     """
 
     scores: Tensor
@@ -197,11 +197,11 @@ def is_number(value: object) -> bool:
 
 
 def at_least(owner: str, option: str, value: int, least: int) -> int:
-    """``value``, if it is a whole number of at least ``least``.
+    """``value``, if it is an integer of ``least`` or more.
 
     Raises:
         ConfigError: It is not.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"memory {owner!r}: {option} must be a whole number of at least {least}, got {value!r}.")
+        raise ConfigError(f"memory {owner!r}: {option} must be an integer of {least} or more, got {value!r}.")
     return value

@@ -1,8 +1,8 @@
-"""Time within one call: where every query stands, and what all layers derive from that alone.
+"""Time within one call: the position of every query, and everything that layers derive from positions alone.
 
 Symbols::
 
-    p      start: position of the first query of the call, int64 [B], each stream its own
+    p      start: position of the first query of the call, int64 [B], one for each stream
     t, j   offset of a query, of a key, in the call: 0 .. T-1
     i      p + t: position of a query
     W      ring length; slot s of a ring holds the newest position congruent to s modulo W
@@ -24,7 +24,7 @@ PHASE_STEPS = 1 << 31
 
 
 class Clock:
-    """Positions of one call, shared by all layers; masks and phases are made once and kept for the call.
+    """Positions of one call, shared by all layers. Masks and phases are computed once a call.
 
     Args:
         start: Position of the first query, int64 ``[B]``.
@@ -39,7 +39,7 @@ class Clock:
         self._made: dict[Hashable, object] = {}
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """What ``make`` returns, made at the first call with this key."""
+        """The result of ``make``, which runs only at the first call with this key."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]  # type: ignore[return-value]
@@ -81,13 +81,13 @@ class Clock:
         return self.once("causal_ones", lambda: (self.offsets[:, None] >= self.offsets).float())
 
     def counts(self) -> Tensor:
-        """How many pairs query ``t`` has seen, itself among them: ``i + 1``, float32 ``[B, 1, T, 1]``."""
+        """How many pairs query ``t`` has seen, including its own: ``i + 1``, float32 ``[B, 1, T, 1]``."""
         return self.once("counts", lambda: (self.positions + 1).float()[:, None, :, None])
 
     def running_mean(self) -> Tensor:
-        """What turns ``[mean, carry, x_0 .. x_{T-1}]`` into the step from the mean to that at query ``t``.
+        """The matrix from ``[mean, carry, x_0 .. x_{T-1}]`` to the step from the old mean to the mean at query ``t``.
 
-        ``carry + Σ_{j≤t} (x_j - mean - carry) / (i + 1)``, as a matrix, float32 ``[B, 1, T, 2 + T]``.
+        It computes ``carry + Σ_{j≤t} (x_j - mean - carry) / (i + 1)``; float32 ``[B, 1, T, 2 + T]``.
         """
 
         def make() -> Tensor:
@@ -117,10 +117,10 @@ class Clock:
 
 
 def phase_angles(positions: Tensor, turns: Sequence[float]) -> Tensor:
-    """``2π · positions · turns``, whatever the position: int64 ``[...]`` to float32 ``[..., F]`` in ``-π .. π``.
+    """``2π · positions · turns``, exact at every position: int64 ``[...]`` to float32 ``[..., F]`` in ``-π .. π``.
 
     The angle is an exact integer phase, ``(position · step_f) mod 2^31`` of a turn, so that position 10^12 is as exact
-    as position 1. Both factors are below 2^31, hence the product stays inside int64.
+    as position 1. Both factors are below 2^31, so the product fits in int64.
 
     Args:
         positions: Positions, or distances (which may be negative).
@@ -135,7 +135,7 @@ def phase_angles(positions: Tensor, turns: Sequence[float]) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs ``(x[f], x[f + D/2])`` of ``x`` [B, H, T, D] by angles with these cosines and signed sines.
 
-    Computed in float32, given back in the dtype of ``x``.
+    Computed in float32, and returned in the dtype of ``x``.
     """
     wide = x.float()
     low, high = torch.chunk(wide, 2, dim=-1)

@@ -1,4 +1,4 @@
-"""Blockwise quantised matrices: how they are computed, and how a weights file holds them.
+"""Blockwise quantised matrices: how they are computed, and how a weights file stores them.
 
 A matrix ``w`` [K, N], multiplied as ``x @ w``, is cut into blocks of ``b`` rows. Each column of a block has one scale::
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from edgemem.precision import QuantType
 
 _RANGE: dict[QuantType, tuple[int, int]] = {"int4": (-8, 7), "int8": (-127, 127)}
-# Where the largest weight of a block lands, before rounding. Beyond the range it is clipped, and the others are finer.
+# The value of a block's largest weight before rounding. Beyond the range it is clipped, and the others get finer.
 _LARGEST: dict[QuantType, tuple[float, ...]] = {"int4": (6.5, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0), "int8": (127.0,)}
 _REFINEMENTS: dict[QuantType, int] = {"int4": 2, "int8": 0}
 _SLICE_ELEMENTS = 1 << 20
@@ -28,7 +28,7 @@ _SLICE_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A matrix of whole numbers and the scales of its blocks.
+    """A matrix of integers, and the scales of its blocks.
 
     Attributes:
         kind: ``"int8"`` or ``"int4"``.
@@ -42,7 +42,7 @@ class QuantizedMatrix:
 
     @property
     def block_size(self) -> int:
-        """Rows to a block."""
+        """Rows in a block."""
         return int(self.values.shape[0] // self.scale.shape[0])
 
     def dequantize(self) -> Tensor:
@@ -51,28 +51,28 @@ class QuantizedMatrix:
         return (blocks.to(self.scale.dtype) * self.scale[:, None]).reshape(self.values.shape)
 
     def stored(self) -> dict[str, Tensor]:
-        """What a weights file holds, by the ending of its name."""
+        """The tensors that a weights file stores, by the suffix of their names."""
         return {self.kind: pack_int4(self.values) if self.kind == "int4" else self.values, "scale": self.scale}
 
 
 def quantize_matrix(weight: Tensor, kind: QuantType, block_size: int, scale_dtype: torch.dtype) -> QuantizedMatrix:
     """The nearest blockwise matrix to ``weight``, by the sum of squared differences.
 
-    int4: from several scales for each block, each refined in turn with the rounding (the scale that fits a rounding
-    best is ``Σ w q / Σ q²``), the best. Scales are positive: TensorRT takes no others. int8: the largest weight of a
-    block becomes ±127; a search would win next to nothing.
+    int4: the best of several scales for each block. Each scale is refined together with the rounding: the best scale
+    for a given rounding is ``Σ w q / Σ q²``. Scales are positive, because TensorRT requires it. int8: the largest
+    weight of a block becomes ±127; a search would gain almost nothing.
 
     Args:
         weight: Floating point ``[K, N]``, K a multiple of ``block_size``.
         kind: ``"int8"`` or ``"int4"``.
-        block_size: Rows to a block.
-        scale_dtype: What the scales are rounded to, before the weights are rounded to them.
+        block_size: Rows in a block.
+        scale_dtype: The scales are rounded to it before the weights are quantised.
     """
     rows, columns = weight.shape
     values = torch.empty(rows, columns, dtype=torch.int8)
     scale = torch.empty(rows // block_size, columns, dtype=scale_dtype)
     with torch.no_grad():
-        step = max(1, _SLICE_ELEMENTS // rows)  # a slice at a time: copies of a large matrix would fill the memory
+        step = max(1, _SLICE_ELEMENTS // rows)  # slice by slice: whole copies of a large matrix would fill the memory
         for start in range(0, columns, step):
             part = weight[:, start : start + step].detach().cpu().float().reshape(rows // block_size, block_size, -1)
             best, best_scale = _quantize_blocks(part, kind, scale_dtype)
@@ -82,7 +82,7 @@ def quantize_matrix(weight: Tensor, kind: QuantType, block_size: int, scale_dtyp
 
 
 def _quantize_blocks(blocks: Tensor, kind: QuantType, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Whole numbers ``[K/b, b, N]`` and scales ``[K/b, 1, N]`` for ``blocks`` [K/b, b, N]."""
+    """Integers ``[K/b, b, N]`` and scales ``[K/b, 1, N]`` for ``blocks`` [K/b, b, N]."""
     least, most = _RANGE[kind]
     largest = blocks.abs().amax(dim=1, keepdim=True)
     smallest = torch.finfo(scale_dtype).tiny  # a block of zeros must not divide by zero
@@ -129,12 +129,12 @@ def read_matrix(name: str, shape: tuple[int, int], read: Callable[[str], Tensor 
     """A quantised matrix from a weights file.
 
     Args:
-        name: The matrix' name.
+        name: The matrix's name.
         shape: ``(K, N)``.
-        read: Gives the file's tensor of a name, or ``None``.
+        read: Returns the file's tensor of that name, or ``None``.
 
     Returns:
-        The matrix; ``None`` where the file holds none of that name and shape.
+        The matrix, or ``None`` if the file has no matrix of that name and shape.
     """
     scale = read(f"{name}.scale")
     packed, values = read(f"{name}.int4"), read(f"{name}.int8")
