@@ -42,20 +42,21 @@ def step_array(spec: InputSpec, x: Any, batch: int) -> Array:
     raise _wrong_shape(spec, shape, batch, "step", list(leads))
 
 
-def chunk_array(spec: InputSpec, x: Any, batch: int) -> Array:
+def chunk_array(spec: InputSpec, x: Any, batch: int, *, may_be_empty: bool = False) -> Array:
     """The data of any number of items, ``[B, N, *item_shape]``.
 
     Args:
         spec: What the graph takes.
         x: ``[N, *item_shape]`` for a batch of one, or ``[B, N, *item_shape]``; ``N`` is 1 or more.
         batch: Streams that advance together, ``B``.
+        may_be_empty: Whether ``N`` may be 0: other inputs are given with it.
 
     Raises:
         InputError: Wrong dtype, shape or range, or nothing at all.
     """
     array = _real_array(spec, x)
     shape, rank = array.shape, len(spec.item_shape)
-    if array.size == 0 and (array.ndim < rank or 0 in shape[: array.ndim - rank]):
+    if array.size == 0 and not may_be_empty and (array.ndim < rank or 0 in shape[: array.ndim - rank]):
         raise InputError(f"feed needs 1 time step or more, got {spec.name} of shape {_show(shape)}.")
     if array.ndim == rank + 1 and batch == 1 and shape[1:] == spec.item_shape:
         return _checked(spec, array[np.newaxis])
@@ -117,7 +118,7 @@ def _real_array(spec: InputSpec, x: Any) -> Array:
 
 def _checked(spec: InputSpec, array: Array) -> Array:
     """``array`` in the dtype that the graph takes, once every token id is known to be in the vocabulary."""
-    if spec.vocab_size is not None and (array.min() < 0 or array.max() >= spec.vocab_size):
+    if spec.vocab_size is not None and array.size and (array.min() < 0 or array.max() >= spec.vocab_size):
         row, time = (int(i) for i in np.argwhere((array < 0) | (array >= spec.vocab_size))[0][:2])
         where = f" (stream {row}, time step {time} of {array.shape[1]})" if array.size > 1 else ""
         raise token_error(spec, int(array[row, time]), where)

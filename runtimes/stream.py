@@ -155,7 +155,8 @@ class Stream:
         self._refuse_unready()
         data = self._contract.data
         given = named(data, x, "feed")
-        items = {spec.name: chunk_array(spec, given[spec.name], self.batch) for spec in data}
+        several = len(data) > 1
+        items = {spec.name: chunk_array(spec, given[spec.name], self.batch, may_be_empty=several) for spec in data}
         return self._feed(items, outputs)
 
     def finish(self, pad: float = 0) -> Any:

@@ -13,15 +13,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgemem.bundle import Bundle, GraphFile, Manifest, open_bundle, write_bundle
-from edgemem.contract import METADATA_KEY, OUTPUT_INDICES, POSITION, Contract, InputSpec, OutputSpec, StateSpec
-
-ONNX_TYPES = {
-    "float32": TensorProto.FLOAT,
-    "float16": TensorProto.FLOAT16,
-    "bfloat16": TensorProto.BFLOAT16,
-    "int64": TensorProto.INT64,
-    "int32": TensorProto.INT32,
-}
+from edgemem.contract import (
+    METADATA_KEY,
+    OUTPUT_INDICES,
+    POSITION,
+    Contract,
+    InputSpec,
+    OutputSpec,
+    StateSpec,
+    TensorSpec,
+)
+from edgemem.dtypes import element_type
 
 
 class Nodes:
@@ -54,27 +56,13 @@ class Nodes:
 def model_proto(contract: Contract, nodes: Nodes, *, opset: int = 20, metadata: str | None = None) -> onnx.ModelProto:
     """An ONNX model whose inputs and outputs are those of the contract."""
 
-    def value(name: str, dtype: str, shape: Sequence[Any]) -> onnx.ValueInfoProto:
-        return helper.make_tensor_value_info(name, ONNX_TYPES[dtype], list(shape))
+    def value(tensor: TensorSpec) -> onnx.ValueInfoProto:
+        axes = [axis if isinstance(axis, int) else str(axis) for axis in tensor.axes]
+        return helper.make_tensor_value_info(tensor.name, element_type(tensor.dtype).onnx, axes)
 
-    inputs = [value(contract.input.name, contract.input.dtype, ["B", "T", *contract.input.shape])]
-    if contract.position == "input":
-        inputs.append(value(POSITION, "int64", ["B"]))
-    if contract.output_indices:
-        inputs.append(value(OUTPUT_INDICES, "int64", ["S"]))
-    outputs = [
-        value(
-            contract.output.name,
-            contract.output.dtype,
-            ["B", "S" if contract.output_indices else "T", *contract.output.shape],
-        )
-    ]
-    for state in contract:
-        inputs.append(value(state.input_name, state.dtype, ["B", *("P" if n is None else n for n in state.shape)]))
-        new: list[Any] = ["B", *("Q" if n is None else n for n in state.shape)]
-        if state.update == "append":
-            new[2] = "T"
-        outputs.append(value(state.output_name, state.dtype, new))
+    graph_file = GraphFile("", 1, 2)
+    inputs = [value(tensor) for tensor in contract.inputs(graph_file)]
+    outputs = [value(tensor) for tensor in contract.outputs(graph_file)]
     graph = helper.make_graph(nodes.list, "tiny", inputs, outputs, initializer=nodes.initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     helper.set_model_props(model, {METADATA_KEY: metadata or json.dumps(contract.to_json())})

@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from edgemem.bundle import Bundle
 from edgemem.contract import POSITION, Contract, InputSpec, OutputSpec, StateSpec, initial_state
+from edgemem.dtypes import element_type
 from edgemem.runtimes.rings import write_ring
 from tests.runtimes import tiny
 from tests.runtimes.trt.machine import machine
@@ -60,7 +61,7 @@ def model(contract: Contract) -> Any:
     total = nodes.Add(total, where)
     added = nodes.ReduceSum(x, nodes.const([1]), keepdims=0)  # [B]
     for index, state in enumerate(contract):
-        kind = tiny.ONNX_TYPES[state.dtype]
+        kind = element_type(state.dtype).onnx
         past = nodes.Cast(state.input_name, to=TensorProto.FLOAT)
         flat = nodes.Reshape(past, nodes.const([0, -1] if state.shape else [-1, 1]))
         seen = nodes.Unsqueeze(nodes.MatMul(flat, nodes.const(weights(state, index))), nodes.const([1]))
