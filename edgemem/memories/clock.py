@@ -105,8 +105,11 @@ class Clock:
 
         def make() -> tuple[Tensor, Tensor]:
             turns = [theta ** (-2 * f / head_dim) / (2 * math.pi) for f in range(head_dim // 2)]
-            angle = phase_angles(positions, turns)  # [..., T, D/2]
+            spare = -len(turns) % VECTOR
+            angle = phase_angles(positions, turns + [0.0] * spare)  # [..., T, D/2 + spare]
             cos, sin = angle.cos(), angle.sin()
+            if spare:
+                cos, sin = cos[..., :-spare], sin[..., :-spare]
             head_axis = positions.dim() - 1
             return (
                 torch.cat([cos, cos], dim=-1).unsqueeze(head_axis),
@@ -114,6 +117,11 @@ class Clock:
             )
 
         return self.once(("rotary", key, head_dim, theta), make)
+
+
+VECTOR = 16
+"""Floats that the widest vector register holds. Engines compute what does not fill one by another formula, whose last
+bit may differ: then a row of a batch would not be bit-equal to the stream alone."""
 
 
 def phase_angles(positions: Tensor, turns: Sequence[float]) -> Tensor:
