@@ -6,26 +6,24 @@ nothing; the commit writes the new entries into their rings and swaps the replac
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemem.contract import StateSpec
 from edgemem.dtypes import decode_bfloat16
-from edgemem.errors import EdgememError, InputError, NonFiniteError, SnapshotError
+from edgemem.errors import InputError, SnapshotError
 from edgemem.files import write_atomic
 from edgemem.runtimes import snapshot
-from edgemem.runtimes.arena import Arena
-from edgemem.runtimes.buffers import HELD, Buffers
-from edgemem.runtimes.engine import Call, Engine
-from edgemem.runtimes.guard import Rows, check_data, check_new, checked_positions, checked_rows, checked_states
+from edgemem.runtimes.buffers import HELD
+from edgemem.runtimes.engine import Engine
+from edgemem.runtimes.feeder import Feeder
+from edgemem.runtimes.guard import Rows, check_data, checked_positions, checked_rows, checked_states
 from edgemem.runtimes.inputs import chunk_array, held_array, named, step_array, token_error
+from edgemem.runtimes.lane import Lane
 from edgemem.runtimes.memory import Array, Memory
-from edgemem.runtimes.results import Result, Results
 from edgemem.runtimes.top import Top, largest
 
 if TYPE_CHECKING:
@@ -48,22 +46,18 @@ class Stream:
         self._session = session
         self._contract = contract = session.contract
         self._guard = session.guard
-        self._engine = engine
-        self._arena = arena = Arena(engine.memory, contract, batch, session.max_time)
-        self._buffers = Buffers(contract, batch)
-        self._positions: NDArray[np.int64] = arena.positions
-        self._common: int | None = 0  # position of every row, None where rows differ
-        self._step_input = arena.step_inputs[contract.input.name]  # [B, takes, *input.shape]
-        self._step_output = arena.step_outputs[contract.output.name][:, 0]  # [B, *output.shape]
+        self._lane = lane = Lane(contract, engine, batch, session.max_time)
+        self._buffers = lane.buffers
+        self._feeder = Feeder(contract, lane, batch, session.guard, session.pieces)
+        self._positions = lane.positions
+        self._step_input = lane.arena.step_inputs[contract.input.name]  # [B, takes, *input.shape]
+        self._step_output = lane.arena.step_outputs[contract.output.name][:, 0]  # [B, *output.shape]
         self._vocab_size = contract.input.vocab_size or 0
         self._limit = contract.max_position
         self._plain = contract.is_plain
         self._takes_int = batch == 1 and self._plain and contract.input.is_tokens and contract.input.shape == ()
         self._decodes = contract.output.dtype == "bfloat16"
-        self._direct = self._plain and arena.memory.on_host and not self._decodes and not arena.growing
-        self._ended = False
-        self._chunk_calls: dict[tuple[int, int], tuple[object, Call]] = {}
-        self._calls: tuple[Call, ...] = () if arena.growing else self._step_calls()
+        self._direct = self._plain and self.memory.on_host and not self._decodes and not lane.arena.growing
 
     # What a user calls.
 
@@ -80,7 +74,7 @@ class Stream:
     @property
     def memory(self) -> Memory:
         """Where its state lies, and through which everything is issued on a device."""
-        return self._arena.memory
+        return self._lane.arena.memory
 
     def step(self, x: Any) -> Any:
         """Advance by one step.
@@ -97,7 +91,7 @@ class Stream:
             InputError: Wrong dtype, shape or range; a held input was never given; or the stream has ended.
             NonFiniteError: The guard is on and saw NaN or infinity.
         """
-        if not self._plain or self._ended:
+        if not self._plain or self._lane.ended:
             return self._step_of_items(x)
         self._take(x)
         return self._guarded_step() if self._guard else self._step()
@@ -124,12 +118,13 @@ class Stream:
         output = self._contract.output
         if len(output.shape) != 1 or not self._plain or not isinstance(k, int) or not 1 <= k <= output.shape[0]:
             raise InputError(f"step_top with k={k!r} of {output.name} {list(output.shape)}: it takes 1 to V of [V].")
-        if self._guard or self._ended or k > self._engine.picks:
+        if self._guard or self._lane.ended or k > self._lane.engine.picks:
             return largest(self.step(x), k)
         self._take(x)
-        self._run(self._calls[self._arena.side])
-        top = self._engine.top(k)
-        self._commit(1)
+        lane = self._lane
+        lane.run(lane.calls[lane.arena.side])
+        top = lane.engine.top(k)
+        lane.commit(1)
         return top
 
     def feed(self, x: Any, outputs: Outputs = "last") -> Any:
@@ -152,12 +147,12 @@ class Stream:
         """
         if outputs not in get_args(Outputs):
             raise InputError(f"outputs={outputs!r} is not one of {', '.join(get_args(Outputs))}.")
-        self._refuse_unready()
+        self._feeder.refuse_unready()
         data = self._contract.data
         given = named(data, x, "feed")
         several = len(data) > 1
         items = {spec.name: chunk_array(spec, given[spec.name], self.batch, may_be_empty=several) for spec in data}
-        return self._feed(items, outputs)
+        return self._feeder.feed(items, outputs)
 
     def finish(self, pad: float = 0) -> Any:
         """End the stream: fill up a step that is not complete, and give the outputs that are still due.
@@ -171,7 +166,7 @@ class Stream:
         Raises:
             InputError: The stream has ended before.
         """
-        self._refuse_unready()
+        self._feeder.refuse_unready()
         contract, batch = self._contract, self.batch
         left = {spec.name: self._buffers.left_over(spec) for spec in contract.data}
         steps = self._buffers.delay_steps + any(array.shape[1] for array in left.values())
@@ -179,9 +174,8 @@ class Stream:
         for spec in contract.data:
             missing = max(0, steps * spec.step_items - left[spec.name].shape[1])
             fill[spec.name] = np.full((batch, missing, *spec.item_shape), pad, left[spec.name].dtype)
-        result = self._feed(fill, "all")
-        self._buffers.arrays["ended"] = np.ones(batch, bool)
-        self._ended = True
+        result = self._feeder.feed(fill, "all")
+        self._lane.end()
         return result
 
     def hold(self, held: Mapping[str, Any]) -> None:
@@ -199,17 +193,14 @@ class Stream:
         values = {name: held_array(specs[name], value, self.batch) for name, value in held.items()}
         for name, value in values.items():
             self._buffers.arrays[HELD + name] = value.copy()
-            self._arena.hold(specs[name], value)
+            self._lane.arena.hold(specs[name], value)
 
     def reset(self, rows: Rows = None) -> None:
         """Put all streams, or those rows, back to position 0 and the initial state."""
         chosen = checked_rows(rows, self.batch)
         if chosen is not None and not self._contract.has_fixed_size and len(set(chosen)) < self.batch:
             raise InputError("a growing state cannot be reset for some streams only.", hint="Reset all of them.")
-        self._arena.reset(chosen)
-        self._buffers.reset(chosen)
-        self._positions[slice(None) if chosen is None else chosen] = 0
-        self._rows_changed()
+        self._lane.reset(chosen)
 
     def fork(self, rows: Rows = None) -> Stream:
         """An independent copy: of all streams, or of those rows, in that order; a row may be taken several times."""
@@ -217,7 +208,7 @@ class Stream:
         if chosen == []:
             raise InputError("a fork needs 1 row or more, got none.")
         copy = self._session.new_stream(self.batch if chosen is None else len(chosen))
-        copy._copy([(self, chosen)])
+        copy._lane.copy([(self._lane, chosen)])
         return copy
 
     @classmethod
@@ -236,7 +227,7 @@ class Stream:
         if rows > 1 and not session.contract.has_batches:
             raise InputError("the graph has tensors without a batch axis: its streams cannot be joined.")
         joined = session.new_stream(rows)
-        joined._copy([(stream, None) for stream in streams])
+        joined._lane.copy([(stream._lane, None) for stream in streams])
         return joined
 
     def split(self, rows: Rows) -> Stream:
@@ -288,12 +279,12 @@ class Stream:
             self.load_state(parts.state, parts.positions)
         except InputError as error:
             raise SnapshotError(f"the snapshot does not hold this model's state: {error}") from error
-        self._load_buffers(parts.buffers)
+        self._lane.load_buffers(parts.buffers)
         return parts.note
 
     def state(self) -> dict[str, Array]:
         """Copies of every state by name, ``[B, *shape]``; bfloat16 as its bits in uint16."""
-        return self._arena.read_state()
+        return self._lane.arena.read_state()
 
     def load_state(self, state: Mapping[str, Array], positions: Any) -> None:
         """Replace state and positions; items left over are dropped.
@@ -307,54 +298,16 @@ class Stream:
             NonFiniteError: The guard is on and a state holds NaN or infinity; the stream is as it was.
         """
         where = checked_positions(self._contract, positions, self.batch)
-        self._install(checked_states(self._contract, state, where, self._guard), where)
+        self._lane.install(checked_states(self._contract, state, where, self._guard), where)
         self._buffers.reset(None)
-        self._rows_changed()
+        self._lane.changed()
 
     # How it is done.
-
-    def _step_calls(self) -> tuple[Call, Call]:
-        """What runs a step that reads each copy of the replaced states; on a device it also brings the data there."""
-        first, second = (
-            self._engine.bind(1, self._arena.inputs(1, 1, side), self._arena.outputs(1, 1, side)) for side in (0, 1)
-        )
-        if self._arena.memory.on_host:
-            return self._engine.ready((first, second))
-        send = self._arena.send_step
-
-        def sending(call: Call) -> Call:
-            def run() -> None:
-                send()
-                call()
-
-            return run
-
-        return self._engine.ready((sending(first), sending(second)))
-
-    def _chunk_call(self, time: int, wanted: int) -> Call:
-        """What runs a chunk; that of the longest is kept."""
-        arena = self._arena
-        key, block = (wanted, arena.side), arena.wide(time, wanted)
-        known, call = self._chunk_calls.get(key, (None, None))
-        if call is not None and known is block and time == self._session.max_time:
-            return call
-        call = self._engine.bind(time, arena.inputs(time, wanted, arena.side), arena.outputs(time, wanted, arena.side))
-        if time == self._session.max_time and not arena.growing:
-            self._chunk_calls[key] = (block, call)
-        return call
-
-    def _run(self, call: Call) -> None:
-        try:
-            call()
-        except EdgememError:
-            raise
-        except Exception as error:
-            raise EdgememError(f"{self._engine.title} failed at position {self.position}: {error}") from error
 
     def _take(self, x: Any) -> None:
         """Check the data of one step and write it to ``_step_input``."""
         if self._limit is not None:
-            self._check_room(1)
+            self._feeder.check_room(1)
         if type(x) is int and self._takes_int:
             if not 0 <= x < self._vocab_size:
                 raise token_error(self._contract.input, x)
@@ -369,49 +322,41 @@ class Stream:
         A run reads all weights, which drives this code and its objects out of the caches: what follows the run costs
         ten times what it costs in a loop of its own, so little may follow.
         """
-        position = self._common
+        lane = self._lane
+        position = lane.common
         if position is None or not self._direct:
             output = self._compute_step()
-            self._commit(1)
+            lane.commit(1)
             return output
-        arena, appends, positions, output = self._arena, self._arena.append_step, self._positions, self._step_output
+        arena, positions, output = lane.arena, self._positions, self._step_output
+        appends = arena.append_step
         try:
-            self._calls[arena.side]()
+            lane.calls[arena.side]()
         except Exception as error:
-            if isinstance(error, EdgememError):
-                raise
-            raise EdgememError(f"{self._engine.title} failed at position {self.position}: {error}") from error
+            raise lane.failed(error) from error
         for append, window in appends:
             append(position % window)
         arena.side ^= 1
-        self._common = position = position + 1
+        lane.common = position = position + 1
         positions.fill(position)
         return output
 
     def _compute_step(self) -> Array:
         """Compute one step from ``_step_input``, leaving the state alone; ``[B, *output.shape]``."""
-        arena = self._arena
-        if arena.growing:
-            arena.reserve(1)
-            arena.send_step()
-            inputs, outputs = arena.inputs(1, 1, arena.side), arena.outputs(1, 1, arena.side)
-            self._run(self._engine.bind(1, inputs, outputs))
-        else:
-            self._run(self._calls[arena.side])
-        arena.fetch_step()
+        self._lane.compute_step()
         return decode_bfloat16(self._step_output) if self._decodes else self._step_output
 
     def _guarded_step(self) -> Array:
         name = self._contract.input.name
         check_data(self._contract, {name: self._step_input}, self._positions)
         output = self._compute_step()
-        self._check_new(1, {self._contract.output.name: output[:, np.newaxis]})
-        self._commit(1)
+        self._feeder.check_new(1, {self._contract.output.name: output[:, np.newaxis]})
+        self._lane.commit(1)
         return output
 
     def _step_of_items(self, x: Any) -> Any:
         """A step of a model that takes or gives more than one item of one tensor."""
-        self._refuse_unready()
+        self._feeder.refuse_unready()
         contract = self._contract
         for spec in contract.data:
             if left := self._buffers.left_over(spec).shape[1]:
@@ -421,186 +366,8 @@ class Stream:
                 )
         given = named(contract.data, x, "step")
         items = {spec.name: step_array(spec, given[spec.name], self.batch) for spec in contract.data}
-        return self._feed(items, "last")
-
-    def _feed(self, items: dict[str, Array], outputs: Outputs) -> Result:
-        """Advance by the steps that ``items`` and what was left over fill."""
-        data, buffers = self._contract.data, self._buffers
-        if self._guard:
-            check_data(self._contract, items, self._positions)
-        for spec in data:
-            if (left := buffers.left_over(spec)).shape[1]:
-                items[spec.name] = np.concatenate([left, items[spec.name]], axis=1)
-        steps = min(items[spec.name].shape[1] // spec.step_items for spec in data)
-        self._refuse_overflow(items, steps)
-        if self._limit is not None:
-            self._check_room(steps)
-        lengths = list(self._session.pieces(steps))
-        before = (self.state(), self.positions, buffers.copy()) if self._guard and len(lengths) > 1 else None
-        results = Results(self._contract, self.batch, steps, outputs)
-        done = 0
-        try:
-            for length in lengths:
-                results.add(self._piece(items, done, length, results.every))
-                done += length
-        except NonFiniteError:
-            if before is not None:
-                self._install(*before[:2])
-                buffers.arrays = before[2]
-            raise
-        for spec in data:
-            buffers.keep(spec, items[spec.name][:, steps * spec.step_items :])
-        return results.result()
-
-    def _piece(self, items: Mapping[str, Array], start: int, time: int, every: bool) -> dict[str, Array]:
-        """Compute ``time`` steps from step ``start`` of ``items`` on, and make them the state; outputs by name."""
-        part = {}
-        for spec in self._contract.data:
-            part[spec.name] = items[spec.name][:, start * spec.step_items : (start + time) * spec.step_items]
-        data, after_data = self._buffers.graph_data(part, time)
-        computed = self._compute(time, data, every)
-        outputs, after_outputs = self._buffers.host_outputs(computed)
-        if self._guard:
-            self._check_new(time, outputs)
-        self._commit(time)
-        self._buffers.commit(after_data, after_outputs)
-        if start == 0:
-            for spec in self._contract.data:
-                self._buffers.keep(spec, items[spec.name][:, :0])
-        return outputs
-
-    def _compute(self, time: int, data: Mapping[str, Array], every: bool) -> dict[str, Array]:
-        """Compute ``time`` steps, leaving the state alone: outputs by name ``[B, N, ...]``, bfloat16 as bits."""
-        arena = self._arena
-        arena.reserve(time)
-        if time == 1:
-            for name, array in data.items():
-                arena.step_inputs[name][...] = array
-            if arena.growing:
-                self._compute_step()
-            else:
-                self._run(self._calls[arena.side])
-                arena.fetch_step()
-            return dict(arena.step_outputs)
-        indices = None
-        wanted = time
-        if self._contract.output_indices:
-            indices = np.arange(time) if every else np.array([time - 1])
-            wanted = len(indices)
-        arena.send_chunk(time, data, indices)
-        self._run(self._chunk_call(time, wanted))
-        return arena.fetch(time, wanted, last=not every)
-
-    def _check_new(self, time: int, outputs: Mapping[str, Array]) -> None:
-        check_new(self._contract, time, self._positions, outputs, self._new_states(time))
-
-    def _new_states(self, time: int) -> Iterator[tuple[StateSpec, Array]]:
-        for state in self._contract:
-            yield state, self._arena.new(state, time)
-
-    def _commit(self, time: int) -> None:
-        """Make what the last computation gave the state."""
-        self._arena.commit(time, self._common)
-        if self._common is not None:
-            self._common += time
-            self._positions.fill(self._common)
-        else:
-            self._positions += time
-
-    def _check_room(self, time: int) -> None:
-        limit = self._limit
-        assert limit is not None
-        if (last := int(self._positions.max())) + time > limit:
-            raise InputError(
-                f"the stream is at position {last}: {time} more would pass the {limit} that this model was exported "
-                "for.",
-                hint="Reset the stream, or export with a larger --max-length, or with --memory to stream for ever.",
-            )
-
-    def _refuse_unready(self) -> None:
-        if self._ended:
-            raise InputError("the stream has ended.", hint="Call reset() to start again, or open another stream.")
-        missing = [spec.name for spec in self._contract.held if HELD + spec.name not in self._buffers.arrays]
-        if missing:
-            raise InputError(
-                f"the input {', '.join(missing)} holds for the whole stream and was never given.",
-                hint=f"Open it with session.stream(held={{{missing[0]!r}: ...}}), or call stream.hold().",
-            )
-
-    def _refuse_overflow(self, items: Mapping[str, Array], steps: int) -> None:
-        """Refuse inputs of which one runs ahead of another by more than a step: nothing could hold them."""
-        for spec in self._contract.data:
-            if (left := items[spec.name].shape[1] - steps * spec.step_items) >= spec.step_items:
-                takes = ", ".join(f"{each.step_items} of {each.name}" for each in self._contract.data)
-                raise InputError(
-                    f"{spec.name} runs ahead of the other inputs by {left} items; a step takes {takes}.",
-                    hint="Feed as many steps of every input.",
-                )
-
-    def _install(self, state: Mapping[str, Array], positions: NDArray[np.int64]) -> None:
-        self._positions[...] = positions
-        self._arena.write_state(state, int(positions[0]))
-        self._rows_changed()
-
-    def _load_buffers(self, arrays: Mapping[str, Array]) -> None:
-        self._buffers.arrays |= {name: array.copy() for name, array in arrays.items()}
-        self._write_held()
-        self._rows_changed()
-
-    def _write_held(self) -> None:
-        for spec in self._contract.held:
-            if (value := self._buffers.arrays.get(HELD + spec.name)) is not None:
-                self._arena.hold(spec, value)
-
-    def _copy(self, sources: Sequence[tuple[Stream, Sequence[int] | None]]) -> None:
-        """Take over states, positions and buffers: those rows of each stream, one stream behind the other."""
-        for source, _ in sources:
-            source._engine.finish()  # its work is issued elsewhere, and must be done before it is copied
-        first = 0
-        for source, chosen in sources:
-            rows = range(source.batch) if chosen is None else chosen
-            if self._arena.growing:
-                self._copy_growing(sources)
-            elif chosen is None and source.batch == self.batch:
-                self._arena.copy_state(source._arena)
-            else:
-                self._arena.copy_rows(source._arena, rows, first)
-            self._buffers.copy_rows(source._buffers, rows, first)
-            first += len(rows)
-        self._engine.finish()
-        self._write_held()
-        self._rows_changed()
-
-    def _copy_growing(self, sources: Sequence[tuple[Stream, Sequence[int] | None]]) -> None:
-        """The same by way of the host, for states that grow."""
-        states = [(source.state(), slice(None) if rows is None else list(rows)) for source, rows in sources]
-        joined = {name: np.concatenate([state[name][rows] for state, rows in states]) for name in states[0][0]}
-        self._install(joined, np.concatenate([s._positions[slice(None) if r is None else list(r)] for s, r in sources]))
-
-    def _rows_changed(self) -> None:
-        first = int(self._positions[0])
-        self._common = first if bool((self._positions == first).all()) else None
-        ended = self._buffers.arrays.get("ended")
-        self._ended = ended is not None and bool(ended.any())
+        return self._feeder.feed(items, "last")
 
     def _close(self) -> None:
         """Let go of the model, so that every later call raises."""
-        with contextlib.suppress(EdgememError):  # a device that failed has nothing left to wait for
-            self._engine.finish()
-        self._calls = (_closed, _closed)
-        self._chunk_calls.clear()
-        self._engine = _ClosedEngine(self._engine)
-
-
-def _closed() -> None:
-    raise EdgememError("the session is closed.", hint="Open the bundle again.")
-
-
-class _ClosedEngine(Engine):
-    """What is left of an engine when its session is closed: every call raises."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.memory, self.title, self.runtime = engine.memory, engine.title, engine.runtime  # type: ignore[misc]
-
-    def bind(self, time: int, inputs: Any, outputs: Any) -> Call:
-        return _closed
+        self._lane.close()

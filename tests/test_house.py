@@ -41,7 +41,6 @@ CYCLES_LEFT = [
 IMPORTS_LEFT = set[tuple[str, str]]()
 LONG_FILES = {
     "edgemem.export.hf.attention",
-    "edgemem.runtimes.stream",
 }
 LONG_FUNCTIONS = {
     "edgemem.export.passes.half._halve",

@@ -250,7 +250,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def sent_bytes(stream: Stream) -> int:
     """Bytes from the start of a step's data to the end of its positions, which go in one copy."""
-    layout = stream._arena.layout
+    layout = stream._lane.arena.layout
     return layout.positions.end - layout.step_inputs["tokens"].offset
 
 

@@ -13,9 +13,10 @@ from edgemem.bundle import Bundle
 from edgemem.errors import EdgememError
 from edgemem.runtimes.arena import Arena
 from edgemem.runtimes.cuda import CudaBlock
+from edgemem.runtimes.lane import Lane
 from edgemem.runtimes.memory import Box
 from edgemem.runtimes.rings import Rings
-from edgemem.runtimes.session import Session, Stream
+from edgemem.runtimes.session import Session
 from edgemem.runtimes.trt.session import StreamEngine, TrtSession
 from tests.runtimes import tiny
 from tests.runtimes.trt.machine import Machine, machine
@@ -99,7 +100,7 @@ def stands_still(original: Any, arena: Arena, time: int, common: int | None) -> 
 def no_first_run(original: Any, engine: StreamEngine, steps: Any) -> Any:
     try:
         return tuple(engine.memory.capture(run).launch for run in steps)
-    except EdgememError:
+    except (EdgememError, RuntimeError):
         engine._shared.cuda_graphs = False
         return steps
 
@@ -148,8 +149,8 @@ MISTAKES: dict[str, Break] = {
     ),
     "a chunk is not appended": wrapped(Rings, "_append_chunk", lambda f, rings, *what: None),
     "the sides never swap": wrapped(Arena, "commit", stands_still),
-    "both graphs go one way": wrapped(Stream, "_step_calls", lambda f, stream: f(stream)[:1] * 2),
-    "the graphs are swapped": wrapped(Stream, "_step_calls", lambda f, stream: f(stream)[::-1]),
+    "both graphs go one way": wrapped(Lane, "step_calls", lambda f, lane: f(lane)[:1] * 2),
+    "the graphs are swapped": wrapped(Lane, "step_calls", lambda f, lane: f(lane)[::-1]),
     "the sides are bound the wrong way round": wrong_way_round,
     "a state is written where it is read": wrapped(Arena, "outputs", in_place),
     "the state is not restored after the capture": wrapped(

@@ -210,7 +210,7 @@ def test_a_step_is_a_launch_the_appends_and_a_copy_of_the_output(
     device: Machine, session: TrtSession, batch: int
 ) -> None:
     stream = session.stream(batch)
-    layout = stream._arena.layout
+    layout = stream._lane.arena.layout
     stream.step([1] * batch)
     stream.snapshot()  # waits
     device.cuda.moved.clear()
@@ -257,7 +257,7 @@ def test_a_snapshot_a_restore_and_a_fork_are_one_copy_each(device: Machine, sess
     device.cuda.moved.clear()
     copy = session.stream(2)
     with device.cuda.counted() as calls:
-        copy._copy([(stream, None)])
+        copy._lane.copy([(stream._lane, None)])
     assert calls == {"cudaMemcpyAsync DeviceToDevice": 1, "cudaStreamSynchronize": 2}
 
 
