@@ -1,16 +1,18 @@
 """The streaming protocol: what a torch module must offer to be exported.
 
-A module declares what it carries, takes it, and gives it back::
+A module declares its inputs, outputs and states, takes its state, and returns the new one::
 
     class Model(nn.Module):
         def contract(self) -> Contract: ...
         def forward(self, x, state): ...
             return outputs, new_state
 
-``x`` is the data ``[B, T, ...]``; ``state`` maps the name of every declared state to its tensor ``[B, *shape]``, and,
-where the contract says ``position="input"``, ``"position"`` to int64 ``[B]``. ``new_state`` has the same names: the
-whole new value of a replaced state, the ``T`` new entries ``[B, H, T, D]`` of an appended one. A third parameter
-``output_indices`` (int64 ``[S]``) lets a caller ask for some time steps' outputs only.
+``x`` is the data ``[B, T, ...]`` where the contract has one input, else a dict of tensors by name. ``state`` maps the
+name of every declared state to its tensor ``[B, *shape]`` and, where the contract has ``position="input"``,
+``"position"`` to int64 ``[B]``. ``outputs`` is a tensor where the contract has one output, else a tuple in its order or
+a dict. ``new_state`` has the names of the states: the whole new value of a replaced state, the ``T`` new entries
+``[B, H, T, D]`` of an appended one. Where the contract puts a batch or time axis elsewhere, the tensors have it there.
+A third parameter ``output_indices`` (int64 ``[S]``) lets a caller ask for some time steps' outputs only.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class StreamingModule(Protocol):
     def contract(self) -> Contract:
         """What the module takes, gives and carries."""
 
-    def forward(self, x: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def forward(self, x: Any, state: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Tensor]]:
         """Outputs for the ``T`` time steps of ``x``, and the new state."""
 
 
@@ -56,25 +58,26 @@ def takes_output_indices(module: nn.Module) -> bool:
 
 
 def example_inputs(contract: Contract, batch: int, time: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random values for every input of a call of ``time`` steps, as the graph takes them.
+    """Random values for every input of a call of ``time`` steps, as the graph takes them; a fixed input has its value.
 
-    Token ids are uniform, real values standard normal; a fixed input has its value.
+    See :func:`random_values`.
     """
-    found = {}
-    for tensor in contract.inputs(GraphFile("", time, time)):
-        spec = tensor.spec
-        if isinstance(spec, InputSpec):
-            found[spec.name] = _example(spec, tensor.shape(Sizes(batch, time)), generator)
-    return found
+    return {
+        tensor.name: random_values(tensor.spec, tensor.shape(Sizes(batch, time)), generator)
+        for tensor in contract.inputs(GraphFile("", time, time))
+        if isinstance(tensor.spec, InputSpec)
+    }
 
 
-def _example(spec: InputSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def random_values(spec: InputSpec, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Values of an input: uniform token ids, fair coin flips for bool, else standard normal values."""
     dtype = TORCH_DTYPES[spec.dtype]
     if spec.role == "fixed":
         return torch.tensor(spec.value, dtype=dtype)
     if spec.is_tokens:
         return torch.randint(0, spec.vocab_size or 1, shape, generator=generator, dtype=dtype)
-    return torch.randn(shape, generator=generator).to(dtype)
+    values = torch.randn(shape, generator=generator)
+    return values > 0 if dtype == torch.bool else values.to(dtype)
 
 
 def example_input(contract: Contract, batch: int, time: int, generator: torch.Generator) -> Tensor:
@@ -87,12 +90,25 @@ def as_one(contract: Contract, tensors: Mapping[str, Tensor]) -> Any:
     return tensors[contract.input.name] if len(contract.input_specs) == 1 else dict(tensors)
 
 
-def by_name(contract: Contract, output: Any) -> dict[str, Tensor]:
-    """What ``forward`` gives, by name: it may give a tensor where there is one output, a tuple, or a mapping."""
+def by_name(contract: Contract, output: Any) -> dict[str, Any]:
+    """What ``forward`` returns as its outputs, by name. An undeclared entry of a mapping is left out.
+
+    Args:
+        contract: The module's contract.
+        output: A tensor where there is one output, else a tuple in the contract's order or a mapping.
+
+    Raises:
+        ProtocolError: There are fewer or more than declared.
+    """
     names = [spec.name for spec in contract.output_specs]
     if isinstance(output, Mapping):
+        if missing := [name for name in names if name not in output]:
+            raise ProtocolError(f"forward returned the outputs {', '.join(output) or 'none'}, without {missing[0]!r}.")
         return {name: output[name] for name in names}
-    return dict(zip(names, (output,) if isinstance(output, Tensor) else output, strict=True))
+    values = output if isinstance(output, tuple | list) else (output,)
+    if len(values) != len(names):
+        raise ProtocolError(f"forward returned {len(values)} outputs, the contract has {', '.join(names)}.")
+    return dict(zip(names, values, strict=True))
 
 
 def initial_tensors(contract: Contract, batch: int, *, length: int = 0) -> dict[str, Tensor]:
@@ -139,10 +155,11 @@ def check_protocol(module: object) -> nn.Module:
 
 def _check_call(module: nn.Module, contract: Contract, time: int) -> None:
     own, batch = module_inside(module), telling_batch(contract)
-    x = example_input(contract, batch, time, torch.Generator().manual_seed(0))
-    call = f"{type(own).__name__}.forward on data of shape {list(x.shape)}"
+    data = example_inputs(contract, batch, time, torch.Generator().manual_seed(0))
+    call = f"{type(own).__name__}.forward on {described(contract.input_specs, data)}"
     before = kept(own)
     with torch.inference_mode(), Origins(own, find_nan=True) as origins:
+        x = as_one(contract, data)
         try:
             result, again = (module(x, initial_tensors(contract, batch)) for _ in range(2))
         except ProtocolError:
@@ -153,24 +170,13 @@ def _check_call(module: nn.Module, contract: Contract, time: int) -> None:
                 f"{call} raised {type(error).__name__}{where}: {error}",
                 hint=raised_at(error) or "See docs/own-model.md.",
             ) from error
-    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
-        raise ProtocolError(f"{call} returned {_kind(result)}, wanted (outputs, new_state).")
-    output, new = result
-    wanted = (batch, time, *contract.output.shape)
-    _check_tensor(f"{call}: {contract.output.name}", output, wanted, contract.output.dtype, origins)
-    forgotten = [spec.name for spec in contract if spec.name not in new]
-    if forgotten:
-        raise ProtocolError(
-            f"{call} forgot the state {', '.join(forgotten)}: it returned {sorted(new) or 'none'}.",
-            hint="new_state must hold every state that contract() declares.",
-        )
-    undeclared = sorted(set(new) - {spec.name for spec in contract} - {POSITION})
-    if undeclared:
-        raise ProtocolError(f"{call} returned the state {', '.join(undeclared)}, which contract() does not declare.")
-    for spec in contract:
-        _check_tensor(f"{call}: state {spec.name!r}", new[spec.name], new_shape(spec, batch, time), spec.dtype, origins)
-    pairs = [(output, again[0]), *((new[spec.name], again[1].get(spec.name)) for spec in contract)]
-    if not all(_same(first, second) for first, second in pairs):
+    found = _named(contract, call, result)
+    sizes = Sizes(batch, time, selected=time)
+    for tensor in contract.outputs(GraphFile("", time, time)):
+        what = f"state {tensor.spec.name!r}" if isinstance(tensor.spec, StateSpec) else tensor.name
+        _check_tensor(f"{call}: {what}", found[tensor.name], tensor.shape(sizes), tensor.dtype, origins)
+    second = _named(contract, call, again)
+    if not all(_same(value, second[name]) for name, value in found.items()):
         held = changed(before, kept(own))
         raise ProtocolError(
             f"{call} gave other numbers when it was called again with the same data and state{kept_in(module, held)}.",
@@ -178,18 +184,38 @@ def _check_call(module: nn.Module, contract: Contract, time: int) -> None:
         )
 
 
+def _named(contract: Contract, call: str, result: object) -> dict[str, Any]:
+    """What a call returned, by the names of the graph's outputs.
+
+    Raises:
+        ProtocolError: It is not outputs and new state, or lacks one of those declared.
+    """
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
+        raise ProtocolError(f"{call} returned {_kind(result)}, wanted (outputs, new_state).")
+    output, new = result
+    if forgotten := [spec.name for spec in contract if spec.name not in new]:
+        raise ProtocolError(
+            f"{call} forgot the state {', '.join(forgotten)}: it returned {sorted(new) or 'none'}.",
+            hint="new_state must hold every state that contract() declares.",
+        )
+    if undeclared := sorted(set(new) - {spec.name for spec in contract} - {POSITION}):
+        raise ProtocolError(f"{call} returned the state {', '.join(undeclared)}, which contract() does not declare.")
+    return {**by_name(contract, output), **{spec.output_name: new[spec.name] for spec in contract}}
+
+
+def described(specs: Sequence[InputSpec], data: Mapping[str, Tensor]) -> str:
+    """The shapes of a call's inputs in words: ``data of shape [2, 3, 6]``, or ``audio [2, 12], speaker [2, 16]``."""
+    if len(specs) == 1:
+        return f"data of shape {list(data[specs[0].name].shape)}"
+    return ", ".join(f"{spec.name} {list(data[spec.name].shape)}" for spec in specs)
+
+
 def telling_batch(contract: Contract) -> int:
-    """A batch of 2 or more that is no size of a state, nor the 3 time steps tried: no other axis can pass for it."""
+    """A batch of 2 or more that is no size of a state, nor of 3 time steps: no other axis can pass for it."""
     taken = {3, *(size for spec in contract for size in spec.shape)}
+    taken.update(3 * spec.takes + spec.context for spec in contract.data)
+    taken.update(3 * spec.gives for spec in contract.output_specs)
     return next(batch for batch in itertools.count(2) if batch not in taken)
-
-
-def new_shape(spec: StateSpec, batch: int, time: int) -> tuple[int, ...]:
-    """Shape of what a call of ``time`` steps from position 0 gives for a state."""
-    if spec.update == "append":
-        heads, _, width = spec.fixed_shape
-        return (batch, heads, time, width)
-    return (batch, *(time if size is None else size for size in spec.shape))
 
 
 def kept_in(module: nn.Module, paths: Sequence[str]) -> str:

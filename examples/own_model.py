@@ -112,8 +112,8 @@ def state_space() -> Streaming:
     return Streaming(
         SensorStateSpace(),
         state=lambda batch: torch.zeros(batch, 32),
-        input=InputSpec("features", (6,)),
-        output=OutputSpec("predictions", (3,)),
+        inputs=InputSpec("features", (6,)),
+        outputs=OutputSpec("predictions", (3,)),
         names=["ssm.h"],
         max_chunk=64,
     )

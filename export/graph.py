@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -72,7 +74,7 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
     tensors = contract.inputs(graph)
     args = _examples(contract, tensors, sizes)
     axes = [_free_axes(tensor) for tensor in tensors]
-    dynamic = [{axis: Dim.DYNAMIC for axis in named} for named in axes]
+    dynamic = _dynamic_shapes(tensors, graph.max_time)
     try:
         _forget_recurrent_dispatch()
         with _quiet(), torch.no_grad():
@@ -88,7 +90,7 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
             )
     except Exception as error:
         raise ExportError(
-            f"torch cannot export {type(module_inside(module)).__name__}: {_first_line(error)}",
+            f"torch cannot export {type(module_inside(module)).__name__}: {_with_names(_first_line(error), contract)}",
             hint="Most often: Python control flow on a tensor's value, or on the number of time steps.",
         ) from error
     assert program is not None
@@ -114,6 +116,31 @@ def _examples(contract: Contract, tensors: Sequence[TensorSpec], sizes: Sizes) -
 def _free_axes(tensor: TensorSpec) -> dict[int, str]:
     """The axes that a call sizes, with their names."""
     return {at: str(axis) for at, axis in enumerate(tensor.axes) if isinstance(axis, Axis) and axis.only is None}
+
+
+def _dynamic_shapes(tensors: Sequence[TensorSpec], max_time: int) -> list[dict[int, Any]]:
+    """The free axes as torch's exporter wants them.
+
+    Where a step takes several items of an input, torch must know that its time axis is a multiple: it could not divide
+    a size that may be anything.
+    """
+    times = [axis for tensor in tensors for axis in tensor.axes if isinstance(axis, Axis) and axis.kind == "time"]
+    is_plain = all(axis.times == 1 and axis.plus == 0 for axis in times)
+    time = Dim("time", min=1, max=max(2, max_time))  # unused in a graph of one step
+    found: list[dict[int, Any]] = []
+    for tensor in tensors:
+        free: dict[int, Any] = {}
+        for at in _free_axes(tensor):
+            axis = tensor.axes[at]
+            assert isinstance(axis, Axis)
+            free[at] = Dim.DYNAMIC if is_plain or axis.kind != "time" else _derived(time, axis)
+        found.append(free)
+    return found
+
+
+def _derived(time: Dim, axis: Axis) -> Any:
+    multiple = time if axis.times == 1 else axis.times * time
+    return multiple + axis.plus if axis.plus else multiple
 
 
 def _forget_recurrent_dispatch() -> None:
@@ -147,3 +174,8 @@ def _first_line(error: BaseException) -> str:
     # A line that ends in a colon announces the cause, which is the next.
     cause = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"{type(error).__name__}: {cause}"
+
+
+def _with_names(message: str, contract: Contract) -> str:
+    """A message of torch with the graph's names for the inputs that it numbers."""
+    return re.sub(r"inputs\['tensors'\]\[(\d+)\]", lambda found: contract.graph_inputs[int(found[1])], message)

@@ -1,4 +1,4 @@
-"""A module whose rings are written inside its own forward pass, for hosts that know no other way."""
+"""A module whose rings are written inside its own forward pass, for hosts that cannot write them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from edgemem.contract import POSITION, Contract, StateSpec
 
 
 class Sealed(nn.Module):
-    """A module whose rings are written inside the graph: every state whole in, whole out, the position too.
+    """A module whose rings are written inside the graph: every state is replaced, the position too.
 
-    For hosts that know no other way. Same weights, same numbers; every step copies the rings.
+    For hosts that cannot write a ring. The weights and the numbers are the same; every step copies the rings.
     """
 
     def __init__(self, module: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import nn
@@ -41,8 +42,8 @@ def declaration(
     lines = [
         "module",
         f"state={_start(module, start, leaves, treespec)}",
-        f"input={_input(contract.input)}",
-        f"output={_output(contract.output)}",
+        *_specs("inputs", contract.input_specs),
+        *_specs("outputs", contract.output_specs),
     ]
     if [leaf.name for leaf in leaves] != [default_name(leaf.path, len(leaves)) for leaf in leaves]:
         lines.append(f"names=[{', '.join(_quoted(leaf.name) for leaf in leaves)}]")
@@ -74,16 +75,25 @@ def _filled(leaf: Leaf) -> str:
     return f"torch.full(({', '.join(sizes)},), {value}{dtype})"
 
 
-def _input(spec: InputSpec) -> str:
-    if spec.is_tokens:
-        return f"InputSpec({_quoted(spec.name)}, dtype={_quoted(spec.dtype)}, vocab_size={spec.vocab_size})"
-    dtype = "" if spec.dtype == "float32" else f", {_quoted(spec.dtype)}"
-    return f"InputSpec({_quoted(spec.name)}, {spec.shape}{dtype})"
+def _specs(keyword: str, specs: Sequence[InputSpec | OutputSpec]) -> list[str]:
+    """The argument ``inputs=`` or ``outputs=``: one specification, or a list with one a line."""
+    if len(specs) == 1:
+        return [f"{keyword}={_spec(specs[0])}"]
+    inner = "".join(f"        {_spec(spec)},\n" for spec in specs)
+    return [f"{keyword}=[\n{inner}    ]"]
 
 
-def _output(spec: OutputSpec) -> str:
-    dtype = "" if spec.dtype == "float32" else f", {_quoted(spec.dtype)}"
-    return f"OutputSpec({_quoted(spec.name)}, {spec.shape}{dtype})"
+def _spec(spec: InputSpec | OutputSpec) -> str:
+    """The expression that makes a specification: its name, its shape, and what differs from the defaults."""
+    derived = {"data": (), "held": ("time_axis",), "fixed": ("batch_axis", "time_axis")}
+    skipped = ("name", "shape", *derived[getattr(spec, "role", "data")])
+    shape = [str(spec.shape)] if spec.shape or isinstance(spec, OutputSpec) else []
+    rest = [
+        f"{field.name}={_quoted(value) if isinstance(value, str) else repr(value)}"
+        for field in fields(spec)
+        if field.name not in skipped and (value := getattr(spec, field.name)) != field.default
+    ]
+    return f"{type(spec).__name__}({', '.join([_quoted(spec.name), *shape, *rest])})"
 
 
 def _quoted(text: str) -> str:

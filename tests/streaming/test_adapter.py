@@ -91,7 +91,7 @@ def wanted_axes(tree):
 @settings(max_examples=40, deadline=None)
 @given(trees, st.integers(1, 4), st.lists(st.integers(1, 3), min_size=1, max_size=3))
 def test_a_state_of_any_nesting_streams_in_any_chunks(tree, batch, chunks):
-    adapter = Streaming(Sums(wanted_axes(tree)), state=lambda b: build(tree, b), input=IN, output=OUT)
+    adapter = Streaming(Sums(wanted_axes(tree)), state=lambda b: build(tree, b), inputs=IN, outputs=OUT)
     check_protocol(adapter)
     contract = adapter.contract()
     x = torch.randn(batch, sum(chunks), 3, generator=torch.Generator().manual_seed(0))
@@ -107,7 +107,7 @@ def test_a_state_of_any_nesting_streams_in_any_chunks(tree, batch, chunks):
 @settings(max_examples=40, deadline=None)
 @given(trees, st.integers(1, 4))
 def test_nesting_what_was_flattened_gives_the_module_its_own_state_back(tree, batch):
-    adapter = Streaming(Sums({}), state=lambda b: build(tree, b), input=IN, output=OUT)
+    adapter = Streaming(Sums({}), state=lambda b: build(tree, b), inputs=IN, outputs=OUT)
     before, spec = flatten(build(tree, batch, fill=2.5))
     after, same = flatten(adapter.nest(adapter.flatten(build(tree, batch, fill=2.5))))
     assert spec == same
@@ -118,7 +118,7 @@ def test_nesting_what_was_flattened_gives_the_module_its_own_state_back(tree, ba
 @settings(max_examples=40, deadline=None)
 @given(trees, st.sampled_from([0.0, 1.0, -2.5]))
 def test_the_declaration_makes_the_same_adapter_again(tree, fill):
-    adapter = Streaming(Sums({}), state=lambda b: build(tree, b, fill), input=IN, output=OUT, max_chunk=9)
+    adapter = Streaming(Sums({}), state=lambda b: build(tree, b, fill), inputs=IN, outputs=OUT, max_chunk=9)
     names = {
         "torch": torch,
         "module": adapter.module,
@@ -142,7 +142,7 @@ def test_the_declaration_makes_the_same_adapter_again(tree, fill):
     ],
 )
 def test_the_names_are_the_paths(state, names):
-    adapter = Streaming(nn.Identity(), state=state, input=IN, output=OUT)
+    adapter = Streaming(nn.Identity(), state=state, inputs=IN, outputs=OUT)
     assert [spec.name for spec in adapter.contract()] == [name.replace("a_b", "a.b") for name in names]
 
 
@@ -159,50 +159,33 @@ class Learned(nn.Module):
         return hs.sum(dim=2, keepdim=True), hs[:, -1]
 
 
-def test_a_learned_first_state_is_put_in_where_the_position_is_zero_and_nowhere_else():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64])
+def test_a_state_whose_elements_start_at_different_values_has_an_initial_tensor(dtype):
+    first = torch.tensor([[1.0, 2.0, 3.0], [4.0, -5.0, 6.0]]).to(dtype)
+    adapter = Streaming(nn.Identity(), state=lambda b: first[:, None].expand(2, b, 3), inputs=IN, outputs=OUT)
+    contract = adapter.contract()
+    assert contract.position == "none"
+    assert len(contract["state"].initial) == 6 * dtype.itemsize
+    found = initial_tensors(contract, 2)["state"]
+    assert found.dtype == dtype
+    assert torch.equal(adapter.nest({"state": found}), first[:, None].expand(2, 2, 3))
+
+
+def test_a_learned_initial_state_is_where_a_stream_begins_and_has_no_effect_later():
     module = Learned()
-    adapter = Streaming(module, state=module.initial_state, input=IN, output=OUT)
-    assert adapter.contract().position == "input"
-    assert adapter.contract()["state"].initial == 0
-    state = {"state": torch.full((2, 3), 10.0), "position": torch.tensor([0, 7])}
-    y, new = adapter(torch.zeros(2, 1, 3), state)
-    assert y.flatten().tolist() == [6.0, 30.0]
-    assert new["state"].tolist() == [[1.0, 2.0, 3.0], [10.0, 10.0, 10.0]]
-    assert [key for key in adapter.state_dict() if "start" in key] == []
+    adapter = Streaming(module, state=module.initial_state, inputs=IN, outputs=OUT)
+    y, state = adapter(torch.zeros(2, 1, 3), initial_tensors(adapter.contract(), 2))
+    assert y.flatten().tolist() == [6.0, 6.0]
+    y, state = adapter(torch.zeros(2, 1, 3), {"state": torch.full((2, 3), 10.0)})
+    assert y.flatten().tolist() == [30.0, 30.0]
+    assert state["state"].tolist() == [[10.0, 10.0, 10.0]] * 2
+    assert list(adapter.state_dict()) == ["module.first"]
 
 
 def test_a_state_that_starts_at_one_value_needs_no_position():
-    adapter = Streaming(nn.Identity(), state=lambda b: torch.full((b, 2), -1.5), input=IN, output=OUT)
+    adapter = Streaming(nn.Identity(), state=lambda b: torch.full((b, 2), -1.5), inputs=IN, outputs=OUT)
     assert adapter.contract().position == "none"
     assert adapter.contract()["state"].initial == -1.5
-
-
-class Stepper(nn.Module):
-    """Reads one step a call, whatever it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cell = nn.LSTMCell(3, 1)
-
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        h, c = self.cell(x[:, 0], state)
-        return h[:, None], (h, c)
-
-
-def test_a_module_of_single_steps_is_run_step_by_step_over_a_sequence():
-    module = Stepper().eval()
-    adapter = Streaming(
-        module, state=lambda b: (torch.zeros(b, 1), torch.zeros(b, 1)), input=IN, output=OUT, max_chunk=1
-    )
-    check_protocol(adapter)
-    x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
-    whole, last = adapter(x, initial_tensors(adapter.contract(), 2))
-    state, wanted = (torch.zeros(2, 1), torch.zeros(2, 1)), []
-    for step in x.unbind(dim=1):
-        state = module.cell(step, state)
-        wanted.append(state[0])
-    torch.testing.assert_close(whole, torch.stack(wanted, dim=1))
-    torch.testing.assert_close(last["state.1"], state[1])
 
 
 @pytest.mark.parametrize(
@@ -222,12 +205,12 @@ def test_a_module_of_single_steps_is_run_step_by_step_over_a_sequence():
 )
 def test_a_start_that_cannot_be_carried_is_refused_by_name(state, message):
     with pytest.raises(ProtocolError, match=message):
-        Streaming(nn.Identity(), state=state, input=IN, output=OUT)
+        Streaming(nn.Identity(), state=state, inputs=IN, outputs=OUT)
 
 
 def test_as_many_names_are_wanted_as_there_are_states():
     with pytest.raises(ProtocolError, match=r"1 names for 2 states: \[0\], \[1\]"):
-        Streaming(nn.Identity(), state=lambda b: [torch.zeros(b)] * 2, input=IN, output=OUT, names=["h"])
+        Streaming(nn.Identity(), state=lambda b: [torch.zeros(b)] * 2, inputs=IN, outputs=OUT, names=["h"])
 
 
 class Returns(nn.Module):
@@ -245,11 +228,14 @@ class Returns(nn.Module):
         (torch.zeros(2, 1, 1), r"Returns.forward returned a Tensor, wanted \(outputs, new state\)"),
         ((torch.zeros(2, 1, 1),), "returned a tuple of 1, wanted"),
         ((torch.zeros(2, 1, 1), [torch.zeros(2, 4)]), r"was given the state \['h'\], and returned \[0\]"),
-        ((torch.zeros(2, 1, 1), {"h": torch.zeros(2)}), r"'h' came out as a tensor of shape \[2\], it went in as \[ba"),
-        ((torch.zeros(2, 1, 1), {"h": 3}), r"'h' came out as a int, it went in as \[batch, 4\]"),
+        (
+            (torch.zeros(2, 1, 1), {"h": torch.zeros(2)}),
+            r"given the state 'h' as \[batch, 4\], and returned a tensor of shape \[2\]",
+        ),
+        ((torch.zeros(2, 1, 1), {"h": 3}), r"given the state 'h' as \[batch, 4\], and returned a int"),
     ],
 )
 def test_a_module_that_gives_its_state_back_otherwise_is_refused(result, message):
-    adapter = Streaming(Returns(result), state=lambda b: {"h": torch.zeros(b, 4)}, input=IN, output=OUT)
+    adapter = Streaming(Returns(result), state=lambda b: {"h": torch.zeros(b, 4)}, inputs=IN, outputs=OUT)
     with pytest.raises(ProtocolError, match=message):
         adapter(torch.zeros(2, 1, 3), initial_tensors(adapter.contract(), 2))

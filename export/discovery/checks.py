@@ -1,0 +1,164 @@
+"""What is refused: a module that keeps a state itself, or whose state or outputs would be wrong in a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgemem.errors import ProtocolError
+from edgemem.export.discovery.probe import Probe, tensors
+from edgemem.origins import Origins, changed, first_to_differ, in_words, kept
+from edgemem.protocol import kept_in
+from edgemem.streaming.adapter import Streaming
+from edgemem.streaming.leaves import flatten
+
+_CUTS = (3, 1, 3)
+"""Calls that are compared with single steps, and one long call with them."""
+_TOLERANCE = 1e-4
+
+
+def refuse_hidden(probe: Probe, start: Callable[[int], Any] | None, steps: int) -> None:
+    """Refuse a module that gives other numbers when it is called again, and name what it keeps."""
+    x, state = probe.argument(probe.data(2, steps)), None if start is None else start(2)
+    before, results = kept(probe.module), []
+    try:
+        with torch.no_grad():
+            for _ in range(2):
+                results.append(tensors(probe.module(x, state)))
+    except Exception:
+        if not results:
+            return  # a later call puts it in words
+    if len(results) == 2 and all(close(a, b) for a, b in zip(*results, strict=False)):
+        return
+    held = changed(before, kept(probe.module))
+    raise ProtocolError(
+        f"{probe.name}.forward gave other numbers when it was called again with the same data and state"
+        f"{kept_in(probe.module, held)}.",
+        hint="What it keeps between calls must be a state that it takes and returns."
+        if held
+        else "It keeps nothing, so it draws at random.",
+    )
+
+
+def refuse_growing(probe: Probe, adapter: Streaming) -> None:
+    """Refuse a state whose size depends on the number of steps."""
+    state = adapter.start(2)
+    for time in (1, probe.few):
+        with torch.no_grad(), Origins(probe.module) as origins:
+            tree = probe.call(probe.data(2, time), state)[1]
+            new = flatten(tree)[0]
+            if [path for path, _ in new] != [leaf.path for leaf in adapter.leaves]:
+                adapter.flatten(tree)  # raises the error
+            for leaf, (_, value), (_, old) in zip(adapter.leaves, new, flatten(state)[0], strict=False):
+                if isinstance(value, Tensor) and (value.shape != old.shape or value.dtype != old.dtype):
+                    raise _changed_size(leaf.name, old, value, time, origins.place(origins.of(value)))
+        state = tree
+
+
+def _changed_size(name: str, old: Tensor, new: Tensor, time: int, place: str | None) -> ProtocolError:
+    grows = new.dtype == old.dtype and new.numel() > old.numel()
+    return ProtocolError(
+        f"the state {name!r} {'grows' if grows else 'changes'}: {_kind(old)} before a call of {time} "
+        f"step{'s' if time > 1 else ''}, {_kind(new)} after it{f'; made in {place}' if place else ''}.",
+        hint="edgemem exports memories of a fixed size: cut it to its last entries, and start it full (state=), or use "
+        "a memory of docs/memories.md."
+        if grows
+        else "A state must keep its shape and dtype.",
+    )
+
+
+def compare_with_none(probe: Probe, adapter: Streaming) -> None:
+    """Zeros were assumed; a call without a state must agree."""
+    x = probe.data(2, probe.few)
+    from_none, from_zeros = (probe.call(x, state) for state in (None, adapter.start(2)))
+    if not all(close(a, b) for a, b in zip(tensors(from_none), tensors(from_zeros), strict=False)):
+        raise ProtocolError(
+            f"{probe.name}.forward does not start from zeros: without a state it gives other numbers.",
+            hint="Give state=lambda batch: ..., or the module a method initial_state(batch).",
+        )
+
+
+def refuse_ignored(probe: Probe, adapter: Streaming) -> None:
+    """Refuse a module that gives the same whatever its state is."""
+    x, state = probe.data(2, 1), adapter.start(2)
+    other = {name: value + 1 if value.is_floating_point() else value for name, value in x.items()}
+    later = probe.call(other, state)[1]
+    if all(torch.equal(a, b) for a, b in zip(*(tensors(probe.call(x, s)) for s in (state, later)), strict=True)):
+        raise ProtocolError(
+            f"{probe.name}.forward gives the same from the initial state and a step later: it does not read its state.",
+            hint="Pass the state on to the layers that carry it: y, state = self.lstm(x, state).",
+        )
+
+
+def refuse_other_chunks(probe: Probe, adapter: Streaming) -> None:
+    """Refuse a module whose chunks give other numbers than its steps."""
+    steps = sum(_CUTS)
+    x = probe.data(2, steps)
+    for whole, sizes in ((_CUTS, [1] * steps), ((steps,), list(_CUTS))):
+        (y, state), (other_y, other_state) = (_stream(probe, adapter, x, cuts) for cuts in (whole, sizes))
+        pairs = zip(adapter.leaves, flatten(state)[0], flatten(other_state)[0], strict=True)
+        differing = [f"state {leaf.name!r}" for leaf, (_, one), (_, other) in pairs if not close(one, other)]
+        outputs = [name for name in y if not close(y[name], other_y[name])]
+        at = ""
+        if outputs:
+            differing[:0] = ["output"] if len(y) == 1 else [f"output {name!r}" for name in outputs]
+            first = min(_first_item(y[name], other_y[name]) * steps // y[name].shape[1] for name in outputs)
+            at = f", from step {first}"
+        if differing:
+            raise ProtocolError(
+                f"{probe.name}: {steps} steps in {_cuts(whole)} give another {', '.join(differing)} than in "
+                f"{_cuts(sizes)}{at}{_where(probe, adapter)}.",
+                hint="The state must be that after the call's last step, and nothing may look at later steps or be "
+                "averaged over a call. max_chunk=1 if it takes single steps only.",
+            )
+
+
+def _where(probe: Probe, adapter: Streaming) -> str:
+    """Which submodule's output shows first that one call of three steps is not three calls."""
+    x = probe.data(2, 3)
+    path = first_to_differ(
+        probe.module, lambda: _stream(probe, adapter, x, [3]), lambda: _stream(probe, adapter, x, [1, 1, 1]), close
+    )
+    return "" if path is None else f"; it shows first in what {in_words(probe.module, path)} gives"
+
+
+def _stream(
+    probe: Probe, adapter: Streaming, data: Mapping[str, Tensor], sizes: Sequence[int]
+) -> tuple[dict[str, Tensor], Any]:
+    state, parts = adapter.start(2), []
+    for part in probe.split(data, sizes):
+        outputs, state = probe.call(part, state)
+        parts.append(outputs)
+    return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}, state
+
+
+def close(one: Any, other: Any) -> bool:
+    """Whether two values of a state or an output are the same up to rounding."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return bool(one == other)
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    return torch.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+
+
+def _first_item(one: Tensor, other: Tensor) -> int:
+    """Index in time of the first item that differs, or that only one of them has."""
+    if one.shape != other.shape:
+        return min(one.shape[1], other.shape[1])
+    differing = ~torch.isclose(one.float(), other.float(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+    return int(differing.transpose(0, 1).flatten(1).any(dim=1).nonzero()[0])
+
+
+def _kind(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+
+
+def _cuts(sizes: Sequence[int]) -> str:
+    if set(sizes) == {1}:
+        return "single steps"
+    return f"one call of {sizes[0]}" if len(sizes) == 1 else f"calls of {', '.join(map(str, sizes))}"
