@@ -47,7 +47,7 @@ def test_state_shapes_are_static_and_batch_and_time_are_free(hybrid_bundle):
     }
     assert shapes["tokens"] == ["batch", "time"]
     assert shapes["position"] == ["batch"]
-    assert shapes["logits"] == ["batch", "outputs", 256]
+    assert shapes["logits"] == ["batch", "selected", 256]
     assert shapes["append.0.window.k"] == ["batch", 2, "time", 8]
     for state in hybrid_bundle.contract:
         assert shapes[state.input_name] == ["batch", *state.shape]
