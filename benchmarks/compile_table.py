@@ -18,8 +18,7 @@ from typing import Any
 import edgemem.memories
 from edgemem.bundle import Bundle
 from edgemem.errors import EdgememError
-from edgemem.export import export_bundle
-from edgemem.export.source import from_config
+from edgemem.export import ExportOptions, export_bundle, from_config
 from edgemem.export.targets.lint import lint
 from edgemem.files import write_atomic
 from edgemem.models import DecoderConfig
@@ -134,7 +133,9 @@ def exported(case: Case, folder: Path) -> Bundle:
         memory=layers if len(layers) > 1 else layers[0],
     )
     return export_bundle(
-        from_config(config, str(case)), folder, sealed=case.sealed, verify=False, **PRECISIONS[case.precision]
+        from_config(config, str(case)),
+        folder,
+        ExportOptions(sealed=case.sealed, verify=False, **PRECISIONS[case.precision]),
     )
 
 

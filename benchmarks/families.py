@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from edgemem.contract import Contract
-from edgemem.errors import EdgememError, ExportError
+from edgemem.errors import EdgememError, ExportError, UnboundedCacheError
 from edgemem.export.hf.adapter import HuggingFaceModel, advance
+from edgemem.export.hf.bound import LengthBound
 from edgemem.export.hf.loading import adapt, said
 from edgemem.export.hf.quiet import quiet
 from edgemem.protocol import example_input, initial_tensors
@@ -174,13 +175,14 @@ def find(family: str) -> Finding:
         return Finding(family, "not built", said(error)[:160])
     try:
         return _found(family, "fixed", adapt(model))
+    except UnboundedCacheError:
+        pass
     except EdgememError as error:
-        if "cache that grows" not in error.message:
-            return Finding(family, "refused", error.message)
+        return Finding(family, "refused", error.message)
     except Exception as error:
         return Finding(family, "refused", said(error)[:160])
     try:
-        return _found(family, "bounded", adapt(tiny_model(family), max_length=_MAX_LENGTH))
+        return _found(family, "bounded", adapt(tiny_model(family), LengthBound(_MAX_LENGTH)))
     except EdgememError as error:
         return Finding(family, "refused", error.message)
     except Exception as error:
@@ -206,7 +208,3 @@ def _found(family: str, kind: Kind, module: HuggingFaceModel) -> Finding:
         return Finding(family, "refused", f"its steps differ from its full sequence by {error:.1e}.")
     kinds = dict.fromkeys(state.name.partition(".")[2] for state in contract)
     return Finding(family, kind, states=tuple(kinds), contract=contract)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:160]

@@ -44,8 +44,7 @@ from edgemem.cli.bench_command import progress_bars
 from edgemem.console import console, print_table
 from edgemem.decoder_config import DecoderConfig
 from edgemem.errors import EdgememError
-from edgemem.export import export_bundle, sealed_twin, source_of
-from edgemem.export.source import from_config
+from edgemem.export import ExportOptions, export_bundle, from_config, sealed_twin, source_of
 from edgemem.machine.facts import load_average
 from edgemem.runtimes import Session
 from edgemem.runtimes.engine import Call, Engine, Tensors
@@ -297,7 +296,7 @@ def quantised(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) 
     bundles = {"float32": bundle}
     for number_done, weights in enumerate(targets):
         progress("quantising", number_done, len(targets))
-        bundles[weights] = export_bundle(source, folder / weights, weights=weights, verify=False)
+        bundles[weights] = export_bundle(source, folder / weights, ExportOptions(weights=weights, verify=False))
     progress("quantising", len(targets), len(targets))
     with contextlib.ExitStack() as stack:
         contenders = []
@@ -332,9 +331,11 @@ def measure_all(effort: Effort, progress: Progress) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="edgemem-figures-") as name:
         folder = Path(name)
         progress("exporting", 0, 2)
-        reference_bundle = export_bundle(from_config(config, REFERENCE.name), folder / "reference", verify=False)
+        reference_bundle = export_bundle(
+            from_config(config, REFERENCE.name), folder / "reference", ExportOptions(verify=False)
+        )
         progress("exporting", 1, 2)
-        small_bundle = export_bundle(from_config(small, "small"), folder / "small", verify=False)
+        small_bundle = export_bundle(from_config(small, "small"), folder / "small", ExportOptions(verify=False))
         progress("exporting", 2, 2)
         figures = one_step(reference_bundle, effort, folder, progress)
         figures.append(overhead(reference_bundle, effort, progress))

@@ -23,13 +23,17 @@ from typing import Any
 import click
 import numpy as np
 from models_table import PAGE, put, small_source
+from torch import nn
 
 import edgemem
 from edgemem.bundle import Bundle
 from edgemem.console import console
+from edgemem.contract import Contract
 from edgemem.errors import EdgememError
-from edgemem.export import Source, export_bundle
-from edgemem.export.source import Trace
+from edgemem.export import ExportOptions, export_bundle
+from edgemem.export.hf.chunk import TwoGraphs
+from edgemem.export.hf.source import TransformersSource
+from edgemem.export.sources import Graphs
 from edgemem.runtimes.trt.builder import build_engine
 from edgemem.runtimes.trt.flavour import Flavour, load_flavour
 from edgemem.runtimes.trt.options import BuildOptions
@@ -54,7 +58,9 @@ def measure(family: str, flavour: Flavour) -> dict[str, str]:
         for precision, options in PRECISIONS.items():
             checked = precision != UNCHECKED and bool(options)
             try:
-                bundle = export_bundle(source, Path(folder, "bundle"), steps=STEPS, verify=checked, **options)
+                bundle = export_bundle(
+                    source, Path(folder, "bundle"), ExportOptions(steps=STEPS, verify=checked, **options)
+                )
                 _run(bundle)
             except EdgememError as error:
                 found[precision] = f"not exported: {_first_line(error)}"
@@ -63,19 +69,20 @@ def measure(family: str, flavour: Flavour) -> dict[str, str]:
     return found
 
 
-def _traced_once(source: Source) -> Source:
-    """The source with its graphs kept: tracing takes longer than all that follows."""
-    if source.trace is None:
-        return source
-    trace: Trace = source.trace
-    kept: list[Any] = []
+class _TracedOnce(TwoGraphs):
+    """Keeps the graphs of the first trace: tracing takes longer than everything after it."""
 
-    def again(*given: Any) -> Any:
-        if not kept:
-            kept.extend(trace(*given))
-        return [(graph, model.clone()) for graph, model in kept]
+    kept: Graphs | None = None
 
-    return replace(source, trace=again)
+    def __call__(self, module: nn.Module, contract: Contract) -> Graphs:
+        """Copies of the graphs."""
+        if self.kept is None:
+            self.kept = super().__call__(module, contract)
+        return [(graph, model.clone()) for graph, model in self.kept]
+
+
+def _traced_once(source: TransformersSource) -> TransformersSource:
+    return source if source.graphs is None else replace(source, graphs=_TracedOnce(source.module))
 
 
 def _run(bundle: Bundle) -> None:

@@ -194,7 +194,7 @@ def measure_model(name: str, rounds: int, steps: int, folder: Path, progress: Pr
     """Export a model in both precisions and measure it beside ``generate``."""
     import torch
 
-    from edgemem.export import export_bundle, hf
+    from edgemem.export import ExportOptions, export_bundle, hf
 
     transformers = import_module("transformers")
 
@@ -204,10 +204,12 @@ def measure_model(name: str, rounds: int, steps: int, folder: Path, progress: Pr
     for done, (precision, weights) in enumerate((("fp32", None), ("int4", "int4"))):
         progress(f"{name}: exporting", done, 2)
         source = hf.load(folder / "checkpoint", memory=model.memory)
-        bundles[precision] = export_bundle(source, folder / precision, weights=weights, verify=False)
+        bundles[precision] = export_bundle(source, folder / precision, ExportOptions(weights=weights, verify=False))
     progress(f"{name}: exporting", 2, 2)
     make_checkpoint(replace(model, options={**model.options, **SMALL, **model.small}), folder / "small")
-    small = export_bundle(hf.load(folder / "small", memory=model.memory), folder / "small_bundle", verify=False)
+    small = export_bundle(
+        hf.load(folder / "small", memory=model.memory), folder / "small_bundle", ExportOptions(verify=False)
+    )
     prompt = np.random.default_rng(0).integers(0, VOCABULARY, model.prompt)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / "checkpoint").eval()
     most = rounds * (steps + 40) + 100

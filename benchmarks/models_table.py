@@ -26,8 +26,9 @@ from families import Finding, causal_families, find, tiny_model
 
 from edgemem.console import console
 from edgemem.errors import EdgememError, ExportError
-from edgemem.export import Source, export_bundle, load_source
+from edgemem.export import ExportOptions, export_bundle, hf
 from edgemem.export.hf.quiet import quiet
+from edgemem.export.hf.source import TransformersSource
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 STEPS = 256
@@ -67,30 +68,30 @@ def measure(family: str) -> Row:
     """Export a small checkpoint of a family, and read what its check measured."""
     with tempfile.TemporaryDirectory() as folder:
         source, options = small_source(family, Path(folder, "checkpoint"))
-        written = export_bundle(source, Path(folder, "bundle"), steps=STEPS)
+        written = export_bundle(source, Path(folder, "bundle"), ExportOptions(steps=STEPS))
         contract, report = written.contract, written.manifest.verification
         kinds = dict.fromkeys(state.name.partition(".")[2] for state in contract)
         return Row(
             family,
             " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items()),
             ", ".join(kinds),
-            str(getattr(source.trace, "strategy", "")),
+            source.graphs.strategy if source.graphs else "",
             report["step_error"],
             max(report["chunk_errors"].values(), default=0.0),
         )
 
 
-def small_source(family: str, checkpoint: Path) -> tuple[Source, dict[str, str | int]]:
+def small_source(family: str, checkpoint: Path) -> tuple[TransformersSource, dict[str, str | int]]:
     """A small random checkpoint of a family, saved and loaded from its folder with the first options that suit it."""
     with quiet():
         model: Any = tiny_model(family)
         model.save_pretrained(checkpoint)
     for options in BOUNDS[:-1]:
         try:
-            return load_source(str(checkpoint), **options), options  # type: ignore[arg-type]
+            return hf.load(checkpoint, **options), options  # type: ignore[arg-type]
         except ExportError:
             continue
-    return load_source(str(checkpoint), **BOUNDS[-1]), BOUNDS[-1]  # type: ignore[arg-type]
+    return hf.load(checkpoint, **BOUNDS[-1]), BOUNDS[-1]  # type: ignore[arg-type]
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -8,6 +8,7 @@
     ├── ConfigError               a model's configuration is malformed
     ├── ExportError               a model cannot be exported
     │   ├── ProtocolError         a torch module breaks the streaming protocol
+    │   ├── UnboundedCacheError   a cache grows without limit, and no option bounds it
     │   └── VerificationError     the exported graph does not compute what the model computes
     ├── RuntimeUnavailableError   an engine is not installed, or does not work on this machine
     ├── EngineError               an engine cannot be built, or is for another machine or bundle
@@ -58,6 +59,10 @@ class ExportError(EdgememError):
 
 class ProtocolError(ExportError):
     """A torch module does not follow the streaming protocol."""
+
+
+class UnboundedCacheError(ExportError):
+    """A model has a cache that grows without limit, and no option bounds it."""
 
 
 class VerificationError(ExportError):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from edgemem.export.discover import discover
-from edgemem.export.exporter import export_bundle, growing_twin, sealed_twin, source_of
-from edgemem.export.source import Source, from_module, load_source
+from edgemem.export.exporter import export_bundle
+from edgemem.export.load import load_source
+from edgemem.export.options import ExportOptions
+from edgemem.export.sources import Source, from_config, from_module
+from edgemem.export.twins import growing_twin, sealed_twin, source_of
 from edgemem.export.verify.check import CheckReport, check
 
 __all__ = [
     "CheckReport",
+    "ExportOptions",
     "Source",
     "check",
     "discover",
     "export_bundle",
+    "from_config",
     "from_module",
     "growing_twin",
     "load_source",

@@ -1,4 +1,4 @@
-"""Which parameter of a module an initialiser of its graph is, and putting other values in a parameter's place."""
+"""Finds the parameter of a module behind an initialiser of its graph, and replaces the values of parameters."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FLOATS = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16, 
 
 
 class ParameterNames:
-    """Finds a parameter by its memory, or by its content where the exporter folded its transpose into a new tensor.
+    """Finds a parameter by its memory, or by its content if the exporter folded its transpose into a new tensor.
 
     Args:
-        module: What the graphs were traced from.
+        module: The module that the graphs were traced from.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -27,7 +27,7 @@ class ParameterNames:
         self._by_content: dict[tuple[tuple[int, ...], bytes], tuple[str, bool]] | None = None
 
     def find(self, value: ir.Value, tensor: Tensor) -> tuple[str, bool]:
-        """The name of the parameter that an initialiser is, and whether it is its transpose; else its own name."""
+        """The name of an initialiser's parameter and whether it is the transpose; without a parameter, its own name."""
         raw = getattr(value.const_value, "raw", None)
         if isinstance(raw, Tensor) and (name := self._by_address.get(raw.data_ptr())):
             return name, False
@@ -42,7 +42,7 @@ class ParameterNames:
 
 
 def float_tensor(value: ir.Value) -> Tensor | None:
-    """A floating-point initialiser as a tensor, which shares its memory where it can; ``None`` for anything else."""
+    """A floating-point initialiser as a tensor, which shares its memory if possible; ``None`` for anything else."""
     constant = value.const_value
     if constant is None or constant.dtype not in FLOATS:
         return None
@@ -61,13 +61,13 @@ def _content(tensor: Tensor) -> tuple[tuple[int, ...], bytes]:
 
 @contextlib.contextmanager
 def substituted(module: nn.Module, multiplied: Mapping[str, Tensor], looked_up: Mapping[str, Tensor]) -> Iterator[None]:
-    """Compute with other values of some parameters, inside the block.
+    """Compute with other values of some parameters, within the context.
 
-    Where a parameter is tied, each place gets the value for its own use.
+    If a parameter is tied, each place gets the value for its own use.
 
     Args:
         module: The module.
-        multiplied: Parameter → its value where something is multiplied with it.
+        multiplied: Parameter → its value in products.
         looked_up: Parameter → its value in an ``nn.Embedding``.
     """
     addresses = {parameter.data_ptr(): name for name, parameter in module.named_parameters()}

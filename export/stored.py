@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
 
-from edgemem.models.blockwise import QuantizedMatrix
+from edgemem.bundle import WEIGHTS, Bundle
+from edgemem.errors import BundleError
+from edgemem.models.blockwise import QuantizedMatrix, read_matrix
 from edgemem.precision import Precision
 
 LEAST_ELEMENTS = 1024
@@ -70,3 +74,35 @@ class StoredWeights:
         multiplied = self.multiplied()
         found = {name: multiplied[name] for name in self.halved}
         return found | {name: table.float() for name, table in self.lookups.items()}
+
+
+def read_stored(bundle: Bundle) -> StoredWeights:
+    """The weights that a bundle stores in another form than its module has them.
+
+    Raises:
+        BundleError: The weights file does not hold what the manifest says.
+    """
+    precision = bundle.manifest.precision
+    stored = StoredWeights(left=dict(precision.left))
+    with safe_open(bundle.file(WEIGHTS), framework="pt") as file:
+        names = set(file.keys())
+
+        def read(name: str) -> Any:
+            return file.get_tensor(name) if name in names else None
+
+        for name in precision.matrices:
+            scale, packed = read(f"{name}.scale"), read(f"{name}.{precision.weights}")
+            if scale is None or packed is None:
+                raise BundleError(f"{bundle.path}: {WEIGHTS} holds no {name}.scale or no {name}.{precision.weights}.")
+            rows = packed.numel() * (2 if precision.weights == "int4" else 1) // scale.shape[1]
+            matrix = read_matrix(name, (rows, scale.shape[1]), read)
+            if matrix is None:
+                raise BundleError(f"{bundle.path}: {name} in {WEIGHTS} is not a matrix of {precision.weights} blocks.")
+            stored.matrices[name], stored.transposed[name] = matrix, name in precision.transposed
+        for name in precision.halved:
+            transposed = name in precision.transposed
+            half = read(half_key(name, transposed=transposed, looked_up=name in precision.lookups))
+            if half is not None:
+                stored.halved[name], stored.transposed[name] = half, transposed
+        stored.lookups.update({name: read(name) for name in precision.lookups if name in names})
+    return stored

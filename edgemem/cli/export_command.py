@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.markup import escape
@@ -20,7 +21,7 @@ _MOST_NOTES = 5
 @click.command()
 @click.argument("source")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder of the bundle to write.")
-@click.option("--sealed", is_flag=True, help="Write rings inside the graph: every state whole in, whole out.")
+@click.option("--sealed", is_flag=True, help="Write rings inside the graph: every state is a whole input and output.")
 @click.option("--max-chunk", type=click.IntRange(min=1), help="Most time steps of one call (default: the model's own).")
 @click.option(
     "--steps", type=click.IntRange(min=2), help="Steps of the check (default: twice past the longest window)."
@@ -30,9 +31,7 @@ _MOST_NOTES = 5
     type=click.Choice(["fp32", "fp16", "bf16"]),
     help="Of weights, matrix products and windows (default: the configuration's, else fp32).",
 )
-@click.option(
-    "--weights", type=click.Choice(["int8", "int4"]), help="Store the large matrices as whole numbers with scales."
-)
+@click.option("--weights", type=click.Choice(["int8", "int4"]), help="Store the large matrices as scaled integers.")
 @click.option(
     "--block-size",
     type=click.Choice(["16", "32", "64", "128"]),
@@ -43,46 +42,32 @@ _MOST_NOTES = 5
 def export(
     source: str,
     out: Path,
-    sealed: bool,
-    max_chunk: int | None,
-    steps: int | None,
-    dtype: str | None,
-    weights: str | None,
-    block_size: str | None,
     transformers: TransformersOptions,
     as_json: bool,
+    block_size: str | None,
+    **options: Any,
 ) -> None:
-    """Export SOURCE to a bundle, and verify it.
+    """Export SOURCE to a bundle and verify it.
 
     SOURCE is a checkpoint's folder (config.json, model.safetensors), the folder of a transformers model
-    (docs/models.md), a config.json alone (random weights: to measure a device before anything is trained), or
+    (docs/models.md), a config.json alone (random weights: to measure a device before training), or
     package.module:factory, a function that returns a torch module which follows the streaming protocol
     (docs/own-model.md).
     """
-    if block_size is not None and weights is None:
-        raise click.UsageError("--block-size goes with --weights: it says how many weights share a scale.")
+    if block_size is not None and options["weights"] is None:
+        raise click.UsageError("--block-size goes with --weights: it is the number of weights that share a scale.")
     needs_export_packages()
     transformers.check()
-    from edgemem.export import export_bundle, load_source
+    from edgemem.export import ExportOptions, export_bundle, load_source
     from edgemem.export.targets.lint import notes
 
     errors = console(stderr=True)
     loaded = load_source(source, **asdict(transformers))
     if loaded.has_random_weights:
-        errors.print("[yellow]Random weights:[/] a configuration holds none. Good for measuring, not for using.")
+        errors.print("[yellow]Random weights:[/] a configuration has no weights. Good for measuring, not for using.")
     with checking(errors) as (announce, progress):
-        bundle = export_bundle(
-            loaded,
-            out,
-            sealed=sealed,
-            max_chunk=max_chunk,
-            dtype=dtype,
-            weights=weights,
-            block_size=int(block_size) if block_size else DEFAULT_BLOCK_SIZE,
-            steps=steps,
-            announce=announce,
-            progress=progress,
-        )
+        wanted = ExportOptions(block_size=int(block_size or DEFAULT_BLOCK_SIZE), **options)
+        bundle = export_bundle(loaded, out, wanted, announce=announce, progress=progress)
     for note in notes(bundle)[:_MOST_NOTES]:
         errors.print(f"[yellow]TensorRT:[/] {escape(note)}")
     if as_json:

@@ -64,10 +64,9 @@ def score_file(bundle: Bundle, source: Source | None, file: Path, progress: Call
         scored = score_text(session, tokenizer, text, lambda done, total: progress("text, bundle", done, total))
     original = None
     if source is not None:
-        from edgemem.export.verify.precision_check import in_float32
         from edgemem.runtimes.torch_reference import TorchSession
 
-        wide = in_float32(source)
+        wide = source.in_float32()
         with TorchSession(wide.contract, wide.module) as session:
             original = score_text(session, tokenizer, text, lambda done, total: progress("text, source", done, total))
     return Scores(file, bundle.manifest.tokenizer == "bytes", runtime, scored, original)

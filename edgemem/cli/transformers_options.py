@@ -39,7 +39,7 @@ class TransformersOptions:
         Raises:
             click.UsageError: One of the two.
         """
-        from edgemem.export.hf.bound import MemoryOption
+        from edgemem.export.hf.bound import MemoryBound
 
         if self.memory is None:
             return
@@ -49,6 +49,6 @@ class TransformersOptions:
                 "maximal length the whole past is kept and the stream ends there."
             )
         try:
-            MemoryOption.parse(self.memory)
+            MemoryBound.parse(self.memory)
         except ConfigError as error:
             raise click.BadParameter(str(error), param_hint="--memory") from None

@@ -1,4 +1,4 @@
-"""Models of transformers, from a folder that ``save_pretrained`` wrote (needs the package transformers)."""
+"""transformers models, from a folder that ``save_pretrained`` wrote (needs the package transformers)."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ MAX_CHUNK = 64
 """Most time steps of one call: enough to use the weights well, little enough to keep activations small."""
 
 Form = Literal["own", "scan", "stepped"]
-"""How a chunk is computed: the model's own way, which is wrong for some families; with its recurrences replaced by
-those of :mod:`edgemem.export.hf.recurrences`; or step by step, which is right and slow."""
+"""How a chunk is computed: with the model's own code, which is wrong for some families; with the recurrences of
+:mod:`edgemem.export.hf.scans` instead; or step by step, which is right and slow."""
 
 
 class HuggingFaceModel(nn.Module):
@@ -34,9 +34,9 @@ class HuggingFaceModel(nn.Module):
 
     Args:
         model: The model, in evaluation mode.
-        carried: What it carries.
-        attention: Its attention layers, bounded; false where it has none.
-        contract: What the module takes, gives and carries.
+        carried: Its states.
+        attention: Its attention layers with their bounds; false if it has none.
+        contract: The inputs, outputs and states of the module.
     """
 
     def __init__(self, model: nn.Module, carried: Carried, attention: AttentionLayers, contract: Contract) -> None:
@@ -49,18 +49,18 @@ class HuggingFaceModel(nn.Module):
         self._recurrences = Recurrences(model)
 
     def contract(self) -> Contract:
-        """Tokens in, logits out, and the states that probing found."""
+        """Tokens in, logits out, and the states that were found."""
         return self._contract
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether it carries anything but the keys and values of attention."""
+        """Whether it has states other than the keys and values of attention."""
         return bool(self._carried.states)
 
     def full_sequence(self, x: Tensor, output_indices: Tensor | None = None) -> Tensor:
-        """The model's own pass over whole sequences ``[B, T]``, without a cache: what exports are held to.
+        """The model's own pass over whole sequences ``[B, T]``, without a cache: the reference for exports.
 
-        Where attention is bounded to less than the model has, it is bounded here too, by a mask.
+        Where a bound limits the attention of the model, a mask limits it here too.
 
         Args:
             x: Tokens.
@@ -78,7 +78,7 @@ class HuggingFaceModel(nn.Module):
 
     @property
     def has_recurrences(self) -> bool:
-        """Whether the form ``"scan"`` differs from the model's own."""
+        """Whether the form ``"scan"`` differs from the model's own code."""
         return bool(self._recurrences)
 
     @property
@@ -88,7 +88,7 @@ class HuggingFaceModel(nn.Module):
 
     @contextlib.contextmanager
     def in_form(self, form: Form) -> Iterator[None]:
-        """Compute with other recurrences, within the context."""
+        """Compute chunks in another form, within the context."""
         before, self._form = self._form, form
         try:
             yield
@@ -152,7 +152,7 @@ class HuggingFaceModel(nn.Module):
 def advance(
     module: HuggingFaceModel, x: Tensor, state: Mapping[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """One call on ``x`` ``[B, T]``: its outputs, what it gives for each state, and the state that a host keeps then."""
+    """One call on ``x`` ``[B, T]``: its outputs, its new value of each state, and the state that a host then keeps."""
     output, new = module(x, state)
     kept = {}
     for spec in module.contract():
@@ -169,7 +169,7 @@ def advance(
 
 @contextlib.contextmanager
 def _attributes(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let modules hold the given tensors for the time of a call."""
+    """Set attributes of modules, within the context."""
     before = {name: value for name, value in module_attributes(model).items() if name in values}
     try:
         for name, value in values.items():
@@ -181,7 +181,7 @@ def _attributes(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None
 
 
 def can_select(model: nn.Module) -> bool:
-    """Whether logits can be computed for some time steps only."""
+    """Whether the model can compute logits for some time steps only."""
     if model.get_output_embeddings() is None:  # type: ignore[operator]
         return False
     with torch.no_grad(), _only(model, torch.tensor([1])):
@@ -191,7 +191,7 @@ def can_select(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def _only(model: nn.Module, indices: Tensor) -> Iterator[None]:
-    """Compute logits for some time steps only: the output layer is given their hidden states alone."""
+    """Compute logits for some time steps only: the output layer gets only their hidden states."""
     head = model.get_output_embeddings()  # type: ignore[operator]
 
     def select(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

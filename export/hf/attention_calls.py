@@ -1,9 +1,9 @@
-"""What a model's attention layers are: found by listening to them, not by knowing the model.
+"""What a model's attention layers are: found by recording their calls, not by knowing the model.
 
-transformers' models call one attention function, which they look up by name. Under a name of our own they call a
-listener, for a handful of tokens, twice: at positions 0, 1, ... and at positions some way off. What a layer hands over
-tells its heads, scaling and caps; the mask that it asks for tells its window; what the shift does to its queries tells
-how it looks at positions.
+transformers' models call one attention function, which they look up by name. Here they find a function that records its
+arguments. The model runs twice on a few tokens: at positions 0, 1, ... and at later positions. A layer's arguments show
+its heads, scaling and caps; the mask that it asks for shows its window; the effect of the later positions on its
+queries shows how it uses positions.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from edgemem.errors import ExportError
 
-_LISTEN = "edgemem_listen"
+_RECORD = "edgemem_record"
 _TIME = 5
 SHIFT = 7
-"""How far the second run's positions are off. The sum with the run's length stays below any model's last position."""
+"""How much later the positions of the second run are: few enough for every model."""
 
 _FAR = 1 << 40  # no window is longer
 _HARMLESS = {
@@ -50,13 +50,13 @@ class AttentionCall:
     """One call of the attention function.
 
     Attributes:
-        name: Path of the module that called.
+        name: Path of the calling module.
         module: The module.
-        q: Queries ``[B, Hq, T, D]``, turned to their positions.
+        q: Queries ``[B, Hq, T, D]``, rotated to their positions.
         k: Keys ``[B, H, T, D]``.
         v: Values ``[B, H, T, Dv]``.
-        scaling: What scores are multiplied with.
-        window: Newest pairs that a query sees, itself included; ``None`` for all.
+        scaling: The factor of the scores.
+        window: Number of newest pairs that a query sees, its own included; ``None`` for all.
     """
 
     name: str
@@ -69,47 +69,46 @@ class AttentionCall:
 
 
 @dataclass
-class _Listener:
+class _Recorder:
     names: Mapping[nn.Module, str]
     calls: list[AttentionCall] = field(default_factory=list)
     masks: list[MaskFunction] = field(default_factory=list)
 
 
-_listener: _Listener | None = None
+_recorder: _Recorder | None = None
 
 
 def record_calls(model: nn.Module, shift: int = 0) -> list[AttentionCall]:
-    """Run ``model`` on a few tokens at positions from ``shift`` on, and give every attention call in its order.
+    """Run ``model`` on a few tokens at positions from ``shift`` on: its attention calls, in order.
 
     Raises:
-        ExportError: The model fails, or a layer attends in a way not known here.
+        ExportError: The model fails, or a layer attends in an unknown way.
     """
-    global _listener
+    global _recorder
     names = {module: name for name, module in model.named_modules()}
-    _listener = listener = _Listener(names)
+    _recorder = recorder = _Recorder(names)
     device = next(model.parameters()).device
     vocab: int = model.get_input_embeddings().num_embeddings  # type: ignore[operator, union-attr]
     ids = torch.arange(1, _TIME + 1, device=device)[None] % vocab
     positions = torch.arange(shift, shift + _TIME, device=device)[None]
     try:
-        with implementation(model, _LISTEN), torch.no_grad():
+        with implementation(model, _RECORD), torch.no_grad():
             model(input_ids=ids, use_cache=False, **position_arguments(model, positions))
     except ExportError:
         raise
     except Exception as error:
         if not getattr(model, "_supports_attention_backend", False):
             raise ExportError(
-                f"{type(model).__name__} attends with code of its own, not through transformers' attention interface: "
-                "edgemem cannot bound what it keeps."
+                f"{type(model).__name__} does not use transformers' attention interface: its cache cannot be bounded."
             ) from error
         raise ExportError(f"{type(model).__name__} cannot be run: {type(error).__name__}: {error}") from error
     finally:
-        _listener = None
-    return listener.calls
+        _recorder = None
+    return recorder.calls
 
 
 def position_arguments(model: nn.Module, positions: Tensor) -> dict[str, Tensor]:
-    """``position_ids`` ``[B, T]`` for a model that takes them; nothing for one that does not."""
+    """``position_ids`` ``[B, T]`` for a model that takes them; nothing for other models."""
     parameters = inspect.signature(model.forward).parameters
     return {"position_ids": positions} if "position_ids" in parameters else {}
 
@@ -129,11 +128,11 @@ def implementation(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def attention_scaling(q: Tensor, scaling: float | None) -> float:
-    """What a layer's scores are multiplied with: what it says, or ``D^-1/2``."""
+    """The factor of a layer's scores: the one that it names, or ``D^-1/2``."""
     return float(q.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
-def _hear(
+def _record(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -142,19 +141,19 @@ def _hear(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that listens: plain causal attention, which is all that a handful of tokens need."""
-    assert _listener is not None
-    name = _listener.names.get(module, type(module).__name__)
+    """The attention function that records: plain causal attention, which is enough for a few tokens."""
+    assert _recorder is not None
+    name = _recorder.names.get(module, type(module).__name__)
     unknown = sorted(
         option for option, given in options.items() if isinstance(given, Tensor) and option not in _HARMLESS | _KNOWN
     )
     if unknown:
-        raise ExportError(f"{name} hands {', '.join(unknown)} to its attention, which edgemem does not know.")
+        raise ExportError(f"{name} passes {', '.join(unknown)} to its attention, which edgemem does not know.")
     if key.shape[2] != query.shape[2]:
-        raise ExportError(f"{name} attends to {key.shape[2]} keys from {query.shape[2]} tokens: not to its own text.")
-    window = _said_window(name, attention_mask, options)
+        raise ExportError(f"{name} attends from {query.shape[2]} tokens to {key.shape[2]} keys: not to its own text.")
+    window = _window(name, attention_mask, options)
     calls = AttentionCall(name, module, query, key, value, attention_scaling(query, scaling), window)
-    _listener.calls.append(calls)
+    _recorder.calls.append(calls)
     groups = query.shape[1] // key.shape[1]
     out = F.scaled_dot_product_attention(
         query,
@@ -167,31 +166,31 @@ def _hear(
 
 
 def _keep_mask(mask_function: MaskFunction, device: Any = "cpu", **_: Any) -> Tensor:
-    """The mask function that listens: a number that stands for the mask, even when a model slices it."""
-    assert _listener is not None
-    _listener.masks.append(mask_function)
-    return torch.full((1, 1, 1, 1), float(len(_listener.masks)), device=device)
+    """The mask function that records: it returns a number for the mask, which survives slicing."""
+    assert _recorder is not None
+    _recorder.masks.append(mask_function)
+    return torch.full((1, 1, 1, 1), float(len(_recorder.masks)), device=device)
 
 
-def _said_window(name: str, mask: Tensor | None, options: Mapping[str, Any]) -> int | None:
-    assert _listener is not None
+def _window(name: str, mask: Tensor | None, options: Mapping[str, Any]) -> int | None:
+    assert _recorder is not None
     if mask is None:
         window = options.get("sliding_window")
         return window if isinstance(window, int) else None
-    if mask.numel() != 1 or not 1 <= float(mask) <= len(_listener.masks):
-        raise ExportError(f"{name} makes a mask of its own from what it reads, which edgemem does not know.")
-    return window_of(name, _listener.masks[int(mask) - 1])
+    if mask.numel() != 1 or not 1 <= float(mask) <= len(_recorder.masks):
+        raise ExportError(f"{name} makes its own mask from the input, in a way that edgemem does not know.")
+    return window_of(name, _recorder.masks[int(mask) - 1])
 
 
 def window_of(name: str, mask_function: MaskFunction) -> int | None:
-    """The window that a mask function states, the query included; ``None`` where it is causal and no more.
+    """The window of a mask function, the query included; ``None`` for a causal mask without a window.
 
     Args:
         name: The layer, for errors.
         mask_function: Of batch, head, query and key index (tensors), whether the query sees the key.
 
     Raises:
-        ExportError: It is neither.
+        ExportError: It is neither a causal mask nor a sliding window.
     """
     zero = torch.tensor(0)
 
@@ -201,7 +200,7 @@ def window_of(name: str, mask_function: MaskFunction) -> int | None:
 
     window: int | None = None
     if not bool(sees(_FAR, torch.tensor([_FAR]))):
-        low, high = 0, _FAR  # a key of age low is seen, one of age high is not
+        low, high = 0, _FAR  # a key of age low is seen, a key of age high is not
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if bool(sees(_FAR, torch.tensor([middle]))) else (low, middle)
@@ -211,14 +210,14 @@ def window_of(name: str, mask_function: MaskFunction) -> int | None:
     for query in (0, 1, 5, 64, 1000, 8191, 8192, 12345, 10**6 + 7):
         ages = torch.tensor(sorted({-5, -1, 0, query, *(age for age in near if age <= query)}))
         if not torch.equal(sees(query, ages), (ages >= 0) & (ages < bound)):
-            raise ExportError(f"{name} sees its past through a mask that is neither causal nor a sliding window.")
+            raise ExportError(f"{name} has a mask that is neither causal nor a sliding window.")
     return window
 
 
 def register() -> None:
-    """Make the listener known to transformers."""
+    """Register the recording functions with transformers."""
     from transformers.masking_utils import AttentionMaskInterface
     from transformers.modeling_utils import AttentionInterface
 
-    AttentionInterface.register(_LISTEN, _hear)
-    AttentionMaskInterface.register(_LISTEN, _keep_mask)
+    AttentionInterface.register(_RECORD, _record)
+    AttentionMaskInterface.register(_RECORD, _keep_mask)

@@ -1,26 +1,27 @@
-"""What an unbounded attention layer is bounded to: ``--memory "sinks=4,window=1024"``."""
+"""What bounds a cache that grows: a memory of fixed size, or a largest number of positions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from edgemem.errors import ConfigError
+from edgemem.errors import ConfigError, ExportError, UnboundedCacheError
+from edgemem.manifest import LoadOptions
 
 Positions = Literal["slot", "absolute"]
 SummaryKind = Literal["cumulative"]
 
 
 @dataclass(frozen=True)
-class MemoryOption:
-    """The memory that takes the place of every growing cache.
+class MemoryBound:
+    """A memory of fixed size in place of every growing cache: ``--memory "sinks=4,window=1024"``.
 
     Attributes:
         window: Newest pairs that are kept, the query's own included.
         sinks: First pairs of the stream that are kept once they have left the window (Xiao et al. 2023).
         summary: A summary of the whole past as one more slot; for models that were trained with it.
-        positions: Where a query stands when it looks at the sinks. ``"slot"``: right behind them, at
-            ``min(i, sinks + window - 1)``, so that no distance exceeds those of training. ``"absolute"``: at its own
+        positions: The position of a query when it reads the sinks. ``"slot"``: right behind them, at
+            ``min(i, sinks + window - 1)``, so that no distance exceeds those of training. ``"absolute"``: its own
             position ``i``.
     """
 
@@ -38,14 +39,9 @@ class MemoryOption:
         if self.positions not in get_args(Positions):
             raise ConfigError(f"memory: positions {self.positions!r} is neither 'slot' nor 'absolute'.")
 
-    @property
-    def span(self) -> int:
-        """Largest distance, plus one, that rotary positions must tell apart, where positions are by slot."""
-        return self.window + self.sinks
-
     @classmethod
-    def parse(cls, text: str) -> MemoryOption:
-        """Read ``"sinks=4,window=1024"``: names of this class with values, parted by commas.
+    def parse(cls, text: str) -> MemoryBound:
+        """Read ``"sinks=4,window=1024"``: names of this class with values, separated by commas.
 
         Raises:
             ConfigError: An unknown name, no window, or a value out of range.
@@ -70,6 +66,89 @@ class MemoryOption:
         parts += [f"summary={self.summary}"] * (self.summary is not None)
         parts += [f"positions={self.positions}"] * bool(self.sinks)
         return ",".join(parts)
+
+
+@dataclass(frozen=True)
+class LengthBound:
+    """Exact attention to the whole past, for a stream of at most so many positions: ``--max-length``.
+
+    Attributes:
+        window: The largest number of positions.
+    """
+
+    window: int
+
+
+Bound = MemoryBound | LengthBound
+
+
+def read_bound(memory: str | None, max_length: int | None) -> Bound | None:
+    """The bound that options name, or ``None``.
+
+    Raises:
+        ConfigError: ``memory`` cannot be read.
+        ExportError: Both are given.
+    """
+    if memory is not None and max_length is not None:
+        raise ExportError(
+            "--memory and --max-length exclude each other.",
+            hint="With a bounded memory the stream never ends. With a maximal length the model keeps the whole past, "
+            "and the stream ends there.",
+        )
+    if max_length is not None:
+        return LengthBound(max_length)
+    return None if memory is None else MemoryBound.parse(memory)
+
+
+def load_options(bound: Bound | None) -> LoadOptions:
+    """The options that name a bound, for the manifest."""
+    if isinstance(bound, MemoryBound):
+        return LoadOptions(memory=str(bound))
+    return LoadOptions(max_length=None if bound is None else bound.window)
+
+
+def max_positions(bound: Bound | None) -> int | None:
+    """The largest number of positions that a bound allows; ``None`` for no limit."""
+    return bound.window if isinstance(bound, LengthBound) else None
+
+
+def span(windows: list[int | None], bound: Bound | None) -> int | None:
+    """One more than the largest distance between a query and a key that it sees; ``None`` for no limit.
+
+    Args:
+        windows: The windows of the model's attention layers; ``None`` for layers that see the whole past.
+        bound: What bounds those layers.
+    """
+    if isinstance(bound, LengthBound):
+        return bound.window
+    if bound is None:
+        return max((window or 0 for window in windows), default=0)
+    if None in windows and bound.sinks and bound.positions == "absolute":
+        return None
+    return max((window or bound.window + bound.sinks for window in windows), default=0)
+
+
+def check_bound(model: str, full: list[str], bound: Bound | None) -> None:
+    """Refuse a growing cache without a bound, and a bound without a growing cache.
+
+    Args:
+        model: The model's class, for messages.
+        full: The attention layers that see the whole past.
+        bound: What bounds them.
+
+    Raises:
+        UnboundedCacheError: Nothing bounds a cache that grows.
+        ExportError: The bound has nothing to bound.
+    """
+    if full and bound is None:
+        raise UnboundedCacheError(
+            f"{model} has a cache that grows without limit in {len(full)} of its layers ({full[0]}, ...).",
+            hint='Bound it with --memory "sinks=4,window=1024" (an approximation), or keep it exact up to a length '
+            "with --max-length N.",
+        )
+    if not full and bound is not None:
+        option = "--memory" if isinstance(bound, MemoryBound) else "--max-length"
+        raise ExportError(f"{model} has no cache that grows: leave {option} out.")
 
 
 def _whole(name: str, value: str) -> int:

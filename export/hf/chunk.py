@@ -1,11 +1,12 @@
 """The graphs of a bundle: one of a single step, and one of a chunk that continues from any state.
 
-Models compute a chunk in ways of their own, some of which begin at zero whatever the state. In this order:
+Each model has its own code for a chunk, and some of it starts from zero whatever the state. The first of these forms
+that works is used:
 
-1. ``native``: the model's own form, where it gives what its steps give from a warm state, and can be traced;
-2. ``scan`` or ``block``: the model's recurrence replaced by a scan, or by one block without a loop
-   (:mod:`edgemem.export.hf.recurrences`), under the same conditions;
-3. ``lifted``: the step's graph, run over the time steps by one ONNX Scan: bit-equal to stepping, and no faster.
+1. ``native``: the model's own code, if it equals its steps from a warm state and can be traced;
+2. ``scan`` or ``block``: the same with the model's recurrence replaced by a scan, or by one block without a loop
+   (:mod:`edgemem.export.hf.scans`);
+3. ``lifted``: the step's graph, run over the time steps by one ONNX Scan: bit-equal to stepping, and not faster.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from edgemem.bundle import GraphFile
 from edgemem.contract import Contract
 from edgemem.errors import ExportError
 from edgemem.export.graph import export_graph
 from edgemem.export.hf.adapter import Form, HuggingFaceModel, advance
 from edgemem.export.hf.lift import lift, unseal
+from edgemem.manifest import GraphFile
 from edgemem.protocol import example_input, initial_tensors
 from edgemem.streaming.sealed import Sealed
 
@@ -35,13 +36,13 @@ _WARM, _TRIED = 5, 7  # steps before the chunk, and in it
 
 
 class TwoGraphs:
-    """Traces a model into a step graph and a chunk graph; a :data:`edgemem.export.source.Trace`.
+    """Traces a model into a step graph and a chunk graph; see :meth:`edgemem.export.sources.Source.trace`.
 
     Args:
         model: The model.
 
     Attributes:
-        strategy: How the chunk of the last trace came to be; ``"none"`` before that, and for single steps.
+        strategy: The form of the chunk in the last trace; ``"none"`` before the first, and for single steps.
     """
 
     def __init__(self, model: HuggingFaceModel) -> None:
@@ -49,7 +50,7 @@ class TwoGraphs:
         self.strategy: Strategy = "none"
 
     def __call__(self, module: nn.Module, contract: Contract) -> list[tuple[GraphFile, ir.Model]]:
-        """The graphs of ``module``, which is the model, or the model with its rings sealed in.
+        """The graphs of ``module``: the model, or the model with its rings written inside.
 
         Raises:
             ExportError: The step cannot be traced.
@@ -80,25 +81,25 @@ class TwoGraphs:
     def _lifted(module: nn.Module, contract: Contract, step: ir.Model) -> ir.Model:
         if all(spec.update == "replace" for spec in contract):
             return lift(step, contract)
-        # Within a chunk the steps must find each other's entries in the rings.
+        # Within a chunk, later steps must find the entries of earlier ones in the rings.
         sealed = replace(Sealed(module).contract(), output_indices=contract.output_indices)
         chunk = lift(export_graph(Sealed(module), sealed, max_time=1), sealed)
         unseal(chunk, sealed, contract)
         return chunk
 
     def _exact_forms(self) -> Iterator[Form]:
-        """Forms whose chunks, from a warm state, equal the steps'."""
+        """Forms whose chunks, from a warm state, equal the steps."""
         forms: tuple[Form, ...] = ("scan",) if self.model.has_recurrences else ("own",)
         for form in forms:
             error = chunk_error(self.model, form)
-            if error <= _TOLERANCE:  # not where it is NaN
+            if error <= _TOLERANCE:  # false for NaN
                 yield form
 
 
 def chunk_error(model: HuggingFaceModel, form: Form) -> float:
     """Largest difference between a chunk and its steps from the same warm state, in the scale of ``1 + |logit|``.
 
-    Infinite where the form cannot be run.
+    Infinite if the form cannot be run.
     """
     contract = model.contract()
     warm, tried = min(_WARM, contract.max_chunk), min(_TRIED, contract.max_chunk)

@@ -1,12 +1,12 @@
-"""Which of the tensors that a model carries are its state: found by running it, not by knowing it.
+"""Which tensors of a model are its states: found by running it, not by knowing it.
 
-The model reads sequences of two lengths and two batch sizes. What differs between the runs tells what a leaf is:
+The model reads sequences of two lengths and two batch sizes. The differences between the runs classify each leaf:
 
 ========  ==========================================================================================
-growing   its shape follows the number of tokens: a key-value cache, which has no fixed size
-state     its shape does not, its values do
-constant  nothing changes it
-hidden    a Python number that follows the number of tokens: a trace would bake it in
+growing   its shape depends on the number of tokens: a key-value cache, which has no fixed size
+state     its values depend on the tokens, its shape does not
+constant  it never changes
+hidden    a Python number that depends on the number of tokens: a trace would make it a constant
 ========  ==========================================================================================
 """
 
@@ -27,7 +27,7 @@ from edgemem.protocol import TORCH_DTYPES
 
 CACHE, MODULES = "cache", "modules"
 CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state")
-"""Names under which transformers' models take what they carry, the most common first."""
+"""Names of the parameter with which transformers' models take their state, the most common first."""
 
 _SHORT, _LONG = 4, 7  # tokens of the two runs
 _FEW, _MORE = 2, 3  # streams of the two runs
@@ -38,11 +38,11 @@ NewCache = Callable[[nn.Module, int], Any]
 
 @dataclass(frozen=True)
 class Carried:
-    """What a model carries.
+    """The states of a model.
 
     Attributes:
-        root: Of two streams: under ``"cache"`` the warmed cache object, under ``"modules"`` what modules hold.
-        argument: The parameter of the model's forward that takes the cache; ``None`` where modules hold everything.
+        root: For two streams: ``"cache"`` is the cache object after some tokens, ``"modules"`` has module attributes.
+        argument: The parameter of the model's forward that takes the cache; ``None`` if modules hold all states.
         states: Declaration of every state, by its path below ``root``.
     """
 
@@ -63,17 +63,16 @@ def find_states(
     new_cache: NewCache | None = None,
     strip: Callable[[Any], None] | None = None,
 ) -> Carried:
-    """Run ``model`` and classify what it carries.
+    """Run ``model`` and find its states.
 
     Args:
         model: A causal language model in evaluation mode.
-        vocab_size: Token ids to draw from.
-        new_cache: Makes the cache of a fresh stream, where the model is to be given one; called with the model and
-            the batch.
-        strip: Called with a warmed cache; takes out what is carried in another way (attention's keys and values).
+        vocab_size: Number of token ids.
+        new_cache: Makes the cache of a new stream from the model and the batch; ``None``: the model makes its own.
+        strip: Called with a cache after some tokens: removes what is not to be found (attention's keys and values).
 
     Raises:
-        ExportError: A leaf grows or is a hidden number, or the model carries nothing.
+        ExportError: A leaf grows or is a hidden number.
     """
     argument = cache_argument(model)
     generator = torch.Generator().manual_seed(0)
@@ -105,7 +104,7 @@ def find_states(
 
 
 def forget_keys(cache: Any) -> None:
-    """Empty a cache's keys and values, so that an attention layer gets those of the call alone."""
+    """Empty a cache's keys and values, so that an attention layer gets only those of the call."""
     for layer in getattr(cache, "layers", []):
         if isinstance(getattr(layer, "keys", None), Tensor):
             layer.keys, layer.values, layer.is_initialized = None, None, False
@@ -114,7 +113,7 @@ def forget_keys(cache: Any) -> None:
 
 
 def _run(model: nn.Module, argument: str | None, tokens: Tensor, new_cache: NewCache | None) -> dict[str, Any]:
-    """One call on ``tokens`` ``[B, T]`` from the beginning, with a cache."""
+    """One call on ``tokens`` ``[B, T]`` from position 0, with a cache."""
     extra = {argument: new_cache(model, tokens.shape[0])} if argument and new_cache is not None else {}
     with torch.no_grad():
         output = model(input_ids=tokens, use_cache=True, return_dict=True, **extra)
@@ -128,18 +127,18 @@ def _refuse_hidden(model: nn.Module, short: dict[str, Any], long: dict[str, Any]
         if path in after and after[path] != value:
             raise ExportError(
                 f"{type(model).__name__} counts in {_dotted(path)} as a Python number ({value}, later {after[path]}): "
-                "the trace would bake it in."
+                "a trace would make it a constant."
             )
 
 
 def _classify(
     model: nn.Module, path: Path, short: Tensor, long: Tensor | None, wide: Tensor | None, initial: Tensor | None
 ) -> StateSpec | None:
-    """The declaration of a leaf that is a state; ``None`` of one that is constant, or counts without a batch.
+    """The declaration of a leaf that is a state; ``None`` if it is constant, or counts without a batch axis.
 
     Args:
         model: Named in errors.
-        path: Where the leaf lies.
+        path: The path of the leaf.
         short: After a few tokens, two streams.
         long: After more tokens.
         wide: After a few tokens, three streams.
@@ -147,11 +146,11 @@ def _classify(
     """
     what = f"{type(model).__name__}: {_dotted(path)}"
     if long is None or wide is None:
-        raise ExportError(f"{what} is there after some calls only: what it holds depends on the call's shape.")
+        raise ExportError(f"{what} exists after some calls only: whether it does depends on the call's shape.")
     if short.shape != long.shape:
         raise ExportError(
             f"{what} grows with the tokens: {list(short.shape)} after {_SHORT}, {list(long.shape)} after {_LONG}.",
-            hint="Only a memory of fixed size can be carried in a graph's state.",
+            hint="Only a memory of fixed size can be a state of a graph.",
         )
     axes = [axis for axis, (few, more) in enumerate(zip(short.shape, wide.shape, strict=True)) if few != more]
     if not axes:
@@ -163,10 +162,10 @@ def _classify(
     value = 0.0
     if initial is not None:
         if not bool((initial == initial.flatten()[0]).all()):
-            raise ExportError(f"{what} begins with more than one value, from {initial.min()} to {initial.max()}.")
+            raise ExportError(f"{what} starts with more than one value, from {initial.min()} to {initial.max()}.")
         value = float(initial.flatten()[0])
     if short.dtype not in _DTYPES:
-        raise ExportError(f"{what} is of dtype {short.dtype}, which a bundle cannot carry.")
+        raise ExportError(f"{what} has the dtype {short.dtype}, which a bundle cannot store.")
     return StateSpec(state_name(path[1:]), tuple(short.shape[1:]), _DTYPES[short.dtype], initial=value)  # type: ignore[arg-type]
 
 

@@ -1,7 +1,7 @@
-"""What a transformers model carries between calls: found by walking, rebuilt around other tensors.
+"""The tensors that a transformers model keeps between calls: found by walking, replaced in a copy.
 
 A cache object is any nesting of lists, tuples, dictionaries and plain objects. A *leaf* is a tensor in it, known by its
-path. Some models keep their state as attributes of their own modules instead: those are found the same way.
+path. Some models keep their state as attributes of their own modules instead: these are found in the same way.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def tensors(root: object) -> dict[Path, Tensor]:
 
 
 def scalars(root: object) -> dict[Path, Scalar]:
-    """Every number and string, by path: what would be baked into a graph."""
+    """Every number and string, by path: they would become constants of a graph."""
     return {path: value for path, value in walk(root) if isinstance(value, int | float | str)}
 
 
 def rebuild(root: Any, given: Mapping[Path, Tensor]) -> Any:
-    """A copy of ``root`` in which the leaves at the given paths are other tensors.
+    """A copy of ``root`` with other tensors at the given paths.
 
-    Tensors that are not given are cloned, so that a model may write into everything it is handed.
+    All other tensors are cloned, so that a model may write into every tensor that it gets.
     """
     memo: dict[int, Any] = {}
     for path, leaf in tensors(root).items():
@@ -82,7 +82,7 @@ def _configurations(value: object, seen: set[int]) -> Iterator[object]:
 
 
 def module_attributes(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors that the modules of ``model`` hold as plain attributes, neither parameters nor buffers, by full name."""
+    """Plain tensor attributes of the modules of ``model``, neither parameters nor buffers, by full name."""
     return {
         f"{name}.{attribute}" if name else attribute: value
         for name, module in model.named_modules()
@@ -92,7 +92,7 @@ def module_attributes(model: nn.Module) -> dict[str, Tensor]:
 
 
 def set_attribute(model: nn.Module, name: str, value: Tensor | None) -> None:
-    """Set what :func:`module_attributes` found."""
+    """Set an attribute that :func:`module_attributes` found."""
     owner, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(owner), attribute, value)
 
@@ -100,7 +100,7 @@ def set_attribute(model: nn.Module, name: str, value: Tensor | None) -> None:
 def state_name(path: Path) -> str:
     """``<layer>.<kind>`` of a leaf: ``layers[0].conv_states[0]`` is ``0.conv``, a second one ``0.conv.1``.
 
-    The first number of the path is the layer, the last name the kind; what tells leaves of one kind apart follows.
+    The first number of the path is the layer, the last name the kind. A number follows if a kind has several leaves.
     """
     parts: list[Key] = []
     for key in path:

@@ -1,7 +1,7 @@
 """From a folder that ``save_pretrained`` wrote to a source that can be exported.
 
-Nothing is fetched, and nothing from the folder is executed: weights are safetensors, or pickles read with
-``weights_only``; the model's own Python code runs only where the caller says so.
+Nothing is downloaded, and nothing from the folder is executed: weights are safetensors, or pickles read with
+``weights_only``. The folder's own Python code runs only if the caller asks for it.
 """
 
 from __future__ import annotations
@@ -18,24 +18,22 @@ from edgemem.errors import ExportError, MissingDependencyError
 from edgemem.export.hf.adapter import MAX_CHUNK, HuggingFaceModel, can_select
 from edgemem.export.hf.attention import AttentionLayers
 from edgemem.export.hf.attention_calls import position_arguments
-from edgemem.export.hf.bound import MemoryOption
+from edgemem.export.hf.bound import Bound, load_options, max_positions, read_bound
 from edgemem.export.hf.chunk import TwoGraphs
 from edgemem.export.hf.find_states import CACHE_ARGUMENTS, cache_argument, find_states, forget_keys
 from edgemem.export.hf.quiet import quiet
 from edgemem.export.hf.registry import family_of
-from edgemem.export.source import Source
+from edgemem.export.hf.source import TransformersSource
 from edgemem.export.text_files import text_files
-from edgemem.manifest import LoadOptions
+from edgemem.precision import DTYPES
 from edgemem.protocol import TORCH_DTYPES
 
 CONFIG = "config.json"
-KIND = "transformers"
 
 _EXPERTS = "batched_mm"
-"""How a mixture computes its experts: the one way of transformers' that a trace can follow."""
+"""How a mixture of experts is computed: the one implementation of transformers that can be traced."""
 
 _DTYPES: dict[torch.dtype, Any] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load_model(folder: Path, *, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -43,11 +41,11 @@ def load_model(folder: Path, *, trust_remote_code: bool = False, dtype: torch.dt
 
     Args:
         folder: What ``save_pretrained`` wrote.
-        trust_remote_code: Run the Python files that the folder brings along.
+        trust_remote_code: Run the Python files in the folder.
         dtype: Of the weights.
 
     Raises:
-        ExportError: It is no causal language model that the installed transformers knows, or its files are damaged.
+        ExportError: It is not a causal language model that the installed transformers knows, or its files are damaged.
         MissingDependencyError: transformers is not installed.
     """
     transformers = _transformers()
@@ -57,7 +55,7 @@ def load_model(folder: Path, *, trust_remote_code: bool = False, dtype: torch.dt
         raise ExportError(f"{folder} is an encoder-decoder model ({family}): only decoders stream.")
     if "auto_map" not in vars(config) and type(config) not in transformers.AutoModelForCausalLM._model_mapping:
         raise ExportError(
-            f"{folder} is no causal language model: transformers {transformers.__version__} has none of type {family}.",
+            f"{folder} is not a causal language model: transformers {transformers.__version__} has no {family}.",
             hint="Models of images, speech or sentences have no step to export.",
         )
     names = {path.name for path in folder.iterdir()}
@@ -83,7 +81,7 @@ def load_model(folder: Path, *, trust_remote_code: bool = False, dtype: torch.dt
     if missing := sorted(report["missing_keys"]):
         raise ExportError(
             f"{folder} holds no {missing[0]}" + (f", and {len(missing) - 1} more" if missing[1:] else "") + ".",
-            hint="transformers would put random weights in their place. Is it a checkpoint of the whole model?",
+            hint="transformers would use random weights instead. Is it a checkpoint of the whole model?",
         )
     return model.eval()
 
@@ -95,43 +93,36 @@ def load(
     max_length: int | None = None,
     trust_remote_code: bool = False,
     dtype: str | None = None,
-) -> Source:
-    """A folder of transformers as a source.
+) -> TransformersSource:
+    """A transformers folder as a source.
 
     Args:
         path: The folder.
-        memory: What takes the place of growing key-value caches, such as ``"sinks=4,window=1024"``.
-        max_length: Keep exact full attention up to this many tokens, and refuse more.
-        trust_remote_code: Run the Python files that the folder brings along.
-        dtype: ``"fp32"`` (the default), ``"fp16"`` or ``"bf16"``: what the weights are loaded as.
+        memory: The memory that replaces growing key-value caches, such as ``"sinks=4,window=1024"``.
+        max_length: Instead: keep exact full attention for up to this many tokens, and refuse more.
+        trust_remote_code: Run the Python files in the folder.
+        dtype: ``"fp32"`` (the default), ``"fp16"`` or ``"bf16"``: the dtype in which the weights are loaded.
 
     Raises:
-        ExportError: The model cannot be exported; says why.
+        ExportError: The model cannot be exported.
+        ConfigError: ``memory`` cannot be read.
     """
-    option = None if memory is None else MemoryOption.parse(memory)
-    model = load_model(path, trust_remote_code=trust_remote_code, dtype=DTYPES[dtype or "fp32"])
-    adapter = adapt(model, memory=option, max_length=max_length)
-    return Source(
-        adapter,
-        KIND,
-        str(path),
-        text=text_files(path),
-        trace=TwoGraphs(adapter) if adapter.is_recurrent else None,
-        reference=adapter.full_sequence,
-        options=LoadOptions(None, max_length) if option is None else LoadOptions(str(option)),
-    )
+    bound = read_bound(memory, max_length)
+    model = load_model(path, trust_remote_code=trust_remote_code, dtype=TORCH_DTYPES[DTYPES[dtype or "fp32"]])
+    adapter = adapt(model, bound)
+    graphs = TwoGraphs(adapter) if adapter.is_recurrent else None
+    return TransformersSource(adapter, str(path), text=text_files(path), options=load_options(bound), graphs=graphs)
 
 
-def adapt(model: nn.Module, *, memory: MemoryOption | None = None, max_length: int | None = None) -> HuggingFaceModel:
+def adapt(model: nn.Module, bound: Bound | None = None) -> HuggingFaceModel:
     """The streaming module of a loaded causal language model.
 
     Args:
         model: In evaluation mode. Its attention is replaced.
-        memory: What takes the place of growing key-value caches.
-        max_length: Instead: exact attention, up to that many positions.
+        bound: What bounds key-value caches that grow.
 
     Raises:
-        ExportError: What the model carries has no fixed size, or it is not known how to carry it.
+        ExportError: The state of the model has no fixed size, or edgemem cannot carry it.
     """
     config: Any = model.config
     family = family_of(config.model_type)
@@ -139,34 +130,34 @@ def adapt(model: nn.Module, *, memory: MemoryOption | None = None, max_length: i
     with quiet():
         if hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation(_EXPERTS)  # type: ignore[operator]
-        attention = AttentionLayers(model, memory, max_length)
+        attention = AttentionLayers(model, bound)
         carried = find_states(model, vocab_size, family.new_cache, forget_keys if attention else None)
         with torch.no_grad():
             logits = model(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=False).logits
         selects = can_select(model)
-        looks_at_position = bool(attention) or _looks_at_position(model)
+        uses_position = bool(attention) or _uses_position(model)
     states = (*carried.states.values(), *attention.states())
     if not states:
         raise ExportError(
-            f"{type(model).__name__} carries nothing from token to token: there is nothing to stream.",
+            f"{type(model).__name__} keeps no state from token to token: there is nothing to stream.",
             hint=None
             if cache_argument(model)
-            else f"Its forward() must name what it takes its past from: {', '.join(CACHE_ARGUMENTS)}.",
+            else f"Its forward() must have a parameter for its state, named one of: {', '.join(CACHE_ARGUMENTS)}.",
         )
     contract = Contract(
         input_specs=(InputSpec("tokens", (), "int64", vocab_size),),
         output_specs=(OutputSpec("logits", (int(logits.shape[-1]),), _DTYPES[logits.dtype]),),
         states=tuple(sorted(states, key=lambda state: _layer(state.name))),
         max_chunk=min([MAX_CHUNK, *(state.window for state in states if state.window is not None)]),
-        position="input" if looks_at_position else "none",
+        position="input" if uses_position else "none",
         output_indices=selects,
-        max_position=max_length,
+        max_position=max_positions(bound),
     )
     return HuggingFaceModel(model, carried, attention, contract)
 
 
-def _looks_at_position(model: nn.Module) -> bool:
-    """Whether a model without attention computes something else at other positions."""
+def _uses_position(model: nn.Module) -> bool:
+    """Whether the outputs of a model without attention depend on the position."""
     positions = torch.arange(3)[None]
     if not position_arguments(model, positions):
         return False
@@ -200,11 +191,11 @@ def _config(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
     if family not in transformers.CONFIG_MAPPING and not ("auto_map" in data and trust_remote_code):
         code = "auto_map" in data
         raise ExportError(
-            f"{folder}: the installed transformers {transformers.__version__} knows no model of type {family!r}"
-            + (", and the folder brings its own code, which was not run." if code else "."),
-            hint="--trust-remote-code runs the Python files of the folder: only for folders whose author you trust."
+            f"{folder}: transformers {transformers.__version__} does not know models of type {family!r}"
+            + (", and the folder has its own code, which was not run." if code else "."),
+            hint="--trust-remote-code runs the Python files in the folder. Only for folders whose author you trust."
             if code
-            else "Install the transformers release that has it.",
+            else "Install a transformers release that has this type.",
         )
     try:
         with quiet():
@@ -216,6 +207,6 @@ def _config(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
 
 
 def said(error: Exception) -> str:
-    """The first line of an error of transformers, which often has many."""
+    """The first line of an error of transformers: often there are many."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"

@@ -1,4 +1,4 @@
-"""transformers, without what it prints."""
+"""transformers without its output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings that kernels for a GPU are missing, on which an export cannot act, and bars off a terminal."""
+    """Silence warnings about missing GPU kernels, which do not matter here, and progress bars outside a terminal."""
     from transformers.utils import logging as transformers_logging
 
     bars: Any = transformers_logging

@@ -1,10 +1,10 @@
-"""The bounded memory stated a second time: as a mask over the whole sequence, read by the model's own attention.
+"""The bounded memory in a second, independent form: a mask over the whole sequence, for the model's own attention.
 
-Verification compares streams with this. It shares nothing with :mod:`edgemem.export.hf.attention` but the facts about
-a layer: the attention is the model's own eager function (its scaling, caps and sink logits are its own), the rotary
-angles are the formula's in float64, the window is a mask. What a mask cannot state goes into further keys: a sink that
-is looked at from elsewhere is a key of its own, whose scores come from queries turned to that place, beside the plain
-ones on a wider last axis.
+The check compares streams with this. It shares only the facts about a layer with
+:mod:`edgemem.export.hf.attention_layer`: the attention is the model's own eager function with its scaling, caps and
+sink logits, the rotary angles are computed by the formula in float64, the window is a mask. What a mask cannot express
+becomes further keys: a sink that is read from another position is a separate key. Its scores come from queries rotated
+to that position, which lie beside the plain queries on a wider last axis.
 
 Symbols: ``i`` query, ``j`` key, ``n`` sinks, ``W`` window, ``D`` width of a head.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemem.errors import ExportError
-from edgemem.export.hf.bound import MemoryOption
+from edgemem.export.hf.bound import MemoryBound
 from edgemem.export.hf.rotary import Rotation
 
 
@@ -28,7 +28,7 @@ def dense_attention(
     k: Tensor,
     v: Tensor,
     mask: Tensor | None,
-    memory: MemoryOption | None,
+    memory: MemoryBound | None,
     rotation: Rotation | None,
     **options: Any,
 ) -> tuple[Tensor, Any]:
@@ -36,17 +36,17 @@ def dense_attention(
 
     Args:
         module: The layer.
-        q: Queries ``[B, Hq, T, D]``, turned to their positions.
+        q: Queries ``[B, Hq, T, D]``, rotated to their positions.
         k: Keys ``[B, H, T, D]``.
         v: Values ``[B, H, T, Dv]``.
         mask: The model's own mask, added to scores ``[B or 1, 1, T, T]``.
-        memory: What bounds the layer; ``None`` leaves it as the model has it.
-        rotation: How the layer turns queries; needed for sinks by slot and summaries.
-        options: What else the layer hands to its attention.
+        memory: What bounds the layer; ``None`` leaves the model's own window.
+        rotation: How the layer rotates queries; needed for sinks by slot and summaries.
+        options: The other arguments of the layer's attention.
     """
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if eager is None:
-        raise ExportError(f"{type(module).__name__} has no eager attention to verify against.")
+        raise ExportError(f"{type(module).__name__} has no eager attention, which the check compares with.")
     time = q.shape[2]
     index = torch.arange(time, device=q.device)
     age = index[:, None] - index  # [T, T]
@@ -68,7 +68,7 @@ def dense_attention(
             assert rotation is not None
             count = (index + 1)[:, None]
             means = [x.double().cumsum(dim=2) / count for x in (_turned(rotation, k, -index), v)]
-            diagonal = age == 0  # every query has a summary of its own
+            diagonal = age == 0  # every query has its own summary
             extra.add(_turned(rotation, q, -index), means[0].to(k.dtype), means[1].to(v.dtype), diagonal)
         q, k, v, mask = extra.q, extra.k, extra.v, extra.mask
     result: tuple[Tensor, Any] = eager(module, q, k, v, mask, **options)
@@ -76,7 +76,7 @@ def dense_attention(
 
 
 class _Extra:
-    """Keys of a sequence, and further keys that other queries score: a query's last axis holds one after the other."""
+    """Keys of a sequence, and further keys with other queries, which follow on the last axis of the plain ones."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> None:
         self.q, self.k, self.v, self.mask = q, k, v, mask
@@ -103,6 +103,6 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _turned(rotation: Rotation, x: Tensor, distance: Tensor) -> Tensor:
-    """``x`` [B, H, T, D] turned by ``distance`` [T] positions, the angles in float64."""
+    """``x`` [B, H, T, D] rotated by ``distance`` [T] positions, with angles in float64."""
     angle = distance[:, None].double() * torch.tensor(rotation.frequencies, dtype=torch.float64, device=x.device)
     return rotation.turn(x.double(), angle).to(x.dtype)

@@ -1,6 +1,6 @@
-"""What a family of models needs beyond the generic adapter: as little as there is.
+"""What two model families need beyond the generic adapter.
 
-Everything else (mamba, mamba2, falcon_mamba, xlstm, ...) needs no entry: its state is found by probing.
+All others (mamba, mamba2, falcon_mamba, xlstm, ...) need no entry: their states are found by running the model.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ class Family:
     """How a family differs.
 
     Attributes:
-        new_cache: Makes the cache of a fresh stream, where the model's own cannot be used; called with the model and
-            the batch. If it has a method ``before_call``, that is told the number of time steps of every call.
+        new_cache: Makes the cache of a new stream from the model and the batch; ``None`` if the model's own cache can
+            be used. If the cache has a method ``before_call``, it gets the number of time steps of every call.
     """
 
     new_cache: Callable[[nn.Module, int], Any] | None = None
 
 
 class LayerTensors:
-    """Stands in for a tensor ``[B, H, L]`` with the layers on its last axis, and holds a tensor per layer instead.
+    """Replaces a tensor ``[B, H, L]`` with the layers on its last axis by one tensor per layer.
 
-    RWKV reads and writes ``state[:, :, layer]``: a graph would copy the states of all layers once for each.
+    RWKV reads and writes ``state[:, :, layer]``: a graph would copy the states of all layers for each layer.
 
     Args:
         batch: ``B``.
         size: ``H``.
         layers: ``L``.
-        dtype: Of the tensors.
+        dtype: The dtype of the tensors.
         initial: Value at position 0.
     """
 
@@ -69,7 +69,7 @@ class RwkvState:
         self.maximum = LayerTensors(batch, attention, layers, torch.float32, -1e30)
 
     def before_call(self, time: int) -> None:
-        """Give the shifts out as ``[B, 1, H]`` to a step: the model broadcasts ``[B, H]`` across streams instead."""
+        """In a step, read the shifts as ``[B, 1, H]``: the model would broadcast ``[B, H]`` across streams."""
         self.channel_shift.with_time = self.time_shift.with_time = time == 1
 
     def __getitem__(self, index: int | slice) -> Any:
@@ -77,7 +77,7 @@ class RwkvState:
 
 
 def dynamic_cache(model: nn.Module, batch: int) -> Any:
-    """The cache of a model that makes one and does not give it back."""
+    """The cache of a model that makes one and does not return it."""
     from transformers import DynamicCache
 
     config: Any = model.config

@@ -1,8 +1,8 @@
-"""Rotary positions for ever: a model's own frequencies, as integer phases.
+"""Rotary positions of any size: a model's own frequencies, as integer phases.
 
 RoFormer (Su et al. 2021, eq. 34). transformers multiplies a float32 position with a float32 frequency: at position
 10^7 such an angle is noise. Here a model's rotary embedding keeps its frequencies and its scaling, and its angles are
-exact phases (:func:`edgemem.memories.clock.phase_angles`), so that a stream may run for ever.
+exact phases (:func:`edgemem.memories.clock.phase_angles`), so a stream has no last position.
 
 Symbols: ``F`` frequencies, ``D`` width of a head, ``Δ`` a distance between positions.
 """
@@ -31,9 +31,9 @@ class RotaryTable:
     """The angles of one rotary embedding.
 
     Attributes:
-        frequencies: Radians that each of the ``F`` frequencies turns from one position to the next.
-        scaling: What cosines and sines are multiplied with (YaRN's temperature).
-        layout: How the ``F`` angles lie on the last axis: one half after the other, each one twice, or each once.
+        frequencies: The ``F`` frequencies, in radians per position.
+        scaling: The factor of cosines and sines (YaRN's temperature).
+        layout: How the ``F`` angles lie on the last axis: in two equal halves, each angle twice in a row, or once.
     """
 
     frequencies: tuple[float, ...]
@@ -53,7 +53,7 @@ class RotaryTable:
 
 
 class ExactRotary:
-    """Stands in for the forward of a transformers rotary embedding.
+    """Replaces the forward of a transformers rotary embedding.
 
     Args:
         tables: Angles by layer type; ``None`` for a model with one kind of layer.
@@ -76,9 +76,9 @@ class ExactRotary:
 
 
 class DoubleRotary(ExactRotary):
-    """The formula as it stands, in float64: what phases are compared with.
+    """The formula in float64: the reference for phases.
 
-    In float32, as transformers computes it, the product of position and frequency is off by 1e-4 at position 2000.
+    In float32, as transformers computes it, the product of position and frequency is off by 1e-4 at position 2,000.
     """
 
     def angles(self, position_ids: Tensor, table: RotaryTable) -> Tensor:
@@ -88,15 +88,15 @@ class DoubleRotary(ExactRotary):
 
 
 class RotaryEmbeddings:
-    """Every rotary embedding of a model, its frequencies fixed to what a bounded past can see.
+    """Every rotary embedding of a model, with frequencies that do not depend on the length of the text.
 
     Args:
         model: A transformers model.
-        span: Largest distance, plus one, between a query and a key; ``None`` where it has no bound.
+        span: One more than the largest distance between a query and a key; ``None`` if it has no limit.
 
     Raises:
-        ExportError: An embedding's frequencies depend on the length of the text beyond that span, or its output has
-            a form not known here.
+        ExportError: An embedding's frequencies depend on the length of the text within that span, or its output has
+            an unknown form.
     """
 
     def __init__(self, model: nn.Module, span: int | None) -> None:
@@ -112,7 +112,7 @@ class RotaryEmbeddings:
         return tuple(table for _, tables in self._tables for table in tables.values())
 
     def install(self, form: type[ExactRotary] = ExactRotary) -> None:
-        """Let every embedding compute its angles in that form from now on."""
+        """Let every embedding compute its angles in that form."""
         for module, tables in self._tables:
             module.forward = form(tables)  # type: ignore[method-assign, assignment]
 
@@ -147,7 +147,7 @@ def _fixed_table(name: str, module: Any, kind: str | None, span: int | None) -> 
                     hint=f"Bound the past to {trained}: a window with its sinks, or --max-length, of at most that.",
                 )
             buffer.copy_(_long_frequencies(module, kind, trained))
-        # From here on the frequencies are those, whatever the length.
+        # Now the frequencies no longer depend on the length.
         module.rope_type = "default" if kind is None else {**types, kind: "default"}
     scaling = float(getattr(module, f"{prefix}attention_scaling", 1.0))
     frequencies = tuple(buffer.double().tolist())
@@ -162,14 +162,14 @@ def _long_frequencies(module: Any, kind: str | None, trained: int) -> Tensor:
 
 
 def _layout(name: str, module: nn.Module, kind: str | None, frequencies: tuple[float, ...], scaling: float) -> Layout:
-    """How the embedding lays out its angles: found by asking it for a few positions."""
+    """The embedding's layout of angles, found by calling it for a few positions."""
     positions = torch.tensor([_PROBED])
     arguments = {} if kind is None else {"layer_type": kind}
     try:
         with torch.no_grad():
             given = module(torch.zeros(1, 1), position_ids=positions, **arguments)
     except Exception as error:
-        raise ExportError(f"{name} cannot be asked for positions: {type(error).__name__}: {error}") from error
+        raise ExportError(f"{name} cannot be called for positions: {type(error).__name__}: {error}") from error
     angle = positions[..., None].double() * torch.tensor(frequencies, dtype=torch.float64)
     layouts: tuple[Layout, ...] = ("halves", "pairs", "once")
     for layout in layouts:
@@ -183,18 +183,17 @@ def _layout(name: str, module: nn.Module, kind: str | None, frequencies: tuple[f
             )
         ):
             return layout
-    raise ExportError(f"{name} ({type(module).__name__}) gives rotary positions in a form that edgemem does not know.")
+    raise ExportError(f"{name} ({type(module).__name__}) returns rotary positions in an unknown form.")
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """How one layer turns its queries and keys.
+    """How one layer rotates its queries and keys.
 
     Attributes:
-        frequencies: Radians from one position to the next, below zero where the layer turns backwards; none where it
-            does not look at positions.
-        pairs: Whether neighbours ``(2f, 2f + 1)`` are turned together, rather than ``(f, f + F)``.
-        start: First of the ``2F`` elements of a head that are turned.
+        frequencies: Radians per position, negative if the layer rotates backwards; none if it does not use positions.
+        pairs: Whether neighbours ``(2f, 2f + 1)`` are rotated together, rather than ``(f, f + F)``.
+        start: First of the ``2F`` elements of a head that are rotated.
     """
 
     frequencies: tuple[float, ...] = ()
@@ -207,7 +206,7 @@ class Rotation:
         return tuple(frequency / (2 * math.pi) for frequency in self.frequencies)
 
     def turn(self, x: Tensor, angle: Tensor) -> Tensor:
-        """Turn ``x`` [..., D] by ``angle`` [..., F], which has axes for all of those of ``x``; float32 inside."""
+        """Rotate ``x`` [..., D] by ``angle`` [..., F], which has as many axes as ``x``; computed in float32."""
         if not self.frequencies:
             return x
         end = self.start + 2 * len(self.frequencies)
@@ -221,7 +220,7 @@ class Rotation:
 
 
 def find_rotation(tables: tuple[RotaryTable, ...], x: Tensor, moved: Tensor, distance: int) -> Rotation | None:
-    """The rotation that takes ``x`` to ``moved``, among those that the tables allow.
+    """The rotation from ``x`` to ``moved``, among those that the tables allow.
 
     Args:
         tables: The model's rotary tables.
@@ -230,13 +229,13 @@ def find_rotation(tables: tuple[RotaryTable, ...], x: Tensor, moved: Tensor, dis
         distance: ``Δ``.
 
     Returns:
-        ``None`` where no rotation does.
+        ``None`` if there is none.
     """
     width = x.shape[-1]
     candidates = [Rotation()]
     for table in dict.fromkeys(tables):
         size = 2 * len(table.frequencies)
-        backwards = tuple(-frequency for frequency in table.frequencies)  # nanochat turns the other way
+        backwards = tuple(-frequency for frequency in table.frequencies)  # nanochat
         for start in dict.fromkeys((0, width - size)) if size <= width else ():
             for frequencies in (table.frequencies, backwards):
                 candidates += [Rotation(frequencies, pairs, start) for pairs in (False, True)]

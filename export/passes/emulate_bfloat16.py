@@ -1,8 +1,8 @@
-"""A graph that computes bfloat16 where there are no kernels for it.
+"""Compute bfloat16 without kernels for it.
 
-ONNX Runtime's CPU provider casts to and from bfloat16, and does little else in it. So every operator computes in
-float32, and what it gives is rounded to bfloat16 and back: the numbers that a bfloat16 kernel gives that accumulates in
-float32, as those of GPUs do. Inputs and outputs keep their dtypes, so that the graph keeps its contract.
+ONNX Runtime's CPU provider casts to and from bfloat16, and has few other operators for it. So every operator computes
+in float32, and its output is rounded to bfloat16 and back. These are the numbers of a bfloat16 kernel that accumulates
+in float32, as GPUs do.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ _WIDE = ".float32"
 
 
 def emulate_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A twin of ``model`` whose operators compute in float32 and round to bfloat16.
+    """A copy of a graph whose operators compute in float32 and round to bfloat16.
+
+    Before: any graph.
+    After: no operator except casts computes in bfloat16; inputs and outputs keep their names and dtypes.
 
     Args:
-        model: Weights may be external; it is not changed.
+        model: The graph, which does not change. Weights may be external.
 
     Raises:
         ExportError: A loop inside the graph computes in bfloat16.

@@ -1,19 +1,18 @@
-"""Weights as 8-bit or 4-bit whole numbers: a pass over traced graphs.
+"""Quantise weights to 8-bit or 4-bit integers.
 
-Every large matrix that a MatMul or Gemm multiplies with becomes whole numbers and scales
-(:mod:`edgemem.models.blockwise`), which a DequantizeLinear feeds to a MatMul: standard ONNX, opset 21. Engines fuse the
-pair into one kernel that reads the small numbers.
+Every large matrix that a MatMul or Gemm multiplies with becomes integers and scales (:mod:`edgemem.models.blockwise`),
+which a DequantizeLinear feeds to a MatMul: standard ONNX, opset 21. Engines fuse the pair into one kernel that reads
+the small integers.
 
-A table that is looked up (Gather) stays a table. Where it is the output layer's matrix too, the matrix is quantised
-and the table is kept beside it: no engine looks rows up in a matrix whose blocks run across them. Tables are kept in
-16 bits, which is far finer than what is left of the matrices.
+A table that is looked up (Gather) stays a table. If it is also the matrix of the output layer, the matrix is quantised
+and the table is kept beside it: no engine looks up rows in a matrix whose blocks run across them. Tables are kept in
+16 bits, which is far more exact than the quantised matrices.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.tensor_adapters import TorchTensor
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from edgemem.errors import ExportError
 from edgemem.export.parameters import ParameterNames, float_tensor
+from edgemem.export.passes.products import add_initializer, constant_operand, remove_unused, replace_product
 from edgemem.export.stored import LEAST_ELEMENTS, StoredWeights
 from edgemem.models.blockwise import QuantizedMatrix, pack_int4, quantize_matrix
 from edgemem.precision import BLOCK_SIZES, Precision
@@ -29,74 +29,46 @@ from edgemem.protocol import TORCH_DTYPES
 OPSET = 21
 """The first with blockwise DequantizeLinear and 4-bit types."""
 LEAST_COLUMNS = 32
-"""Narrower matrices are gates and readings of a few values: sensitive, and small."""
+"""Narrower matrices are gates and projections to a few values: sensitive and small."""
 
 _KINDS = {"int8": ir.DataType.INT8, "int4": ir.DataType.INT4}
 
 
-def quantize_graphs(models: Sequence[ir.Model], module: nn.Module, precision: Precision) -> StoredWeights:
-    """Quantise the large matrices of ``models`` in place.
+def quantize(models: Sequence[ir.Model], module: nn.Module, precision: Precision, stored: StoredWeights) -> None:
+    """Quantise the large matrices.
+
+    Before: graphs that share their weights, with floating-point matrices.
+    After: each large matrix is a DequantizeLinear of scaled integers, and the product is computed in the precision's
+    dtype. The graphs use opset 21 or later. Inputs and outputs keep their dtypes.
 
     Args:
-        models: Graphs that share their weights.
+        models: The graphs; changed in place.
         module: What they were traced from: its parameters give the matrices their names.
-        precision: What is asked for; its ``weights`` is set. Products are computed in its ``dtype``.
+        precision: The precision; its ``weights`` is set.
+        stored: Gets the quantised matrices, and the reason for each large matrix that is left.
 
     Raises:
-        ExportError: There is no matrix that can be quantised.
+        ExportError: No matrix can be quantised.
     """
-    run = _Pass(module, precision)
+    work = _Quantizer(module, precision, stored)
     for model in models:
-        run.quantize(model)
-    if not run.made.matrices:
-        why = "; ".join(f"{name} {reason}" for name, reason in run.made.left.items())
+        work.quantize(model)
+    if not stored.matrices:
+        why = "; ".join(f"{name} {reason}" for name, reason in stored.left.items())
         raise ExportError(
             f"weights {precision.weights}: the model has no matrix that can be quantised{f' ({why})' if why else ''}.",
             hint=f"Matrices are quantised from {LEAST_ELEMENTS} elements and {LEAST_COLUMNS} columns on. "
             "Leave the option out.",
         )
-    return run.made
 
 
-@dataclass(frozen=True)
-class Operand:
-    """The constant right-hand side of a product.
-
-    Attributes:
-        weight: The initialiser.
-        transposed: Whether the product is with its transpose.
-    """
-
-    weight: ir.Value
-    transposed: bool
-
-
-def constant_operand(node: ir.Node) -> Operand | None:
-    """The constant matrix that a MatMul or a plain Gemm multiplies with, or ``None``."""
-    if node.domain or node.op_type not in ("MatMul", "Gemm"):
-        return None
-    transposed = False
-    if node.op_type == "Gemm":
-        if _number(node, "transA", 0) or _number(node, "alpha", 1) != 1 or _number(node, "beta", 1) != 1:
-            return None
-        transposed = bool(_number(node, "transB", 0))
-    value = node.inputs[1]
-    producer = value.producer() if value is not None else None
-    if producer is not None and producer.op_type == "Transpose":
-        perm = producer.attributes.get("perm")
-        if perm is not None and list(perm.as_ints()) != [1, 0]:
-            return None
-        value, transposed = producer.inputs[0], not transposed
-    return Operand(value, transposed) if value is not None and value.is_initializer() else None
-
-
-class _Pass:
-    def __init__(self, module: nn.Module, precision: Precision) -> None:
+class _Quantizer:
+    def __init__(self, module: nn.Module, precision: Precision, stored: StoredWeights) -> None:
         assert precision.weights is not None
         self.kind = precision.weights
         self.block_size = precision.block_size
         self.scale_dtype = TORCH_DTYPES[precision.dtype]
-        self.made = StoredWeights()
+        self.stored = stored
         self.names = ParameterNames(module)
 
     def quantize(self, model: ir.Model) -> None:
@@ -109,14 +81,14 @@ class _Pass:
             matrix = tensor.t() if operand.transposed else tensor
             reason = self._reason(matrix)
             if reason is not None:
-                self.made.left[name] = reason
+                self.stored.left[name] = reason
                 continue
-            if name not in self.made.matrices:
+            if name not in self.stored.matrices:
                 sizes = (size for size in reversed(BLOCK_SIZES) if size <= self.block_size)
                 block = next(size for size in sizes if matrix.shape[0] % size == 0)
-                self.made.matrices[name] = quantize_matrix(matrix, self.kind, block, self.scale_dtype)
+                self.stored.matrices[name] = quantize_matrix(matrix, self.kind, block, self.scale_dtype)
                 # The parameter itself may be the transpose of what is multiplied with.
-                self.made.transposed[name] = operand.transposed != is_transpose
+                self.stored.transposed[name] = operand.transposed != is_transpose
             self._rewire(model.graph, node, name)
         remove_unused(model)
         model.opset_imports[""] = max(OPSET, model.opset_imports.get("", 0))
@@ -130,19 +102,19 @@ class _Pass:
         if matrix.shape[1] < LEAST_COLUMNS:
             return f"has {matrix.shape[1]} columns, fewer than {LEAST_COLUMNS}"
         if matrix.shape[0] % BLOCK_SIZES[0]:
-            return f"has {matrix.shape[0]} rows, no multiple of {BLOCK_SIZES[0]}"
+            return f"has {matrix.shape[0]} rows, not a multiple of {BLOCK_SIZES[0]}"
         return None
 
     def _rewire(self, graph: ir.Graph, node: ir.Node, name: str) -> None:
         """Put a DequantizeLinear in front of a product. Each product has its own: engines fuse pairs.
 
-        Its inputs are its own too, in name (the weights file holds equal bytes once): ONNX Runtime would merge two
-        nodes of equal inputs into one, which then makes no pair.
+        Its inputs have their own names (the weights file stores equal bytes once): ONNX Runtime would merge two nodes
+        with the same inputs, and fuse neither product.
 
-        For a product inside a loop it stands before the loop: engines fuse nothing there, and would widen the matrix
-        in every turn.
+        For a product inside a loop it stands before the loop: engines fuse nothing inside loops, and would dequantise
+        the matrix in every iteration.
         """
-        matrix = self.made.matrices[name]
+        matrix = self.stored.matrices[name]
         numbers, scale = self._initializers(graph, name, matrix)
         right = ir.node("DequantizeLinear", [numbers, scale], {"axis": 0, "block_size": matrix.block_size})
         assert isinstance(node.graph, ir.Graph)
@@ -186,72 +158,5 @@ def _relu_as_max(graph: ir.Graph, relu: ir.Node) -> None:
     relu.graph.remove(relu, safe=True)
 
 
-def replace_product(graph: ir.Graph, node: ir.Node, right: ir.Node | None, dtype: ir.DataType | None) -> None:
-    """Compute a product in ``dtype``, with what ``right`` gives on its right-hand side, and a Gemm's bias after it.
-
-    Args:
-        graph: The graph of ``node``.
-        node: A MatMul, or a plain Gemm.
-        right: Gives the right-hand side ``[K, N]`` in ``dtype``; ``None``: ``node`` has it already.
-        dtype: Of the product. Where it is not that of the left-hand side, that is cast to it, and the product back.
-    """
-    output, left = node.outputs[0], node.inputs[0]
-    assert left is not None
-    assert dtype is not None
-    assert output.dtype is not None
-    new: list[ir.Node] = [] if right is None else [right]
-
-    def then(op_type: str, inputs: Sequence[ir.Value | None], result: ir.DataType, **attributes: int) -> ir.Value:
-        made = ir.node(op_type, inputs, attributes)
-        made.outputs[0].name, made.outputs[0].dtype = f"{output.name}.{op_type}.{len(new)}", result
-        new.append(made)
-        return made.outputs[0]
-
-    if right is not None:
-        right.outputs[0].name, right.outputs[0].dtype = f"{output.name}.weight", dtype
-    wide = output.dtype
-    value = left if wide == dtype else then("Cast", [left], dtype, to=dtype.value)
-    if right is None and node.op_type == "Gemm":
-        value = then("Gemm", [value, node.inputs[1]], dtype, transB=int(_number(node, "transB", 0)))
-    else:
-        value = then("MatMul", [value, node.inputs[1] if right is None else right.outputs[0]], dtype)
-    if wide != dtype:
-        value = then("Cast", [value], wide, to=wide.value)
-    if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
-        value = then("Add", [value, node.inputs[2]], wide)
-    graph.insert_before(node, new)
-    name, output.name = output.name, None
-    value.name, value.shape, value.type = name, output.shape, output.type
-    ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-
-
-def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    """Give a graph a constant under the tensor's own name."""
-    value = ir.Value(
-        name=tensor.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
-
-
-def remove_unused(model: ir.Model) -> None:
-    """Remove the transposes and constants that nothing uses any more."""
-    for graph in model.graphs():
-        for node in reversed(list(graph)):
-            output = node.outputs[0]
-            if node.op_type == "Transpose" and not output.uses() and not output.is_graph_output():
-                graph.remove(node, safe=True)
-    initializers = model.graph.initializers
-    for key, value in list(initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del initializers[key]
-
-
 def _suffix(number: int) -> str:
     return "" if number == 1 else f".{number}"
-
-
-def _number(node: ir.Node, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else float(attribute.value)

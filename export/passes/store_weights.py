@@ -1,7 +1,7 @@
-"""Weights: one safetensors file that every graph of a bundle refers to as ONNX external data.
+"""Store the weights in one safetensors file that every graph of a bundle refers to as ONNX external data.
 
-The file holds the module's parameters under their own names, so that the torch runtime can read it too; what the
-exporter folded into new tensors joins them. Equal content is stored once, whatever it is called.
+The file holds the module's parameters under their own names, so that the torch runtime can read it too, and the new
+tensors that the exporter folded. Equal content is stored once, under whatever names.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -35,33 +35,68 @@ def store_weights(
     whole: bool = True,
     instead: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Write ``weights.safetensors`` and point the large initialisers of ``models`` at it.
+    """Write ``weights.safetensors`` and point the large initialisers of the graphs at it.
+
+    Before: the initialisers are in memory.
+    After: those of :data:`INLINE_BYTES` and more are ONNX external data, each at the place of its tensor in the file.
 
     Args:
-        models: The graphs of the bundle.
-        module: What they were traced from; its tensors give the initialisers of equal content their names.
+        models: The graphs of the bundle; changed in place.
+        module: What they were traced from: initialisers get the names of its tensors with the same content.
         folder: Where to write.
-        whole: Store every tensor of the module, so that it can be rebuilt from the file, not only what graphs use.
-        instead: Parameter → the tensors, by name, that stand for it, where the graphs hold other ones (quantised).
+        whole: Store every tensor of the module, so that it can be rebuilt from the file; if not, only the tensors that
+            graphs use.
+        instead: For each parameter that the graphs hold in another form (quantised): the tensors of that form, by name.
 
     Raises:
         ExportError: The file cannot be written.
     """
+    forms = instead or {}
+    own = _own_tensors(module, forms)
+    stored = {name: own[name] for tensors in forms.values() for name in tensors}
+    if whole:
+        stored.update(_untied(own))
+    places = _name_initializers(models, own, stored)
+    path = folder / WEIGHTS
+    try:
+        safetensors.torch.save_file(stored, path, metadata={"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        raise ExportError(f"cannot write {path.name}: {error}") from error
+    _point_at_file(places, path)
+
+
+def _own_tensors(module: nn.Module, forms: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The module's tensors by name, in the forms in which they are stored."""
     own = {name: tensor.detach() for name, tensor in module.state_dict().items()}
-    for name, standing in (instead or {}).items():
+    for name, tensors in forms.items():
         own.pop(name, None)
-        own.update(standing)
-    own = {name: tensor.cpu().contiguous() for name, tensor in own.items()}
+        own.update(tensors)
+    return {name: tensor.cpu().contiguous() for name, tensor in own.items()}
+
+
+def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, where tied ones do not share memory: safetensors refuses to write the same memory twice."""
+    addresses: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        found[name] = tensor.clone() if tensor.data_ptr() in addresses else tensor
+        addresses.add(tensor.data_ptr())
+    return found
+
+
+def _name_initializers(
+    models: Sequence[ir.Model], own: Mapping[str, Tensor], stored: dict[str, Tensor]
+) -> list[tuple[ir.Value, str]]:
+    """Give each large initialiser the name of the tensor with its content.
+
+    Args:
+        models: The graphs.
+        own: Tensors that have names.
+        stored: The tensors of the file; gets those of the initialisers.
+    """
     by_content: dict[tuple[str, tuple[int, ...], bytes], str] = {}
     for name, tensor in own.items():
-        by_content.setdefault(_content(_bits(tensor), str(tensor.dtype)), name)
-    tensors = {name: own[name] for standing in (instead or {}).values() for name in standing}
-    if whole:
-        addresses: set[int] = set()
-        for name, tensor in own.items():
-            # Tied tensors share memory, which safetensors refuses to write twice.
-            tensors[name] = tensor.clone() if tensor.data_ptr() in addresses else tensor
-            addresses.add(tensor.data_ptr())
+        by_content.setdefault(_content(tensor), name)
     places: list[tuple[ir.Value, str]] = []
     for model in models:
         for value in model.graph.initializers.values():
@@ -69,29 +104,29 @@ def store_weights(
             if constant is None or constant.nbytes < INLINE_BYTES:
                 continue
             tensor = _torch_tensor(constant)
-            content = _content(_bits(tensor), str(tensor.dtype))
+            content = _content(tensor)
             if content not in by_content:
-                by_content[content] = _free_name(value.name or "folded", {**own, **tensors})
-            tensors.setdefault(by_content[content], tensor)
+                by_content[content] = _free_name(value.name or "folded", {*own, *stored})
+            stored.setdefault(by_content[content], tensor)
             places.append((value, by_content[content]))
-    path = folder / WEIGHTS
-    try:
-        safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
-    except (SafetensorError, OSError) as error:
-        raise ExportError(f"cannot write {path.name}: {error}") from error
+    return places
+
+
+def _point_at_file(places: Sequence[tuple[ir.Value, str]], path: Path) -> None:
+    """Make initialisers external data of a safetensors file, each by the name of its tensor there."""
     offsets = _offsets(path)
     for value, name in places:
         constant = value.const_value
         assert constant is not None
         start, end = offsets[name]
         value.const_value = ir.ExternalTensor(
-            WEIGHTS,
+            path.name,
             start,
             end - start,
             constant.dtype,
             shape=ir.Shape(constant.shape.numpy()),
             name=value.name or name,
-            base_dir=folder,
+            base_dir=path.parent,
         )
 
 
@@ -120,15 +155,13 @@ def _torch_tensor(constant: ir.TensorProtocol) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(constant.numpy()))
 
 
-def _bits(tensor: Tensor) -> Any:
-    return tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
+def _content(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:
+    """What tells tensors of different content apart: dtype, number of bytes, hash."""
+    data: Any = tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, np.uint8)
+    return str(tensor.dtype), (data.size,), hashlib.sha256(data).digest()
 
 
-def _content(data: Any, dtype: str) -> tuple[str, tuple[int, ...], bytes]:
-    return dtype, (data.size,), hashlib.sha256(data).digest()
-
-
-def _free_name(name: str, taken: dict[str, Tensor]) -> str:
+def _free_name(name: str, taken: Set[str]) -> str:
     candidate, number = name, 2
     while candidate in taken:
         candidate, number = f"{name}.{number}", number + 1

@@ -1,4 +1,4 @@
-"""What a target cannot take in a bundle's graphs, by node, with the way out."""
+"""What in a bundle's graphs a target cannot take: the node, the problem, the way out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgemem.runtimes.trt.targets import GIB, TARGETS, Target
 
 @dataclass(frozen=True)
 class Finding:
-    """One construct that a target cannot take, or takes at a cost.
+    """One construct that a target refuses, or that costs much there.
 
     Attributes:
         rule: Name of the rule that found it.
@@ -52,7 +52,7 @@ def lint(bundle: Bundle, target: Target) -> list[Finding]:
 
 
 def notes(bundle: Bundle) -> list[str]:
-    """What some target cannot take, a line for each construct with the targets' names: for who exports.
+    """What some target cannot take: a line for each construct, with the names of the targets.
 
     Raises:
         ExportError: A graph cannot be read.
@@ -76,7 +76,7 @@ def lint_graph(path: Path, target: Target) -> list[Finding]:
 
 
 def lint_model(model: ir.Model, target: Target, name: str = "model") -> list[Finding]:
-    """Everything in a model that a target cannot take; types that it does not state are inferred."""
+    """Everything in a model that a target cannot take; types that the model does not state are inferred."""
     return _apply(_typed(model), target, name)
 
 
@@ -87,43 +87,42 @@ def _models(bundle: Bundle) -> list[tuple[str, ir.Model]]:
 def _read(path: Path) -> ir.Model:
     try:
         return _typed(ir.load(path))
-    except Exception as error:  # protobuf and onnx_ir raise many things for a damaged file
+    except Exception as error:  # protobuf and onnx_ir raise many kinds of errors for a damaged file
         raise ExportError(f"{path} cannot be read as ONNX: {type(error).__name__}: {error}") from error
 
 
 def _typed(model: ir.Model) -> ir.Model:
-    with contextlib.suppress(Exception):  # an operator that ONNX does not know ends it; that one's own rule names it
+    with contextlib.suppress(Exception):  # it fails for operators that are not in ONNX, which a rule reports
         return ShapeInferencePass()(model).model
     return model
 
 
 def _apply(model: ir.Model, target: Target, name: str) -> list[Finding]:
-    findings = []
-    for rule in RULES:
-        for where, message in rule.find(model, target):
-            message, _, own = message.partition(" | ")
-            findings.append(Finding(rule.name, rule.level, name, where, message, own or rule.way_out))
-    return findings
+    return [
+        Finding(rule.name, rule.level, name, found.where, found.message, found.way_out or rule.way_out)
+        for rule in RULES
+        for found in rule.find(model, target)
+    ]
 
 
 def refuse_errors(findings: list[Finding], target: Target) -> None:
-    """Raise where there is an error among the findings.
+    """Raise if there is an error among the findings.
 
     Raises:
-        EngineError: Naming the first ones.
+        EngineError: Names the first errors.
     """
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
         shown = "\n".join(f"  {finding}" for finding in errors[:5])
         more = f"\n  and {len(errors) - 5} more" if len(errors) > 5 else ""
         raise EngineError(
-            f"{target.title}: not everything in this bundle can be taken, by {len(errors)} findings:\n{shown}{more}",
+            f"{target.title} cannot take this bundle ({len(errors)} findings):\n{shown}{more}",
             hint="All of them: edgemem build BUNDLE --check-only",
         )
 
 
 def _memory(bundle: Bundle, target: Target) -> Iterator[Finding]:
-    """A build holds the file, the builder's copies and the plan, which has the weights once for each profile.
+    """A build needs memory for the file, the builder's copies, and the plan, which has the weights once per profile.
 
     Measured with TensorRT-RTX 1.7 on 97 MiB of weights: 4.6 times as much, and a plan of 2.2 times.
     """
@@ -134,6 +133,6 @@ def _memory(bundle: Bundle, target: Target) -> Iterator[Finding]:
             "warning",
             "weights.safetensors",
             f"{bundle.weights_bytes / GIB:.1f} GiB of weights",
-            f"a build holds about five times as much; there are {target.title}s of {target.memory_bytes // GIB} GiB",
-            "Export with --dtype fp16 or --weights int8 or int4, or take a larger board.",
+            f"a build needs five times as much; some {target.title} boards have {target.memory_bytes // GIB} GiB",
+            "Export with --dtype fp16 or --weights int8 or int4, or use a larger board.",
         )

@@ -1,7 +1,6 @@
-"""The rules of the lint: each one function over a graph and a target, which holds the facts.
+"""The rules of the lint: each is a function of a graph and of a target, which holds the facts.
 
-An error is what the target's compiler refuses, or takes and silently does something else with; a warning is what
-compiles and costs.
+An error is a construct that the target's compiler refuses or silently changes. A warning is one that costs much.
 """
 
 from __future__ import annotations
@@ -12,16 +11,22 @@ from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.traversal import RecursiveGraphIterator
 
 from edgemem.contract import POSITION
+from edgemem.export.targets.nodes import (
+    STANDARD_DOMAINS,
+    all_nodes,
+    constant_of,
+    dtype_name,
+    node_input,
+    nodes_of,
+    place,
+)
 from edgemem.runtimes.trt.options import TOP_K_LIMIT
 from edgemem.runtimes.trt.targets import Target
 
 Level = Literal["error", "warning"]
-Found = Iterator[tuple[str, str]]
 
-_STANDARD_DOMAINS = ("", "ai.onnx")
 _ELEMENTWISE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "MatMul", "Gemm", "Where", "Concat", "Equal", "Less", "Greater"}
 )
@@ -40,14 +45,32 @@ _CONTROL = {
 
 
 @dataclass(frozen=True)
+class Occurrence:
+    """One place where a rule applies.
+
+    Attributes:
+        where: The node, input or output.
+        message: What is wrong.
+        way_out: What to do; empty for the way out of the rule.
+    """
+
+    where: str
+    message: str
+    way_out: str = ""
+
+
+Found = Iterator[Occurrence]
+
+
+@dataclass(frozen=True)
 class Rule:
     """One thing to look for.
 
     Attributes:
         name: Its name.
         level: How bad it is.
-        find: Gives place and message of each occurrence; a message may carry its own way out after ``" | "``.
-        way_out: What to do about it.
+        find: Gives the occurrences in a graph.
+        way_out: What to do about an occurrence that does not say so itself.
     """
 
     name: str
@@ -56,216 +79,185 @@ class Rule:
     way_out: str
 
 
-def _nodes(model: ir.Model) -> Iterator[ir.Node]:
-    yield from RecursiveGraphIterator(model.graph)
-    for function in model.functions.values():
-        yield from RecursiveGraphIterator(function.graph)
-
-
-def _of(model: ir.Model, *operators: str) -> Iterator[ir.Node]:
-    return (node for node in _nodes(model) if node.domain in _STANDARD_DOMAINS and node.op_type in operators)
-
-
-def _place(node: ir.Node) -> str:
-    return f"{node.op_type} {node.name or '(without a name)'}"
-
-
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
-
-
-def _dtype(value: ir.Value | None) -> str:
-    """Element type by ONNX's name; ``""`` where it is not known."""
-    if value is None:
-        return ""
-    dtype = value.dtype or (value.const_value.dtype if value.const_value is not None else None)
-    return dtype.name if dtype is not None and dtype.name != "UNDEFINED" else ""
-
-
-def _constant(value: ir.Value | None) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
-    """The value, where it is an initialiser or a Constant's output."""
-    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
-    return np.asarray(tensor.numpy()) if tensor is not None else None
-
-
 def _opset(model: ir.Model, target: Target) -> Found:
     version = model.opset_imports.get("", 0)
     if target.max_opset is not None and version > target.max_opset:
-        yield f"opset {version}", f"the parser of {_tensorrt(target)} reads opset {target.max_opset} at most"
+        yield Occurrence(f"opset {version}", f"the parser of {compiler(target)} reads opset {target.max_opset} at most")
 
 
 def _operator(model: ir.Model, target: Target) -> Found:
-    for node in _nodes(model):
-        if node.domain in _STANDARD_DOMAINS and node.op_type in target.missing_operators:
+    for node in all_nodes(model):
+        if node.domain in STANDARD_DOMAINS and node.op_type in target.missing_operators:
             way = target.missing_operators[node.op_type]
-            yield _place(node), f"{_tensorrt(target)} has no operator {node.op_type} | {way}"
+            yield Occurrence(place(node), f"{compiler(target)} has no operator {node.op_type}", way)
 
 
 def _domain(model: ir.Model, target: Target) -> Found:
-    for node in _nodes(model):
-        if node.domain not in _STANDARD_DOMAINS and node.op_identifier() not in model.functions:
-            yield _place(node), f"an operator of {node.domain}, which no TensorRT knows"
+    for node in all_nodes(model):
+        if node.domain not in STANDARD_DOMAINS and node.op_identifier() not in model.functions:
+            yield Occurrence(place(node), f"TensorRT has no operators of {node.domain}")
 
 
 def _element_type(model: ir.Model, target: Target) -> Found:
     named: set[str] = set()
     for where, value in _values(model):
-        dtype = _dtype(value)
+        dtype = dtype_name(value)
         if dtype and dtype not in target.element_types and dtype not in named:
-            named.add(dtype)  # once: every value after it would be named too
+            named.add(dtype)  # only once: every value after it has the type too
             gpus = f" on compute capability {', '.join(target.compute_capabilities)}"
-            yield (
+            yield Occurrence(
                 where,
-                f"{dtype} is no type that {target.title} computes with{gpus if target.compute_capabilities else ''}",
+                f"{target.title} does not compute with {dtype}{gpus if target.compute_capabilities else ''}",
             )
 
 
 def _values(model: ir.Model) -> Iterator[tuple[str, ir.Value]]:
-    """Every value, and where it comes from. Types of weights count where they are dequantised."""
+    """Every value and its place. Types of weights count at the node that uses them."""
     for value in model.graph.inputs:
         yield f"input {value.name}", value
     for value in model.graph.initializers.values():
         used = next((node for node, _ in value.uses()), None)
-        # An int8 tensor is refused for what it is used as; shapes and indices are int64 everywhere.
+        # An int8 tensor is refused for how it is used; shapes and indices are int64 everywhere.
         if used is not None:
-            yield _place(used), value
-    for node in _nodes(model):
+            yield place(used), value
+    for node in all_nodes(model):
         for value in node.outputs:
-            yield _place(node), value
+            yield place(node), value
 
 
 def _products(model: ir.Model, target: Target) -> Found:
-    for node in _of(model, *_PRODUCTS):
-        types = {_dtype(value) for value in node.inputs} & target.no_products
+    for node in nodes_of(model, *_PRODUCTS):
+        types = {dtype_name(value) for value in node.inputs} & target.no_products
         if types:
             gpus = ", ".join(target.compute_capabilities)
-            yield _place(node), f"it multiplies matrices of {types.pop()}, which compute capability {gpus} does not"
+            yield Occurrence(place(node), f"compute capability {gpus} cannot multiply {types.pop()} matrices")
 
 
 def _double(model: ir.Model, target: Target) -> Found:
-    for node in _nodes(model):
-        if any(_dtype(value) == "DOUBLE" for value in node.outputs):
-            yield _place(node), "float64 is computed in float32, without a word"
+    for node in all_nodes(model):
+        if any(dtype_name(value) == "DOUBLE" for value in node.outputs):
+            yield Occurrence(place(node), "TensorRT silently computes float64 in float32")
 
 
 def _integer_io(model: ir.Model, target: Target) -> Found:
     for value in (*model.graph.inputs, *model.graph.outputs):
-        if _dtype(value) == "UINT8" and any(node.op_type != "Cast" for node, _ in value.uses()):
-            yield f"input {value.name}", "uint8 can be cast, and nothing else"
+        if dtype_name(value) == "UINT8" and any(node.op_type != "Cast" for node, _ in value.uses()):
+            yield Occurrence(f"input {value.name}", "TensorRT can only cast uint8")
 
 
 def _mixed_types(model: ir.Model, target: Target) -> Found:
-    for node in _of(model, *_ELEMENTWISE):
-        types = {_dtype(value) for value in node.inputs[1 if node.op_type == "Where" else 0 :] if value is not None} - {
-            ""
-        }
+    for node in nodes_of(model, *_ELEMENTWISE):
+        values = node.inputs[1 if node.op_type == "Where" else 0 :]
+        types = {dtype_name(value) for value in values if value is not None} - {""}
         if node.op_type == "Pow":
             types = {dtype for dtype in types if "INT" not in dtype}
         if len(types) > 1:
-            yield _place(node), f"its inputs are of different types: {' and '.join(sorted(types))}"
+            yield Occurrence(place(node), f"its inputs have different types: {' and '.join(sorted(types))}")
 
 
 def _zero_point(model: ir.Model, target: Target) -> Found:
-    for node in _of(model, *_QUANTISED):
-        value = _input(node, 2)
+    for node in nodes_of(model, *_QUANTISED):
+        value = node_input(node, 2)
         if value is None:
             continue
-        constant = _constant(value)
+        constant = constant_of(value)
         if constant is None or np.any(constant.astype(np.float32) != 0):
-            yield _place(node), "its zero point is not a constant zero"
+            yield Occurrence(place(node), "its zero point is not a constant zero")
 
 
 def _unsigned_weights(model: ir.Model, target: Target) -> Found:
-    for node in _of(model, "DequantizeLinear"):
-        if _dtype(_input(node, 0)) in ("UINT8", "UINT4", "UINT16", "INT16", "INT32"):
-            yield _place(node), f"it dequantises {_dtype(_input(node, 0))}"
+    for node in nodes_of(model, "DequantizeLinear"):
+        if dtype_name(node_input(node, 0)) in ("UINT8", "UINT4", "UINT16", "INT16", "INT32"):
+            yield Occurrence(place(node), f"it dequantises {dtype_name(node_input(node, 0))}")
 
 
 def _scatter(model: ir.Model, target: Target) -> Found:
-    for node in _of(model, *_SCATTERS):
+    for node in nodes_of(model, *_SCATTERS):
         reduction = node.attributes.get_string("reduction", "none")
         if reduction != "none":
-            yield _place(node), f"it combines with what is there (reduction={reduction!r})"
+            yield Occurrence(place(node), f"it combines new values with old ones (reduction={reduction!r})")
 
 
 def _loop_condition(model: ir.Model, target: Target) -> Found:
-    for node in _of(model, "Loop"):
-        if _input(node, 1) is None:
-            yield _place(node), "it has no condition"
+    for node in nodes_of(model, "Loop"):
+        if node_input(node, 1) is None:
+            yield Occurrence(place(node), "it has no condition")
 
 
 def _attention(model: ir.Model, target: Target) -> Found:
-    for node in _of(model, "Attention"):
-        if any(_input(node, index) is not None for index in (4, 5)) or len(node.outputs) > 1:
-            yield _place(node), "it carries past keys and values, which TensorRT does not"
-        elif _input(node, 6) is not None:
-            yield _place(node), "TensorRT leaves its nonpad_kv_seqlen out, without a word"
-        elif _dtype(_input(node, 0)) == "FLOAT":
-            yield _place(node), "TensorRT has no kernel of it for float32"
+    for node in nodes_of(model, "Attention"):
+        if any(node_input(node, index) is not None for index in (4, 5)) or len(node.outputs) > 1:
+            yield Occurrence(place(node), "it takes past keys and values, which TensorRT does not support")
+        elif node_input(node, 6) is not None:
+            yield Occurrence(place(node), "TensorRT silently ignores its nonpad_kv_seqlen")
+        elif dtype_name(node_input(node, 0)) == "FLOAT":
+            yield Occurrence(place(node), "TensorRT has no kernel for it in float32")
 
 
 def _fused_attention(model: ir.Model, target: Target) -> Found:
-    for node in _of(model, "Attention"):
-        if _dtype(_input(node, 0)) != "FLOAT" and len(node.outputs) == 1:
-            yield _place(node), "TensorRT compiles it only for shapes for which it has a fused kernel"
+    for node in nodes_of(model, "Attention"):
+        if dtype_name(node_input(node, 0)) != "FLOAT" and len(node.outputs) == 1:
+            yield Occurrence(place(node), "TensorRT compiles it only for shapes that its fused kernels support")
 
 
 def _tensor_scatter(model: ir.Model, target: Target) -> Found:
-    for node in _of(model, "TensorScatter"):
-        cache = _input(node, 0)
+    for node in nodes_of(model, "TensorScatter"):
+        cache = node_input(node, 0)
         if node.attributes.get_string("mode", "linear") != "linear":
-            yield _place(node), "it writes in circles; TensorRT has the linear mode alone"
+            yield Occurrence(place(node), "it writes into a ring; TensorRT has only the linear mode")
         elif cache is not None and cache.shape is not None and len(cache.shape) != 4:
-            yield _place(node), f"its cache has {len(cache.shape)} axes; TensorRT takes 4"
+            yield Occurrence(place(node), f"its cache has {len(cache.shape)} axes; TensorRT wants 4")
 
 
 def _top_k(model: ir.Model, target: Target) -> Found:
-    for node in _of(model, "TopK"):
-        k = _constant(_input(node, 1))
+    for node in nodes_of(model, "TopK"):
+        k = constant_of(node_input(node, 1))
         if k is not None and int(k.reshape(-1)[0]) > TOP_K_LIMIT:
-            yield _place(node), f"it picks {int(k.reshape(-1)[0])}; TensorRT picks {TOP_K_LIMIT} at most"
+            yield Occurrence(place(node), f"k is {int(k.reshape(-1)[0])}; TensorRT allows at most {TOP_K_LIMIT}")
 
 
 def _unused_input(model: ir.Model, target: Target) -> Found:
     for value in model.graph.inputs:
-        # The position is the host's own: a model that looks at none loses nothing.
+        # The host provides the position: a model that ignores it loses nothing.
         if not value.uses() and value not in model.graph.outputs and value.name != POSITION:
-            yield f"input {value.name}", "nothing reads it; TensorRT drops it with a warning"
+            yield Occurrence(f"input {value.name}", "nothing reads it; TensorRT drops it with a warning")
 
 
 def _shared_name(model: ir.Model, target: Target) -> Found:
     inputs = {value.name for value in model.graph.inputs}
     for value in model.graph.outputs:
         if value.name in inputs:
-            yield f"output {value.name}", "an input has that name too; TensorRT renames the input"
+            yield Occurrence(f"output {value.name}", "an input has the same name; TensorRT renames the input")
 
 
 def _control_flow(model: ir.Model, target: Target) -> Found:
-    for node in _of(model, *_CONTROL):
-        yield _place(node), f"{node.op_type} compiles, to an engine that is large and slow | {_CONTROL[node.op_type]}"
+    for node in nodes_of(model, *_CONTROL):
+        yield Occurrence(place(node), f"the engine with its {node.op_type} is large and slow", _CONTROL[node.op_type])
 
 
 def _precision(model: ir.Model, target: Target) -> Found:
-    """Weights are read at every step, and reading them is what a step of a device costs."""
+    """Every step reads all weights, and on a device this takes most of the step."""
     wide = sum(
         value.const_value.nbytes
         for value in model.graph.initializers.values()
-        if value.const_value is not None and _dtype(value) == "FLOAT"
+        if value.const_value is not None and dtype_name(value) == "FLOAT"
     )
     if target.precision and wide >= _WIDE_BYTES:
-        yield (
+        yield Occurrence(
             "weights",
-            f"{wide / 2**20:.0f} MiB of them are float32 | Export for {target.title} with {target.precision}.",
+            f"{wide / 2**20:.0f} MiB are float32",
+            f"Export for {target.title} with {target.precision}.",
         )
 
 
 def _cumulative_sum(model: ir.Model, target: Target) -> Found:
     if target.flavour == "tensorrt" and target.tensorrt < (10, 13):
-        for node in _of(model, "CumSum"):
-            yield _place(node), f"{_tensorrt(target)} runs CumSum as a loop"
+        for node in nodes_of(model, "CumSum"):
+            yield Occurrence(place(node), f"{compiler(target)} runs CumSum as a loop")
 
 
-def _tensorrt(target: Target) -> str:
+def compiler(target: Target) -> str:
+    """The target's compiler with its version, in words."""
     name = "TensorRT-RTX" if target.flavour == "tensorrt_rtx" else "TensorRT"
     return f"{name} {'.'.join(map(str, target.tensorrt[:2]))}"
 
@@ -273,14 +265,14 @@ def _tensorrt(target: Target) -> str:
 RULES: tuple[Rule, ...] = (
     Rule("opset", "error", _opset, "Export with opset 20, as edgemem export does."),
     Rule("operator", "error", _operator, "Rewrite it with other operators."),
-    Rule("domain", "error", _domain, "Export with standard ONNX operators alone."),
+    Rule("domain", "error", _domain, "Export with standard ONNX operators only."),
     Rule(
         "element-type",
         "error",
         _element_type,
         "Export with --dtype fp16 or fp32, or with other --weights, or build for newer GPUs (--compute-capability).",
     ),
-    Rule("product-type", "error", _products, "Export with --dtype fp16, or build for GPUs from Ampere on."),
+    Rule("product-type", "error", _products, "Export with --dtype fp16, or build for Ampere and newer GPUs."),
     Rule("uint8", "error", _integer_io, "Cast it to int32 first."),
     Rule("mixed-types", "error", _mixed_types, "Cast one of them."),
     Rule("zero-point", "error", _zero_point, "Quantise symmetrically, without a zero point."),
@@ -294,11 +286,11 @@ RULES: tuple[Rule, ...] = (
         "Write attention out as MatMul and Softmax with an explicit mask.",
     ),
     Rule(
-        "tensor-scatter", "error", _tensor_scatter, "Leave the ring to the host (an appended state), or use ScatterND."
+        "tensor-scatter", "error", _tensor_scatter, "Let the host write the ring (an appended state), or use ScatterND."
     ),
-    Rule("top-k", "error", _top_k, "Pick fewer."),
-    Rule("unused-input", "error", _unused_input, "Mend the model: a state that nothing reads is lost on the way."),
-    Rule("shared-name", "error", _shared_name, "Give them names of their own: past.… and present.…"),
+    Rule("top-k", "error", _top_k, "Use a smaller k."),
+    Rule("unused-input", "error", _unused_input, "Fix the model: a state that nothing reads is lost."),
+    Rule("shared-name", "error", _shared_name, "Give them different names: past.… and present.…"),
     Rule("float64", "warning", _double, "Compute in float32 or in integers."),
     Rule("fused-attention", "warning", _fused_attention, "Write attention out as MatMul and Softmax."),
     Rule("control-flow", "warning", _control_flow, "Write it as one tensor operation."),

@@ -1,21 +1,21 @@
-"""Whether a bundle computes what its model computes, and loses no state on the way.
+"""Whether a bundle computes what its model computes, and loses no state.
 
 Three kinds of evidence:
 
 * the graph: its inputs and outputs are the contract's, and every state input has a path to an output;
-* probes: every state changes as the stream goes, and changing any one of them alone changes what comes out;
+* effects: every state changes as the stream advances, and changing any one of them alone changes the outputs;
 * parity: streams fed step by step and in several chunkings, past every window's wrap, from the initial state and from
-  positions far away, equal torch's full-sequence pass. A mismatch is traced to the first step and tensor.
+  far positions, equal torch's full-sequence pass. A mismatch is traced to the first step and tensor.
 
-A bundle in reduced precision is held to torch in float32 with the weights that the bundle holds, and its outputs to the
-float32 model's (:mod:`edgemem.export.verify.precision_check`).
+A bundle in reduced precision is compared with torch in float32 with the weights that the bundle stores, and its outputs
+with those of the float32 model (:mod:`edgemem.export.verify.change`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,25 +25,19 @@ import torch
 from edgemem.bundle import Bundle, open_bundle
 from edgemem.contract import Contract
 from edgemem.errors import VerificationError
-from edgemem.export.source import Source
-from edgemem.export.verify.effects import check_graph, check_probes
+from edgemem.export.sources import Source
+from edgemem.export.verify.change import change, change_tolerance, rounding_tolerance
+from edgemem.export.verify.effects import check_effects
 from edgemem.export.verify.parity import Comparison, Expected, FarCall, Progress, chunkings, far_positions
-from edgemem.export.verify.precision_check import (
-    change,
-    change_tolerance,
-    exact_session,
-    in_float32,
-    rounding_tolerance,
-    running_session,
-    same_states,
-    with_stored_weights,
-)
+from edgemem.export.verify.paths import check_paths
+from edgemem.export.verify.sessions import exact_session, running_session
 from edgemem.machine.paging import page_out
+from edgemem.precision import Precision
 from edgemem.protocol import example_input
 from edgemem.streaming.sealed import Sealed
 
 _BATCH = 2  # streams that must not see each other
-_LEAST_STEPS = 4  # the probes look at the state after each of the last three
+_LEAST_STEPS = 4  # the effects are looked at after each of the last three
 
 
 @dataclass
@@ -52,16 +46,16 @@ class CheckReport:
 
     Attributes:
         steps: Steps streamed.
-        compared: Those of them whose outputs are compared with the full-sequence pass.
-        tolerance: What the errors were held to.
+        compared: The number of these steps whose outputs are compared with the full-sequence pass.
+        tolerance: The largest error that was allowed.
         step_error: Largest difference on outputs, stepping.
         chunk_errors: The same for each chunking, by its description.
-        far_errors: The same for calls from positions far away, by position.
+        far_errors: The same for calls from far positions, by position.
         graph_states: Number of states whose path through the graph was followed.
         change: How far the outputs of a bundle in reduced precision are from the float32 model's, as a share of their
-            standard deviation; ``None`` where there was no such model to compare with.
-        change_tolerance: What it was held to.
-        emulated: Whether bfloat16 was computed as float32 and rounded, for want of kernels.
+            standard deviation; ``None`` if there was no such model to compare with.
+        change_tolerance: The largest change that was allowed.
+        emulated: Whether bfloat16 was emulated in float32, because ONNX Runtime has no kernels for it.
     """
 
     steps: int
@@ -81,7 +75,7 @@ class CheckReport:
 
 
 def default_steps(contract: Contract) -> int:
-    """Enough steps to pass the longest ring's wrap twice, and to make a call of the most time steps."""
+    """Enough steps to pass the longest ring's wrap twice, and for one call of the most time steps."""
     longest = max((state.window or 0 for state in contract), default=0)
     return max(64, 2 * longest + 3, contract.max_chunk + 3)
 
@@ -96,14 +90,14 @@ def check(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Hold a bundle to its model.
+    """Compare a bundle with its model.
 
     Args:
         path: The bundle.
         source: The model that it was exported from.
-        steps: Steps to stream; by default past the longest ring's wrap, twice.
+        steps: Steps to stream; by default twice past the longest ring's wrap.
         tolerance: Largest difference allowed on outputs, times ``1 + |output|``; by default what the precision allows.
-        is_original: Whether ``source`` has its own weights, which a reduced precision changed, not the bundle's.
+        is_original: Whether ``source`` has the weights that the model had before the export, not the bundle's.
         seed: Seed of the random data.
         progress: Called with a phase's name, the steps done and the steps in all.
 
@@ -112,36 +106,24 @@ def check(
             the first step and tensor.
     """
     bundle = open_bundle(path)
-    contract = bundle.contract
-    precision = bundle.manifest.precision
-    sealed = not same_states(source.contract, contract, precision)
-    if sealed and not same_states(Sealed(source.module).contract(), contract, precision):
-        raise VerificationError(
-            f"{path} carries other states than {source.name} declares.", hint="Check it against its own source."
-        )
-    check_graph(bundle)
-    # The module's own contract: a sealed one does not tell its rings from other states.
-    steps = max(steps or default_steps(source.contract), _LEAST_STEPS)
-    if contract.max_position is not None:
-        steps = min(steps, contract.max_position)
-    tolerance = rounding_tolerance(precision) if tolerance is None else tolerance
-    generator = torch.Generator().manual_seed(seed)
-    x = example_input(contract, _BATCH, steps, generator)
+    contract, precision = bundle.contract, bundle.manifest.precision
+    stored = partial(_stored_model, bundle, source, _is_sealed(bundle, source))
+    check_paths(bundle)
+    x = example_input(contract, _BATCH, _steps(steps, source, contract), torch.Generator().manual_seed(seed))
     data = x.numpy()
+    tolerance = rounding_tolerance(precision) if tolerance is None else tolerance
     threads = torch.get_num_threads()
-    stored = partial(_stored_model, bundle, source, sealed)
     with stored() as (reference, module):
         expected = Expected.of(reference, x)
         far_calls = [FarCall(bundle, module, data, position) for position in far_positions(contract)]
-    page_out(source.module)  # torch has had its say: the engine's copy of the weights takes the place of its own
-    report = CheckReport(
-        steps, expected.steps.size, tolerance, graph_states=len(contract.states), emulated=precision.dtype == "bfloat16"
-    )
+    page_out(source.module)  # torch is no longer needed: the engine's copy of the weights replaces its own
+    report = CheckReport(data.shape[1], expected.steps.size, tolerance, graph_states=len(contract.states))
+    report.emulated = precision.dtype == "bfloat16"
     with exact_session(bundle, threads) as session:
         comparison = Comparison(session, stored, data, expected, tolerance)
-        check_probes(session, data)
-        report.step_error = comparison.stream([1] * steps, "stepping", progress)
-        for name, sizes in chunkings(bundle, steps, seed):
+        check_effects(session, data)
+        report.step_error = comparison.stream([1] * report.steps, "stepping", progress)
+        for name, sizes in chunkings(bundle, report.steps, seed):
             report.chunk_errors[name] = comparison.stream(sizes, name, progress)
         for call in far_calls:
             report.far_errors[str(call.position)] = comparison.from_position(call)
@@ -151,20 +133,54 @@ def check(
     return report
 
 
+def _is_sealed(bundle: Bundle, source: Source) -> bool:
+    """Whether the bundle has the states of the source with its rings written inside.
+
+    Raises:
+        VerificationError: It has neither these nor the source's own states.
+    """
+    contract, precision = bundle.contract, bundle.manifest.precision
+    if _same_states(source.contract, contract, precision):
+        return False
+    if not _same_states(Sealed(source.module).contract(), contract, precision):
+        raise VerificationError(
+            f"{bundle.path} has other states than {source.name} declares.",
+            hint="Check the bundle against the source that it was exported from.",
+        )
+    return True
+
+
+def _same_states(a: Contract, b: Contract, precision: Precision) -> bool:
+    """Whether two contracts have the same states, apart from the dtypes that the precision changes."""
+
+    def plain(contract: Contract) -> list[object]:
+        narrow = ("float32", precision.dtype)
+        return [replace(s, dtype="float32" if s.dtype in narrow else s.dtype) for s in contract.states]
+
+    return plain(a) == plain(b)
+
+
+def _steps(wanted: int | None, source: Source, contract: Contract) -> int:
+    """The number of steps to stream."""
+    # The source's own contract: a sealed one does not tell its rings from other states.
+    steps = max(wanted or default_steps(source.contract), _LEAST_STEPS)
+    return steps if contract.max_position is None else min(steps, contract.max_position)
+
+
 @contextmanager
 def _stored_model(bundle: Bundle, source: Source, sealed: bool) -> Iterator[tuple[Source, torch.nn.Module]]:
-    """The source with the bundle's weights, inside the block, and its module as the bundle holds its states."""
-    with with_stored_weights(bundle, source) as reference:
+    """The source with the bundle's weights, within the context, and a module with the bundle's states."""
+    with source.with_stored_weights(bundle) as reference:
         yield reference, Sealed(reference.module) if sealed else reference.module
 
 
 def _check_change(bundle: Bundle, source: Source, x: torch.Tensor, tolerance: float, threads: int) -> float:
-    """How far the outputs are from the float32 model's, as users get them.
+    """How far the outputs, as users get them, are from those of the float32 model.
 
     Raises:
-        VerificationError: Further than the precision should take them.
+        VerificationError: Further than this precision allows.
     """
-    original = in_float32(source)
+    original = source.in_float32()
     wanted = Expected.of(original, x)
     page_out(original.module)
     with running_session(bundle, threads) as session:
@@ -172,8 +188,8 @@ def _check_change(bundle: Bundle, source: Source, x: torch.Tensor, tolerance: fl
     if not found <= tolerance:
         raise VerificationError(
             f"the outputs differ from the float32 model's by {found:.3f} of their standard deviation, "
-            f"more than this precision should take them ({tolerance:.2f}).",
-            hint="The model is sensitive to rounding. Try --weights int8 in place of int4, a smaller --block-size, "
+            f"more than this precision allows ({tolerance:.2f}).",
+            hint="The model is sensitive to rounding. Try --weights int8 instead of int4, a smaller --block-size, "
             "or --dtype fp32.",
         )
     return found

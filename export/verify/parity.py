@@ -18,8 +18,7 @@ from edgemem.bundle import Bundle
 from edgemem.contract import POSITION, Contract
 from edgemem.dtypes import decode_bfloat16, encode_bfloat16
 from edgemem.errors import VerificationError
-from edgemem.export.source import Source
-from edgemem.export.verify.whole import whole_sequence
+from edgemem.export.sources import Source
 from edgemem.protocol import TORCH_DTYPES, initial_tensors
 from edgemem.runtimes import Session
 
@@ -54,7 +53,7 @@ class Expected:
         steps = compared_steps(source.contract, x.shape[0], x.shape[1])
         indices = torch.from_numpy(steps)
         with torch.inference_mode():
-            return cls(steps, np.concatenate([_outputs(source, row[None], indices).float().numpy() for row in x]))
+            return cls(steps, np.concatenate([source.reference(row[None], indices).float().numpy() for row in x]))
 
     def within(self, start: int, size: int) -> slice:
         """Which of the steps lie in a call of ``size`` steps from ``start`` on."""
@@ -79,19 +78,6 @@ def compared_steps(contract: Contract, batch: int, steps: int) -> np.ndarray[Any
     """The time steps whose outputs are compared: all, or so many as memory should hold, the first and the last too."""
     most = _COMPARED_BYTES // (4 * batch * math.prod(contract.output.shape))
     return np.unique(np.linspace(0, steps - 1, min(steps, max(most, 64))).astype(np.int64))
-
-
-def _outputs(source: Source, x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    if source.reference is not None:
-        return source.reference(x, indices)
-    initial = None if source.config else initial_tensors(source.contract, x.shape[0])
-    if source.contract.output_indices:
-        return source.module(x, initial, indices)[0]  # type: ignore[no-any-return]
-    if source.config is None:
-        contract = source.contract
-        outputs = whole_sequence(source.module, contract, {contract.input.name: x.numpy()})
-        return torch.from_numpy(outputs[contract.output.name]).index_select(1, indices)
-    return source.module(x, initial)[0].index_select(1, indices)  # type: ignore[no-any-return]
 
 
 def chunkings(bundle: Bundle, steps: int, seed: int) -> Iterator[tuple[str, list[int]]]:

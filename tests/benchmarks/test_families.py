@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from benchmarks.families import VOCAB, causal_families, find, stream_error, tiny_model  # noqa: E402
 from edgemem.errors import ExportError  # noqa: E402
-from edgemem.export.hf.bound import MemoryOption  # noqa: E402
+from edgemem.export.hf.bound import MemoryBound  # noqa: E402
 from edgemem.export.hf.chunk import chunk_error  # noqa: E402
 from edgemem.export.hf.loading import adapt  # noqa: E402
 from edgemem.protocol import initial_tensors  # noqa: E402
@@ -35,7 +35,7 @@ HYBRID = (
     "zamba2",
 )
 STEPS = 40
-BOUND = MemoryOption(window=12)
+BOUND = MemoryBound(window=12)
 
 
 def known(*families: str) -> list[str]:
@@ -45,7 +45,7 @@ def known(*families: str) -> list[str]:
 @pytest.mark.parametrize("family", known(*RECURRENT, *HYBRID))
 def test_a_family_streams_what_its_full_sequence_computes(family):
     hybrid = family in HYBRID
-    module = adapt(tiny_model(family), memory=BOUND if hybrid else None)
+    module = adapt(tiny_model(family), BOUND if hybrid else None)
     assert stream_error(module, STEPS) <= 1e-4
     assert any(spec.update == "replace" for spec in module.contract())
     assert any(spec.update == "append" for spec in module.contract()) == (hybrid or family == "recurrent_gemma")
@@ -54,21 +54,21 @@ def test_a_family_streams_what_its_full_sequence_computes(family):
 @pytest.mark.parametrize("family", known("zamba2", "nemotron_h"))
 def test_a_step_bounds_its_step_size_where_the_full_sequence_does(family):
     # transformers' own step does not: with this bound it is off by a tenth.
-    module = adapt(tiny_model(family, time_step_min=0.5), memory=BOUND)
+    module = adapt(tiny_model(family, time_step_min=0.5), BOUND)
     assert stream_error(module, STEPS) <= 1e-4
     assert chunk_error(module, "own") <= 1e-5
 
 
 @pytest.mark.parametrize("family", known("mamba", "falcon_mamba", "jamba"))
 def test_where_a_models_own_chunk_forgets_the_state_a_scan_keeps_it(family):
-    module = adapt(tiny_model(family), memory=BOUND if family == "jamba" else None)
+    module = adapt(tiny_model(family), BOUND if family == "jamba" else None)
     assert chunk_error(module, "own") > 1e-3
     assert chunk_error(module, "scan") <= 1e-5
 
 
 @pytest.mark.parametrize("family", known("mamba2", "rwkv", "zamba2", "qwen3_next", "kimi_linear", "zamba"))
 def test_a_scan_computes_what_the_steps_compute(family):
-    module = adapt(tiny_model(family), memory=BOUND if family in HYBRID else None)
+    module = adapt(tiny_model(family), BOUND if family in HYBRID else None)
     assert chunk_error(module, "scan") <= 1e-5
 
 

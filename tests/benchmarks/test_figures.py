@@ -17,8 +17,7 @@ from edgemem.bench.measure import silent
 from edgemem.bench.statistics import Interval
 from edgemem.bundle import Bundle
 from edgemem.decoder_config import DecoderConfig
-from edgemem.export import export_bundle
-from edgemem.export.source import Source, from_config
+from edgemem.export import ExportOptions, Source, export_bundle, from_config
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "figures.py"
 
@@ -41,7 +40,9 @@ def figures() -> ModuleType:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     config = DecoderConfig(32, 1, 2, [{"type": "window", "window": 8}, {"type": "cumulative"}], vocab_size=256)
-    return export_bundle(from_config(config, "tiny"), tmp_path_factory.mktemp("figures") / "tiny", verify=False)
+    return export_bundle(
+        from_config(config, "tiny"), tmp_path_factory.mktemp("figures") / "tiny", ExportOptions(verify=False)
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_growing_cache_is_refused_with_both_ways_out(checkpoint: Path) -> None:
     result = edgemem("export", checkpoint, "--out", checkpoint / "bundle")
     assert result.exit_code == 1
-    assert "a cache that grows for ever in 1 of its layers" in result.stderr
+    assert "a cache that grows without limit in 1 of its layers" in result.stderr
     assert "--memory" in result.stderr
     assert "--max-length" in result.stderr
     assert not (checkpoint / "bundle").exists()

@@ -9,8 +9,7 @@ import torch
 
 import edgemem
 from edgemem.contract import Contract
-from edgemem.export import export_bundle
-from edgemem.export.source import Source, from_config
+from edgemem.export import ExportOptions, Source, export_bundle, from_config
 from edgemem.memories import MEMORIES
 from edgemem.models import DecoderConfig
 from tests.docs.pages import ROOT, blocks, python_block
@@ -40,8 +39,8 @@ def demo(tmp_path_factory):
     """A folder with the files that the pages name. The tests here run the bundles, so no export checks them."""
     folder = tmp_path_factory.mktemp("docs")
     source = lively(from_config(CONFIG, "demo"))
-    export_bundle(source, folder / "demo/bundle", verify=False)
-    export_bundle(source, folder / "demo/sealed", sealed=True, verify=False)
+    export_bundle(source, folder / "demo/bundle", ExportOptions(verify=False))
+    export_bundle(source, folder / "demo/sealed", ExportOptions(sealed=True, verify=False))
     (folder / "demo/beats").mkdir()
     write_summer(folder / "demo/beats/bundle", width=1)
     np.savetxt(folder / "demo/beats/other.csv", np.linspace(-1, 2, 50))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgemem.export import export_bundle
-from edgemem.export.source import Source, from_config
+from edgemem.export import ExportOptions, Source, export_bundle, from_config
 from edgemem.models import DecoderConfig
 
 HYBRID = DecoderConfig(
@@ -44,7 +43,7 @@ def hybrid_bundle(hybrid, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sealed_bundle(hybrid, tmp_path_factory):
-    return export_bundle(hybrid, tmp_path_factory.mktemp("bundles") / "sealed", sealed=True)
+    return export_bundle(hybrid, tmp_path_factory.mktemp("bundles") / "sealed", ExportOptions(sealed=True))
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +59,7 @@ def memory_bundle(tmp_path_factory):
                 d_model=16, layers=1, heads=heads, kv_heads=kv_heads, features=3, outputs=2, memory=memory
             )
             out = tmp_path_factory.mktemp("memories") / name
-            made[key] = export_bundle(lively(from_config(config, name)), out, sealed=sealed)
+            made[key] = export_bundle(lively(from_config(config, name)), out, ExportOptions(sealed=sealed))
         return made[key]
 
     return bundle

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import edgemem
 from edgemem.errors import ProtocolError
-from edgemem.export import discover, export_bundle, from_module, load_source
+from edgemem.export import ExportOptions, discover, export_bundle, from_module, load_source
 from edgemem.protocol import initial_tensors
 from edgemem.streaming import CausalConv1d, Streaming
 
@@ -111,7 +111,9 @@ class Nested(nn.Module):
 def nested(tmp_path_factory):
     torch.manual_seed(0)
     adapter = discover(Nested(), ROWS)
-    return adapter, export_bundle(from_module(adapter, "nested"), tmp_path_factory.mktemp("own") / "nested", steps=40)
+    return adapter, export_bundle(
+        from_module(adapter, "nested"), tmp_path_factory.mktemp("own") / "nested", ExportOptions(steps=40)
+    )
 
 
 def test_a_nested_state_with_a_learned_start_is_exported_and_streams_as_in_torch(nested):
@@ -131,7 +133,7 @@ def test_a_nested_state_with_a_learned_start_is_exported_and_streams_as_in_torch
 
 def test_a_sealed_export_of_it_is_held_to_the_same(nested, tmp_path):
     adapter, _ = nested
-    sealed = export_bundle(from_module(adapter, "nested"), tmp_path / "sealed", sealed=True, steps=20)
+    sealed = export_bundle(from_module(adapter, "nested"), tmp_path / "sealed", ExportOptions(sealed=True, steps=20))
     assert sealed.contract.position == "none"
     assert sealed.manifest.verification["step_error"] < 1e-4
 
@@ -152,7 +154,9 @@ class Steps(nn.Module):
 def test_a_module_of_single_steps_is_exported_with_a_chunk_of_one(tmp_path):
     with pytest.raises(ProtocolError, match=r"2 of features gave 1 of pred[\s\S]*one step a call, set max_chunk=1"):
         discover(Steps(), ROWS)
-    bundle = export_bundle(from_module(discover(Steps(), ROWS, max_chunk=1), "steps"), tmp_path / "steps", steps=20)
+    bundle = export_bundle(
+        from_module(discover(Steps(), ROWS, max_chunk=1), "steps"), tmp_path / "steps", ExportOptions(steps=20)
+    )
     assert bundle.max_time == 1
     assert bundle.manifest.verification["step_error"] < 1e-4
 

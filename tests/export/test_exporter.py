@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import stat
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -18,10 +17,9 @@ import edgemem
 from edgemem.bundle import GraphFile, open_bundle
 from edgemem.contract import METADATA_KEY, Contract
 from edgemem.errors import BundleError, EdgememError, ExportError, VerificationError
-from edgemem.export import export_bundle, growing_twin, sealed_twin, source_of
+from edgemem.export import ExportOptions, export_bundle, growing_twin, load_source, sealed_twin, source_of
 from edgemem.export.graph import export_graph
-from edgemem.export.source import load_source
-from edgemem.protocol import initial_tensors
+from edgemem.export.sources import ModuleSource
 
 
 def test_the_contract_lies_in_the_graph_and_in_the_manifest(hybrid_bundle):
@@ -108,10 +106,10 @@ def test_a_users_own_module_has_no_twin(tmp_path):
 
 
 def test_a_shorter_chunk_can_be_asked_for_and_a_longer_one_is_refused(hybrid, tmp_path):
-    bundle = export_bundle(hybrid, tmp_path / "short", max_chunk=2)
+    bundle = export_bundle(hybrid, tmp_path / "short", ExportOptions(max_chunk=2))
     assert bundle.contract.max_chunk == bundle.max_time == 2
     with pytest.raises(ExportError, match="from 1 to 5"):
-        export_bundle(hybrid, tmp_path / "long", max_chunk=6)
+        export_bundle(hybrid, tmp_path / "long", ExportOptions(max_chunk=6))
 
 
 def test_something_that_is_no_bundle_is_never_overwritten(hybrid, tmp_path):
@@ -131,7 +129,7 @@ def test_an_output_folder_that_cannot_be_made_is_a_clear_error(hybrid, tmp_path)
 @pytest.mark.parametrize("stage", ["onnx_ir.save", "safetensors.torch.save_file"])
 def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(hybrid, tmp_path, monkeypatch, stage):
     out = tmp_path / "bundle"
-    export_bundle(hybrid, out, verify=False)
+    export_bundle(hybrid, out, ExportOptions(verify=False))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
     def full(*args, **kwargs):
@@ -139,7 +137,7 @@ def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(hybrid, tmp_path, mo
 
     monkeypatch.setattr(stage, full)
     with pytest.raises(EdgememError, match="No space left on device"):
-        export_bundle(hybrid, out, verify=False)
+        export_bundle(hybrid, out, ExportOptions(verify=False))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
@@ -151,17 +149,19 @@ def test_a_bundle_that_fails_its_check_is_never_put_in_place(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def step_and_chunk(module, contract):
+class TwoGraphs(ModuleSource):
     """Two graphs of one model: one for a single step, one for the rest."""
-    return [
-        (GraphFile("step.onnx", 1, 1), export_graph(module, contract, max_time=1)),
-        (GraphFile("chunk.onnx", 2, contract.max_chunk), export_graph(module, contract)),
-    ]
+
+    def trace(self, module, contract):
+        return [
+            (GraphFile("step.onnx", 1, 1), export_graph(module, contract, max_time=1)),
+            (GraphFile("chunk.onnx", 2, contract.max_chunk), export_graph(module, contract)),
+        ]
 
 
 def test_a_model_may_have_a_step_graph_and_a_chunk_graph_over_one_weights_file(tmp_path):
     one = load_source("tests.export.modules:Gru")
-    two = replace(one, trace=step_and_chunk)
+    two = TwoGraphs(one.module, one.name)
     single, double = export_bundle(one, tmp_path / "one"), export_bundle(two, tmp_path / "two")
     assert [graph.file for graph in double.manifest.graphs] == ["step.onnx", "chunk.onnx"]
     assert double.weights_bytes == single.weights_bytes
@@ -173,15 +173,17 @@ def test_a_model_may_have_a_step_graph_and_a_chunk_graph_over_one_weights_file(t
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-def test_a_sources_own_reference_is_what_the_bundle_is_held_to(tmp_path):
-    source = load_source("tests.export.modules:Gru")
+class OneMore(ModuleSource):
+    """A source whose reference is wrong."""
 
-    def one_more(x, indices):
-        return source.module(x, initial_tensors(source.contract, x.shape[0]))[0].index_select(1, indices) + 1
+    def reference(self, x, indices=None):
+        return super().reference(x, indices) + 1
 
-    wrong = replace(source, reference=one_more)
+
+def test_a_bundle_is_compared_with_the_reference_of_its_source(tmp_path):
+    module = load_source("tests.export.modules:Gru").module
     with pytest.raises(VerificationError, match="full-sequence"):
-        export_bundle(wrong, tmp_path / "bundle")
+        export_bundle(OneMore(module, "gru"), tmp_path / "bundle")
 
 
 def test_what_no_graph_uses_is_not_stored_for_a_users_own_module(tmp_path):

@@ -215,7 +215,7 @@ def test_the_lint_refuses(what):
     found = errors(findings(model, target))
     assert rule in {finding.rule for finding in found}
     assert all(finding.where and finding.way_out for finding in found)
-    with pytest.raises(EngineError, match="not everything in this bundle"):
+    with pytest.raises(EngineError, match="cannot take this bundle"):
         refuse_errors(found, target)
 
 

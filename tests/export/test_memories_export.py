@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from edgemem import StateSpec
-from edgemem.export import export_bundle
-from edgemem.export.source import from_config
+from edgemem.export import export_bundle, from_config
 from edgemem.memories import MEMORIES, RecurrentMemory, register_memory
 from edgemem.models import DecoderConfig
 from tests.export.conftest import lively

@@ -12,10 +12,10 @@ import torch
 import edgemem
 from edgemem.bundle import open_bundle
 from edgemem.errors import BundleError, ExportError, RuntimeUnavailableError, VerificationError
-from edgemem.export import check, export_bundle, sealed_twin, source_of
-from edgemem.export.source import from_config, load_source
+from edgemem.export import ExportOptions, check, export_bundle, from_config, load_source, sealed_twin, source_of
+from edgemem.export.verify.change import change_tolerance, rounding_tolerance
+from edgemem.export.verify.counters import check_counters
 from edgemem.export.verify.parity import FAR_POSITIONS
-from edgemem.export.verify.precision_check import change_tolerance, check_counters, rounding_tolerance
 from edgemem.manifest import MANIFEST_FORMAT
 from edgemem.memories import Clock
 from edgemem.models import DecoderConfig
@@ -40,7 +40,9 @@ def bundle_in(hybrid, tmp_path_factory):
 
     def get(name):
         if name not in made:
-            made[name] = export_bundle(hybrid, tmp_path_factory.mktemp("reduced") / "bundle", **OPTIONS[name])
+            made[name] = export_bundle(
+                hybrid, tmp_path_factory.mktemp("reduced") / "bundle", ExportOptions(**OPTIONS[name])
+            )
         return made[name]
 
     return get
@@ -133,7 +135,9 @@ def test_int4_streams_in_the_fast_kernels_near_the_exact_ones(int4_bundle):
 
 
 def test_the_sealed_twin_is_in_the_same_precision(tmp_path):
-    bundle = export_bundle(lively(from_config(SMALL, "small")), tmp_path / "open", weights="int4", verify=False)
+    bundle = export_bundle(
+        lively(from_config(SMALL, "small")), tmp_path / "open", ExportOptions(weights="int4", verify=False)
+    )
     sealed = open_bundle(sealed_twin(bundle, tmp_path / "sealed"))
     assert sealed.manifest.precision.matrices == bundle.manifest.precision.matrices
     with OrtSession(bundle, device="cpu", exact=True) as a, OrtSession(sealed, device="cpu", exact=True) as b:
@@ -163,7 +167,7 @@ def test_bfloat16_is_refused_by_the_cpu_with_the_way_out(bundle_in):
 def test_a_counter_in_half_precision_fails_the_export(tmp_path, monkeypatch):
     monkeypatch.setattr(Clock, "counts", lambda clock: (clock.positions + 1).half().float()[:, None, :, None])
     with pytest.raises(VerificationError, match="casts a position to float16, which counts to 2,048"):
-        export_bundle(from_config(SMALL, "small"), tmp_path / "bundle", dtype="fp16")
+        export_bundle(from_config(SMALL, "small"), tmp_path / "bundle", ExportOptions(dtype="fp16"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -213,7 +217,7 @@ def test_a_position_is_followed_into_a_loop_and_not_through_what_it_is_an_index_
 
 def test_a_module_with_nothing_to_halve_is_refused(tmp_path):
     with pytest.raises(ExportError, match="no large matrix"):
-        export_bundle(load_source("tests.export.modules:Gru"), tmp_path / "bundle", dtype="fp16")
+        export_bundle(load_source("tests.export.modules:Gru"), tmp_path / "bundle", ExportOptions(dtype="fp16"))
     assert list(tmp_path.iterdir()) == []
 
 

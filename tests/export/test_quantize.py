@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from edgemem.errors import ExportError
 from edgemem.export.parameters import substituted
-from edgemem.export.passes.half import halve_graphs
-from edgemem.export.passes.quantize import quantize_graphs
+from edgemem.export.passes.halve import halve_matrices, halve_tables
+from edgemem.export.passes.quantize import quantize
 from edgemem.export.passes.store_weights import store_weights
 from edgemem.export.stored import StoredWeights
 from edgemem.precision import Precision
@@ -86,8 +86,9 @@ def session(path, level: str, optimised=None) -> onnxruntime.InferenceSession:
 def written(module, model, precision, folder):
     """Two graphs of a module that share their weights file, and what became of the weights."""
     models = [model.clone() for _ in range(2)]
-    stored = quantize_graphs(models, module, precision)
-    halve_graphs(models, module, precision, stored, only_tables=True)
+    stored = StoredWeights()
+    quantize(models, module, precision, stored)
+    halve_tables(models, module, stored)
     store_weights(models, module, folder, whole=False, instead=stored.files())
     for index, model in enumerate(models):
         ir.save(model, folder / f"{index}.onnx")
@@ -167,17 +168,18 @@ def test_a_model_with_nothing_to_quantise_or_to_halve_is_an_error():
     module = nn.Sequential(nn.Embedding(40, 8), nn.Linear(8, 4))
     model = trace(module, TOKENS)
     with pytest.raises(ExportError, match="no matrix that can be quantised"):
-        quantize_graphs([model], module, Precision.of("fp32", "int8", 32))
+        quantize([model], module, Precision.of("fp32", "int8", 32), StoredWeights())
     with pytest.raises(ExportError, match="no large matrix to store in it"):
-        halve_graphs([model], module, Precision.of("fp16", None, 32), StoredWeights(), only_tables=False)
+        halve_matrices([model], module, Precision.of("fp16", None, 32), StoredWeights())
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_products_can_be_in_half_precision_and_all_else_in_float32(mixed, traced, dtype):
     model = traced.clone()
     precision = Precision.of(dtype, "int8", 32)
-    stored = quantize_graphs([model], mixed, precision)
-    halve_graphs([model], mixed, precision, stored, only_tables=False)
+    stored = StoredWeights()
+    quantize([model], mixed, precision, stored)
+    halve_matrices([model], mixed, precision, stored)
     typed = onnx.shape_inference.infer_shapes(ir.to_proto(model), strict_mode=True)
     half = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[dtype]
     types = {v.name: v.type.tensor_type.elem_type for v in (*typed.graph.value_info, *typed.graph.output)}

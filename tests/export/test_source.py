@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgemem.errors import ConfigError, ExportError, ProtocolError
-from edgemem.export.source import load_source
+from edgemem.export import load_source
 from edgemem.models import Decoder, DecoderConfig, save_checkpoint
 
 CONFIG = DecoderConfig(d_model=16, layers=1, heads=2, vocab_size=300, memory=[{"type": "window", "window": 4}])
@@ -47,10 +47,10 @@ def test_a_factory_gives_a_module_of_the_users_own():
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ("nowhere", ExportError, "is no checkpoint folder, no configuration file, and no package.module:factory"),
+        ("nowhere", ExportError, "is not a checkpoint folder, a configuration file or a package.module:factory"),
         ("no_such_package:make", ExportError, "no module named 'no_such_package'"),
         ("tests.export.modules:nothing", ExportError, "has no 'nothing'"),
-        ("tests.export.modules:", ExportError, "not of the form"),
+        ("tests.export.modules:", ExportError, "does not have the form"),
         ("tests.export.modules:State", ProtocolError, "raised TypeError"),
         ("tests.export.modules:fails", ProtocolError, "raised RuntimeError: no weights here"),
         ("tests.export.modules:not_a_module", ProtocolError, "wanted a torch.nn.Module"),
@@ -69,5 +69,5 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path):
 
 def test_a_file_that_is_no_configuration_is_refused(tmp_path):
     (tmp_path / "x.json").write_text("[1]")
-    with pytest.raises(ConfigError, match="not an edgemem decoder"):
+    with pytest.raises(ConfigError, match=r"is malformed: it is \[1\], wanted an object"):
         load_source(str(tmp_path / "x.json"))

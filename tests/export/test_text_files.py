@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from edgemem.bundle import open_bundle
 from edgemem.decoder_config import DecoderConfig
 from edgemem.errors import ExportError
-from edgemem.export import export_bundle, load_source
+from edgemem.export import ExportOptions, export_bundle, load_source
 from edgemem.export.text_files import TextFiles, text_files
 from edgemem.generation_defaults import GenerationDefaults
 from edgemem.models.checkpoint import save_checkpoint
@@ -233,7 +233,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_export_carries_all_of_it_and_says_what_it_cannot_do(checkpoint, tmp_path):
     said: list[str] = []
-    export_bundle(load_source(str(checkpoint)), tmp_path / "bundle", verify=False, announce=said.append)
+    export_bundle(load_source(str(checkpoint)), tmp_path / "bundle", ExportOptions(verify=False), announce=said.append)
     bundle = open_bundle(tmp_path / "bundle")
     assert bundle.file("chat_template.jinja").read_text() == chat_templates.CHATML
     assert bundle.manifest.tokenizer == "tokenizer.json"

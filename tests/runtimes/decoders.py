@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from edgemem.bundle import Bundle
-from edgemem.export import export_bundle
-from edgemem.export.source import from_config
+from edgemem.export import ExportOptions, export_bundle, from_config
 from edgemem.models import DecoderConfig
 
 VOCAB = 20
@@ -61,7 +60,7 @@ def exported(case: Case, folder: Path) -> Bundle:
     with torch.no_grad():
         for parameter in source.module.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return export_bundle(source, folder / case.name, verify=False, **case.options)
+    return export_bundle(source, folder / case.name, ExportOptions(verify=False, **case.options))
 
 
 def near(case: Case, found: Any, wanted: Any, what: str = "") -> None:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 import edgemem
 from edgemem.errors import InputError
-from edgemem.export import export_bundle
-from edgemem.export.source import Source
+from edgemem.export import ExportOptions, Source, export_bundle
+from edgemem.export.sources import DecoderSource
 from edgemem.models import Decoder, DecoderConfig
 from edgemem.runtimes.torch_reference import TorchSession
 from edgemem.text import ByteTokenizer
@@ -39,7 +39,7 @@ def trained() -> Source:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    return Source(model.eval(), "checkpoint", "trained", model.config)
+    return DecoderSource(model.eval(), "trained")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_trained_model_has_learned(float_bits):
     ("options", "most"), [({"dtype": "fp16"}, 0.001), ({"weights": "int8"}, 0.005), ({"weights": "int4"}, 0.03)]
 )
 def test_a_precision_costs_few_bits(trained, float_bits, tmp_path, options, most):
-    bundle = export_bundle(trained, tmp_path / "bundle", verify=False, **options)
+    bundle = export_bundle(trained, tmp_path / "bundle", ExportOptions(verify=False, **options))
     with edgemem.open(bundle.path, "onnxruntime", device="cpu", threads=1) as session:
         bits = score_text(session, ByteTokenizer(), HELD_OUT).bits_per_byte
     assert abs(bits / float_bits - 1) <= most

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemem.errors import ExportError
-from edgemem.export.hf.bound import MemoryOption
+from edgemem.export.hf.bound import MemoryBound
 from edgemem.export.hf.loading import adapt, load, load_model
 from edgemem.runtimes.torch_reference import TorchSession
 from tests.export.hf.decoders import DECODERS, LEARNED, decoder, tokens
@@ -109,7 +109,7 @@ def test_every_memory_streams(family, text, tmp_path):
 )
 @settings(max_examples=12, deadline=None)
 def test_any_window_any_sinks_and_any_chunks_agree(window, sinks, positions, sizes):
-    adapter = adapt(decoder("llama"), memory=MemoryOption(window, sinks, None, positions))
+    adapter = adapt(decoder("llama"), MemoryBound(window, sinks, None, positions))
     ids = tokens(40, batch=1)
     with torch.no_grad():
         expected = adapter.full_sequence(ids).numpy()
@@ -157,7 +157,7 @@ def test_streams_of_one_batch_may_stand_at_different_positions(tmp_path):
 def test_a_norm_behind_the_rotation_leaves_sinks_where_they_were(tmp_path):
     """Its weights differ from element to element: such queries cannot be turned on to another position."""
     saved(tmp_path, "hunyuan_v1_dense")
-    with pytest.raises(ExportError, match="do not turn with the position in a way that edgemem knows") as refused:
+    with pytest.raises(ExportError, match="does not recognise how its queries rotate with the position") as refused:
         load(tmp_path, memory=MEMORY)
     assert "positions=absolute" in refused.value.hint
     check_streams(load(tmp_path, memory=f"{MEMORY},positions=absolute"), tokens(60))

@@ -9,10 +9,10 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from edgemem.errors import ExportError
+from edgemem.errors import ExportError, UnboundedCacheError
 from edgemem.export.hf.attention import AttentionLayers
 from edgemem.export.hf.attention_calls import SHIFT, record_calls, register, window_of
-from edgemem.export.hf.bound import MemoryOption
+from edgemem.export.hf.bound import LengthBound, MemoryBound, read_bound
 from tests.export.hf.decoders import decoder
 
 register()
@@ -63,7 +63,7 @@ def test_attention_in_blocks_is_refused():
 
 
 def test_a_mask_made_from_what_the_model_reads_is_refused():
-    with pytest.raises(ExportError, match="makes a mask of its own"):
+    with pytest.raises(ExportError, match="makes its own mask"):
         record_calls(decoder("doge"))
 
 
@@ -73,7 +73,7 @@ class Biased(nn.Module):
     def forward(self, q):
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface("edgemem_listen", None)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface("edgemem_record", None)
         return attend(self, q, q, q, None, position_bias=torch.zeros(1))
 
 
@@ -81,12 +81,12 @@ def test_what_edgemem_does_not_know_is_not_dropped_in_silence():
     model = decoder("llama")
     model.model.layers[0].self_attn.o_proj = nn.Sequential(model.model.layers[0].self_attn.o_proj, biased := Biased())
     biased.register_forward_pre_hook(lambda _, given: (given[0][:, None],))
-    with pytest.raises(ExportError, match="hands position_bias to its attention"):
+    with pytest.raises(ExportError, match="passes position_bias to its attention"):
         record_calls(model)
 
 
 def test_a_growing_cache_needs_a_bound():
-    with pytest.raises(ExportError, match=r"grows for ever in 2 of its layers") as error:
+    with pytest.raises(UnboundedCacheError, match=r"grows without limit in 2 of its layers") as error:
         AttentionLayers(decoder("llama"))
     assert "--memory" in error.value.hint
     assert "--max-length" in error.value.hint
@@ -94,24 +94,24 @@ def test_a_growing_cache_needs_a_bound():
 
 def test_both_bounds_at_once_are_refused():
     with pytest.raises(ExportError, match="exclude each other"):
-        AttentionLayers(decoder("llama"), MemoryOption(8), 100)
+        read_bound("window=8", 100)
 
 
 def test_a_bound_for_a_model_that_needs_none_is_refused():
     with pytest.raises(ExportError, match="leave --memory out"):
-        AttentionLayers(decoder("mistral"), MemoryOption(8))
+        AttentionLayers(decoder("mistral"), MemoryBound(8))
     with pytest.raises(ExportError, match="leave --max-length out"):
-        AttentionLayers(decoder("mistral"), max_length=100)
+        AttentionLayers(decoder("mistral"), LengthBound(100))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 def test_learned_positions_end_where_training_ended(family):
     with pytest.raises(ExportError, match="reads its absolute positions") as error:
-        AttentionLayers(decoder(family), MemoryOption(8))
+        AttentionLayers(decoder(family), MemoryBound(8))
     assert error.value.hint == "Use --max-length N, of at most 4096."
-    with pytest.raises(ExportError, match="knows 4096 positions, --max-length asks for 4097"):
-        AttentionLayers(decoder(family), max_length=4097)
-    assert AttentionLayers(decoder(family), max_length=4096).states()
+    with pytest.raises(ExportError, match="has 4096 positions, --max-length asks for 4097"):
+        AttentionLayers(decoder(family), LengthBound(4097))
+    assert AttentionLayers(decoder(family), LengthBound(4096)).states()
 
 
 def test_learned_positions_are_seen_however_little_they_differ():
@@ -119,9 +119,9 @@ def test_learned_positions_are_seen_however_little_they_differ():
     with torch.no_grad():
         model.transformer.wpe.weight.mul_(1e-4)
     with pytest.raises(ExportError, match="reads its absolute positions"):
-        AttentionLayers(model, MemoryOption(8))
+        AttentionLayers(model, MemoryBound(8))
 
 
 def test_a_model_without_rotary_positions_needs_no_turning():
-    layers = AttentionLayers(decoder("smollm3"), MemoryOption(window=8, sinks=2)).layers
+    layers = AttentionLayers(decoder("smollm3"), MemoryBound(window=8, sinks=2)).layers
     assert [bool(layer.rotation.frequencies) for layer in layers] == [True, False]

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgemem.errors import ConfigError
-from edgemem.export.hf.bound import MemoryOption
+from edgemem.export.hf.bound import MemoryBound
 
 
 @given(
@@ -13,16 +13,16 @@ from edgemem.export.hf.bound import MemoryOption
     positions=st.sampled_from(["slot", "absolute"]),
 )
 def test_what_is_printed_reads_back(window, sinks, summary, positions):
-    option = MemoryOption(window, sinks, summary, positions if sinks else "slot")
-    assert MemoryOption.parse(str(option)) == option
+    option = MemoryBound(window, sinks, summary, positions if sinks else "slot")
+    assert MemoryBound.parse(str(option)) == option
 
 
 def test_spaces_and_order_do_not_matter():
-    assert MemoryOption.parse(" window = 8 , sinks=2 ") == MemoryOption(window=8, sinks=2)
+    assert MemoryBound.parse(" window = 8 , sinks=2 ") == MemoryBound(window=8, sinks=2)
 
 
 def test_sinks_stand_by_slot_unless_one_says_otherwise():
-    assert MemoryOption.parse("sinks=4,window=8").positions == "slot"
+    assert MemoryBound.parse("sinks=4,window=8").positions == "slot"
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_sinks_stand_by_slot_unless_one_says_otherwise():
 )
 def test_what_cannot_be_read_is_named(text, said):
     with pytest.raises(ConfigError, match=said):
-        MemoryOption.parse(text)
+        MemoryBound.parse(text)

@@ -8,7 +8,7 @@ import torch
 
 import edgemem
 from edgemem.errors import InputError
-from edgemem.export import export_bundle
+from edgemem.export import ExportOptions, export_bundle
 from edgemem.export.hf.loading import load, load_model
 from edgemem.export.verify.parity import FAR_POSITIONS
 from edgemem.manifest import LoadOptions
@@ -25,7 +25,7 @@ def folder_of(family, tmp_path_factory, **changes):
 def streaming(tmp_path_factory):
     folder = folder_of("gemma2", tmp_path_factory)
     source = load(folder, memory="sinks=2,window=12")
-    return source, export_bundle(source, folder / "bundle", steps=60)
+    return source, export_bundle(source, folder / "bundle", ExportOptions(steps=60))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 import edgemem  # noqa: E402
 from benchmarks.families import VOCAB, tiny_model  # noqa: E402
 from edgemem.errors import VerificationError  # noqa: E402
-from edgemem.export import export_bundle, load_source  # noqa: E402
+from edgemem.export import ExportOptions, export_bundle, load_source  # noqa: E402
 from edgemem.runtimes.trt.builder import build_engine  # noqa: E402
 from edgemem.runtimes.trt.flavour import load_flavour  # noqa: E402
 from edgemem.runtimes.trt.options import BuildOptions  # noqa: E402
@@ -48,7 +48,7 @@ def exported(checkpoint, tmp_path_factory):
     @functools.cache
     def export(family):
         source = load_source(str(checkpoint(family)), **FORMS[family][1])
-        return source, export_bundle(source, tmp_path_factory.mktemp("bundles") / family, steps=STEPS)
+        return source, export_bundle(source, tmp_path_factory.mktemp("bundles") / family, ExportOptions(steps=STEPS))
 
     return export
 
@@ -57,7 +57,7 @@ def exported(checkpoint, tmp_path_factory):
 def test_a_checkpoint_becomes_a_bundle_of_two_graphs(family, exported):
     source, bundle = exported(family)
     report = bundle.manifest.verification
-    assert source.trace.strategy == FORMS[family][0]
+    assert source.graphs.strategy == FORMS[family][0]
     assert [graph.file for graph in bundle.manifest.graphs] == ["step.onnx", "chunk.onnx"]
     assert report["step_error"] <= 1e-4
     assert max(report["chunk_errors"].values()) <= 1e-4
@@ -84,7 +84,7 @@ def test_both_graphs_compile(family, exported):
 
 def test_a_bundle_of_single_steps_has_one_graph_and_streams_what_the_model_computes(checkpoint, tmp_path):
     source = load_source(str(checkpoint("xlstm")))
-    bundle = export_bundle(source, tmp_path / "bundle", max_chunk=1, steps=8)
+    bundle = export_bundle(source, tmp_path / "bundle", ExportOptions(max_chunk=1, steps=8))
     assert [(graph.file, graph.max_time) for graph in bundle.manifest.graphs] == [("step.onnx", 1)]
     data = np.random.default_rng(0).integers(0, VOCAB, (2, 20))
     with torch.inference_mode():
@@ -98,19 +98,21 @@ def test_a_model_whose_steps_differ_from_its_full_sequence_is_not_written(checkp
     honest = source.reference
     object.__setattr__(source, "reference", lambda *given: honest(*given).roll(1, dims=-1))
     with pytest.raises(VerificationError, match="full-sequence"):
-        export_bundle(source, tmp_path / "bundle", max_chunk=1, steps=8)
+        export_bundle(source, tmp_path / "bundle", ExportOptions(max_chunk=1, steps=8))
     assert not (tmp_path / "bundle").exists()
 
 
 def test_a_chunk_that_is_one_loop_takes_small_weights_too(checkpoint, tmp_path):
     source = load_source(str(checkpoint("xlstm")))
-    plain = export_bundle(source, tmp_path / "plain", verify=False)
-    small = export_bundle(source, tmp_path / "small", steps=STEPS, dtype="fp16", weights="int8")
-    assert source.trace.strategy == "lifted"
+    plain = export_bundle(source, tmp_path / "plain", ExportOptions(verify=False))
+    small = export_bundle(source, tmp_path / "small", ExportOptions(steps=STEPS, dtype="fp16", weights="int8"))
+    assert source.graphs.strategy == "lifted"
     assert small.weights_bytes < 0.7 * plain.weights_bytes  # no matrix is stored twice
 
 
 def test_a_tied_table_in_half_precision_is_looked_up_one_way_and_multiplied_the_other(checkpoint, tmp_path):
-    bundle = export_bundle(load_source(str(checkpoint("falcon_mamba"))), tmp_path / "bundle", steps=8, dtype="fp16")
+    bundle = export_bundle(
+        load_source(str(checkpoint("falcon_mamba"))), tmp_path / "bundle", ExportOptions(steps=8, dtype="fp16")
+    )
     precision = bundle.manifest.precision
     assert set(precision.lookups) & set(precision.halved) & set(precision.transposed)

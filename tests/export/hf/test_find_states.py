@@ -67,7 +67,7 @@ def test_an_initial_state_of_more_than_one_value_is_refused():
     def fresh(model, batch):
         return SimpleNamespace(layers=[{"sum_state": torch.arange(float(H)).expand(batch, H)}])
 
-    with pytest.raises(ExportError, match="begins with more than one value"):
+    with pytest.raises(ExportError, match="starts with more than one value"):
         find_states(Toy(lambda x: {}), V, fresh)
 
 

@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from benchmarks.families import tiny_model  # noqa: E402
 from edgemem.errors import ExportError  # noqa: E402
-from edgemem.export import export_bundle, load_source  # noqa: E402
+from edgemem.export import ExportOptions, export_bundle, load_source  # noqa: E402
 from edgemem.export.hf.loading import adapt, load_model  # noqa: E402
 
 LOUDER = """
@@ -89,7 +89,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_does_not_run(mamba, tm
 def test_code_in_the_folder_is_not_run(mamba, tmp_path):
     folder = copy(mamba, tmp_path / "remote", model_type="mine", auto_map={"AutoModelForCausalLM": "mine.Model"})
     (folder / "mine.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(ExportError, match="brings its own code, which was not run") as caught:
+    with pytest.raises(ExportError, match="has its own code, which was not run") as caught:
         load_source(str(folder))
     assert "--trust-remote-code" in str(caught.value.hint)
     assert "mine" not in sys.modules
@@ -106,21 +106,21 @@ def test_code_in_the_folder_is_run_where_the_user_says_so(mamba, tmp_path, monke
     with torch.inference_mode():
         expected = tiny_model("mamba")(tokens).logits
     torch.testing.assert_close(source.reference(tokens), 2 * expected)
-    export_bundle(source, tmp_path / "bundle", steps=8)
+    export_bundle(source, tmp_path / "bundle", ExportOptions(steps=8))
 
 
 def test_a_model_whose_forward_hides_its_cache_is_told_how_to_name_it(mamba):
     model = load_model(mamba)
     forward = model.forward
     model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
-    with pytest.raises(ExportError, match="carries nothing from token to token") as caught:
+    with pytest.raises(ExportError, match="keeps no state from token to token") as caught:
         adapt(model)
-    assert "must name what it takes its past from: past_key_values, cache_params, state" in str(caught.value.hint)
+    assert "a parameter for its state, named one of: past_key_values, cache_params, state" in str(caught.value.hint)
 
 
 def test_an_unknown_family_is_refused(mamba, tmp_path):
     folder = copy(mamba, tmp_path / "unknown", model_type="mamba99")
-    with pytest.raises(ExportError, match="knows no model of type 'mamba99'"):
+    with pytest.raises(ExportError, match="does not know models of type 'mamba99'"):
         load_source(str(folder))
 
 
@@ -132,7 +132,7 @@ def test_an_encoder_decoder_is_refused(tmp_path):
 
 def test_a_model_of_images_is_refused(tmp_path):
     transformers.ViTConfig(hidden_size=16).save_pretrained(tmp_path)
-    with pytest.raises(ExportError, match="no causal language model"):
+    with pytest.raises(ExportError, match="not a causal language model"):
         load_source(str(tmp_path))
 
 
@@ -164,5 +164,5 @@ def test_weights_that_are_missing_from_the_file_are_refused(mamba, tmp_path):
 
 
 def test_an_option_for_transformers_does_not_suit_a_checkpoint_of_edgemem(tmp_path):
-    with pytest.raises(ExportError, match="no folder of transformers"):
+    with pytest.raises(ExportError, match="is not a transformers folder"):
         load_source(str(tmp_path), memory="window=4")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-from edgemem.export.hf.recurrences import (  # noqa: E402
+from edgemem.export.hf.scans import (  # noqa: E402
     gated_delta_rule,
     rwkv_linear_attention,
     selective_scan,

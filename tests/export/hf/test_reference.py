@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from edgemem.export.hf.bound import MemoryOption
+from edgemem.export.hf.bound import MemoryBound
 from edgemem.export.hf.reference import dense_attention
 from edgemem.export.hf.rotary import Rotation
 from tests.export.hf.decoders import decoder
@@ -54,12 +54,12 @@ def oracle(q, k, v, option, scaling):
 @pytest.mark.parametrize(
     "option",
     [
-        MemoryOption(window=5),
-        MemoryOption(window=5, sinks=3),
-        MemoryOption(window=5, sinks=3, positions="absolute"),
-        MemoryOption(window=4, sinks=2, summary="cumulative"),
-        MemoryOption(window=1, sinks=1),
-        MemoryOption(window=30, sinks=3),
+        MemoryBound(window=5),
+        MemoryBound(window=5, sinks=3),
+        MemoryBound(window=5, sinks=3, positions="absolute"),
+        MemoryBound(window=4, sinks=2, summary="cumulative"),
+        MemoryBound(window=1, sinks=1),
+        MemoryBound(window=30, sinks=3),
     ],
     ids=str,
 )

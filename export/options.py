@@ -1,0 +1,42 @@
+"""How a bundle is exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgemem.dtypes import FloatDType
+from edgemem.precision import DEFAULT_BLOCK_SIZE, Precision
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a bundle is exported.
+
+    Attributes:
+        sealed: Write the rings inside the graph: every state is a whole input and a whole output.
+        max_chunk: Most time steps of one call; ``None``: as many as the model allows.
+        dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"``: of weights and matrix products. ``None``: the dtype in the
+            decoder's configuration, or ``"fp32"``.
+        weights: ``"int8"`` or ``"int4"`` stores the large matrices as scaled integers.
+        block_size: Rows of a matrix that share a scale: 16, 32, 64 or 128.
+        verify: Compare the bundle with the model (see :mod:`edgemem.export.verify.check`).
+        steps: Steps of that check; ``None``: twice past the longest window.
+
+    Raises:
+        ExportError: ``dtype``, ``weights`` or ``block_size`` has an unknown value.
+    """
+
+    sealed: bool = False
+    max_chunk: int | None = None
+    dtype: str | None = None
+    weights: str | None = None
+    block_size: int = DEFAULT_BLOCK_SIZE
+    verify: bool = True
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        self.precision("float32")
+
+    def precision(self, default: FloatDType) -> Precision:
+        """The precision that the options ask for; ``default`` is the dtype if they name none."""
+        return Precision.of(self.dtype, self.weights, self.block_size, default=default)

@@ -1,0 +1,53 @@
+"""Sessions of a bundle for its check: one that rounds only where the graph does, and one as users get it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from edgemem.bundle import WEIGHTS, Bundle
+from edgemem.export.passes.emulate_bfloat16 import emulate_bfloat16
+from edgemem.runtimes import Session
+from edgemem.runtimes.ort.engine import OrtSession
+
+
+@contextlib.contextmanager
+def exact_session(bundle: Bundle, threads: int) -> Iterator[Session]:
+    """A session that rounds where the bundle's graphs do, and nowhere else; closed at the end of the context."""
+    with contextlib.ExitStack() as stack:
+        if bundle.manifest.precision.dtype == "bfloat16":
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgemem-bfloat16-")))
+            bundle = _emulated(bundle, folder)
+        yield stack.enter_context(OrtSession(bundle, threads=threads, device="cpu", exact=True))
+
+
+@contextlib.contextmanager
+def running_session(bundle: Bundle, threads: int) -> Iterator[Session]:
+    """A session as users get it; for bfloat16, which ONNX Runtime cannot run, that of :func:`exact_session`."""
+    if bundle.manifest.precision.dtype == "bfloat16":
+        with exact_session(bundle, threads) as session:
+            yield session
+    else:
+        with OrtSession(bundle, threads=threads, device="cpu") as session:
+            yield session
+
+
+def _emulated(bundle: Bundle, folder: Path) -> Bundle:
+    """The bundle with graphs that emulate bfloat16, in another folder."""
+    for graph in bundle.manifest.graphs:
+        twin = emulate_bfloat16(onnx.load(bundle.file(graph.file), load_external_data=False))
+        (folder / graph.file).write_bytes(twin.SerializeToString())
+    if WEIGHTS in bundle.manifest.files:
+        weights = bundle.file(WEIGHTS)
+        try:
+            os.link(weights, folder / WEIGHTS)
+        except OSError:  # another file system
+            shutil.copyfile(weights, folder / WEIGHTS)
+    return replace(bundle, path=folder)
