@@ -190,6 +190,7 @@ class Run:
         session = edgemem.open(path, runtime=options.runtime, threads=options.threads, device=options.device)
         opened = time.perf_counter_ns()
         self.session: Session = stack.enter_context(session)
+        session.contract.require_plain("edgemem bench")
         stream = session.stream()
         made = time.perf_counter_ns()
         self.loop = Loop(stream, session.contract)

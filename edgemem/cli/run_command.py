@@ -50,6 +50,7 @@ def run(
     snapshots.check()
     options = RunOptions(source, prompt, sampling, snapshots, as_json)
     with engine.open(bundle, guard=guard) as session:
+        session.contract.require_plain("edgemem run")
         if not session.contract.input.is_tokens:
             if flags := flags_given(prompt) + flags_given(sampling):
                 raise click.UsageError(f"{flags[0]} is for models of tokens; {bundle} takes features.")

@@ -130,6 +130,24 @@ class Contract:
         specs: tuple[InputSpec | OutputSpec, ...] = (*self.data, *self.output_specs)
         return len(specs) == 2 and not self.held and all(_is_plain(spec) for spec in specs)
 
+    def require_plain(self, who: str) -> None:
+        """Refuse a model that takes or gives more than one item of one tensor at a step.
+
+        Args:
+            who: What drives plain models alone, in words.
+
+        Raises:
+            ContractError: The contract is not plain.
+        """
+        if not self.is_plain:
+            takes = ", ".join(f"{spec.step_items} of {spec.name}" for spec in self.data)
+            gives = ", ".join(f"{spec.step_items} of {spec.name}" for spec in self.output_specs)
+            raise ContractError(
+                f"{who} drives models of one input and one output, one item at a step; a step of this one takes "
+                f"{takes} and gives {gives}{', with held inputs' if self.held else ''}.",
+                hint="Drive it from Python with Stream.step and Stream.feed: see docs/run.md.",
+            )
+
     @property
     def has_batches(self) -> bool:
         """Whether several streams can advance in one call: every input, output and state has a batch axis."""
