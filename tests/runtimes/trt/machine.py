@@ -1,22 +1,36 @@
-"""A machine with a CUDA device and a TensorRT, both of them stand-ins that compute."""
+"""A machine with a CUDA device and TensorRT, both of which are stand-ins that compute."""
 
 from __future__ import annotations
 
 import contextlib
+import pickle
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgemem.bundle import Bundle
+from edgemem.bundle import Bundle, GraphFile
+from edgemem.runtimes.trt import engine
+from edgemem.runtimes.trt.builder import Built
+from edgemem.runtimes.trt.flavour import Flavour, load_flavour
+from edgemem.runtimes.trt.io import expected_io
+from edgemem.runtimes.trt.options import BuildOptions
+from edgemem.runtimes.trt.profiles import profiles
 from edgemem.runtimes.trt.session import RtxSession, TrtSession
 from tests.runtimes.stand_in_cuda import StandIn
-from tests.runtimes.stand_in_tensorrt import StandInTensorrt, put_engines
+from tests.runtimes.stand_in_tensorrt import StandInTensorrt
 
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+def build_engine(bundle: Bundle, graph: GraphFile, flavour: Flavour, options: BuildOptions, **_: Any) -> Built:
+    """Takes the place of edgemem's: the plan names the ONNX file."""
+    plan = pickle.dumps((bundle.contract, graph, str(Path(bundle.path, graph.file).absolute()), options))
+    return Built(plan, expected_io(bundle.contract, graph, options.top_k), profiles(bundle.contract, graph, options))
 
 
 @dataclass
@@ -27,8 +41,11 @@ class Machine:
     tensorrt: StandInTensorrt
 
     def open(self, bundle: Bundle, *, max_batch: int = 4, top_k: int = 0, **options: Any) -> TrtSession:
-        """A session over engines that are put into the bundle's folder first."""
-        put_engines(bundle, self.tensorrt.__name__, max_batch=max_batch, top_k=top_k)
+        """A session over engines that are first put into the bundle's folder, as ``edgemem build`` does."""
+        flavour, how = load_flavour(self.tensorrt.__name__), BuildOptions(max_batch=max_batch, top_k=top_k)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "build_engine", build_engine)
+            engine.build_to(engine.shipped_folder(bundle, flavour), bundle, flavour, how)
         session = TrtSession if self.tensorrt.__name__ == "tensorrt" else RtxSession
         return session(bundle, **options)
 

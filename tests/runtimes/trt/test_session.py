@@ -246,7 +246,7 @@ def test_a_snapshot_a_restore_and_a_fork_are_one_copy_each(device: Machine, sess
     stream, other = session.stream(2), session.stream(2)
     for i in range(3):
         stream.step([i, i])
-    device.cuda._drain_all()
+    device.cuda.drain()
     device.cuda.moved.clear()
     with device.cuda.counted() as calls:
         taken = stream.snapshot()
