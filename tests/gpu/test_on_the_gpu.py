@@ -111,7 +111,7 @@ def test_a_thousand_steps_with_graphs_are_bit_equal_to_a_thousand_without(
             token = (7 * i + 3) % tiny.VOCAB
             np.testing.assert_array_equal(a.step(token), b.step(token), f"step {i}")
         assert a.snapshot() == b.snapshot()
-        assert graphs.cuda_graphs, "the engine was not captured"  # type: ignore[attr-defined]
+        assert graphs.engine.cuda_graphs, "the engine was not captured"  # type: ignore[attr-defined]
 
 
 def test_the_step_after_a_snapshot_is_bit_equal(any_gpu: Gpu, bundle: Bundle) -> None:
