@@ -121,7 +121,8 @@ def initial_tensors(contract: Contract, batch: int, *, length: int = 0) -> dict[
         if spec.growing_axis is not None:
             sizes = (length if size is None else size for size in spec.shape)
             value = torch.full((batch, *sizes), float(spec.initial), dtype=TORCH_DTYPES[spec.dtype])
-        state[spec.name] = value[0] if spec.batch_axis is None else value.movedim(0, spec.batch_axis)
+        value = value[0] if spec.batch_axis is None else value.movedim(0, spec.batch_axis)
+        state[spec.name] = value.contiguous()  # what a graph gets; torch exports stacks of recurrent layers from no other
     if contract.position == "input":
         state[POSITION] = torch.zeros(batch, dtype=torch.int64)
     return state

@@ -19,7 +19,7 @@ class Streaming(nn.Module):
     """A module ``forward(x, state) -> (y, state)`` behind the streaming protocol.
 
     The state may be a tensor, or tensors nested in dicts, tuples, lists, namedtuples and dataclasses. The batch axis of
-    each tensor is found by asking for the state of two and of three streams.
+    each tensor is found by asking for the state of two and of three streams; the contract declares it where it is.
 
     Args:
         module: Takes ``x`` and the state, returns ``y`` and the new state. ``x`` is a tensor ``[B, T, ...]`` where
@@ -75,13 +75,8 @@ class Streaming(nn.Module):
         return output, self.flatten(new)
 
     def nest(self, state: Mapping[str, Tensor]) -> Any:
-        """The module's own state from the contract's tensors ``[B, *shape]``."""
-        values = []
-        for leaf in self.leaves:
-            value = state[leaf.name]
-            # torch exports a stack of recurrent layers from contiguous states only.
-            values.append(value.movedim(0, leaf.batch_axis).contiguous() if leaf.batch_axis else value)
-        return pytree.tree_unflatten(values, self._treespec)
+        """The module's own state from the contract's tensors."""
+        return pytree.tree_unflatten([state[leaf.name] for leaf in self.leaves], self._treespec)
 
     def flatten(self, tree: Any) -> dict[str, Tensor]:
         """The contract's tensors from the module's own state.
@@ -105,9 +100,7 @@ class Streaming(nn.Module):
                     f"{type(self.module).__name__}.forward was given the state {leaf.name!r} as "
                     f"[{', '.join(map(str, wanted))}], and returned {got}."
                 )
-        return {
-            leaf.name: value.movedim(leaf.batch_axis, 0) for leaf, (_, value) in zip(self.leaves, found, strict=True)
-        }
+        return {leaf.name: value for leaf, (_, value) in zip(self.leaves, found, strict=True)}
 
     def declaration(self) -> str:
         """The Python expression that makes this adapter, to be pasted."""
@@ -122,8 +115,8 @@ class Streaming(nn.Module):
 def _spec(leaf: Leaf) -> StateSpec:
     """The state of one tensor; where its elements start at different values, the whole tensor is its initial value."""
     dtype: Any = str(leaf.dtype).removeprefix("torch.")
-    initial = leaf.fill
+    initial: float | bytes | None = leaf.fill
     if initial is None:
         value = leaf.initial.float() if leaf.initial.dtype == torch.bfloat16 else leaf.initial
-        return StateSpec(leaf.name, leaf.shape, dtype, initial=initial_bytes(value.numpy(), dtype))
-    return StateSpec(leaf.name, leaf.shape, dtype, initial=initial)
+        initial = initial_bytes(value.numpy(), dtype)
+    return StateSpec(leaf.name, leaf.shape, dtype, initial=initial, batch_axis=leaf.batch_axis)

@@ -1,4 +1,4 @@
-"""Whatever a module's state is nested in, the protocol sees flat tensors with the streams first."""
+"""Whatever a module's state is nested in, the protocol sees flat tensors."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_state_of_any_nesting_streams_in_any_chunks(tree, batch, chunks):
     contract = adapter.contract()
     x = torch.randn(batch, sum(chunks), 3, generator=torch.Generator().manual_seed(0))
     whole, last = adapter(x, initial_tensors(contract, batch))
-    assert all(last[spec.name].shape == (batch, *spec.shape) for spec in contract)
+    assert all(last[spec.name].movedim(spec.batch_axis, 0).shape == (batch, *spec.shape) for spec in contract)
     state, parts = initial_tensors(contract, batch), []
     for part in x.split(chunks, dim=1):
         y, state = adapter(part, state)
@@ -180,6 +180,12 @@ def test_a_learned_initial_state_is_where_a_stream_begins_and_has_no_effect_late
     assert y.flatten().tolist() == [30.0, 30.0]
     assert state["state"].tolist() == [[10.0, 10.0, 10.0]] * 2
     assert list(adapter.state_dict()) == ["module.first"]
+
+
+def test_a_state_is_declared_with_the_batch_axis_that_it_has():
+    adapter = Streaming(nn.Identity(), state=lambda b: [torch.zeros(2, b, 4), torch.zeros(b)], inputs=IN, outputs=OUT)
+    assert [(spec.shape, spec.batch_axis) for spec in adapter.contract()] == [((2, 4), 1), ((), 0)]
+    assert initial_tensors(adapter.contract(), 3)["state.0"].shape == (2, 3, 4)
 
 
 def test_a_state_that_starts_at_one_value_needs_no_position():
