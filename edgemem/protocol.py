@@ -90,6 +90,14 @@ def as_one(contract: Contract, tensors: Mapping[str, Tensor]) -> Any:
     return tensors[contract.input.name] if len(contract.input_specs) == 1 else dict(tensors)
 
 
+def steps_of(contract: Contract, x: Any) -> int:
+    """The steps of a call whose data is ``x``; in a trace a size that torch keeps symbolic."""
+    spec = contract.input
+    data = x[spec.name] if isinstance(x, Mapping) else x
+    size: int = 1 if spec.time_axis is None else data.shape[spec.time_axis] - spec.context
+    return size // spec.takes if spec.takes > 1 else size
+
+
 def by_name(contract: Contract, output: Any) -> dict[str, Any]:
     """What ``forward`` returns as its outputs, by name. An undeclared entry of a mapping is left out.
 
@@ -122,7 +130,9 @@ def initial_tensors(contract: Contract, batch: int, *, length: int = 0) -> dict[
             sizes = (length if size is None else size for size in spec.shape)
             value = torch.full((batch, *sizes), float(spec.initial), dtype=TORCH_DTYPES[spec.dtype])
         value = value[0] if spec.batch_axis is None else value.movedim(0, spec.batch_axis)
-        state[spec.name] = value.contiguous()  # what a graph gets; torch exports stacks of recurrent layers from no other
+        state[spec.name] = (
+            value.contiguous()
+        )  # what a graph gets; torch exports stacks of recurrent layers from no other
     if contract.position == "input":
         state[POSITION] = torch.zeros(batch, dtype=torch.int64)
     return state

@@ -24,12 +24,14 @@ from edgemem.export.graph import export_graph
 from edgemem.export.parameters import substituted
 from edgemem.export.stored import read_stored
 from edgemem.export.text_files import TextFiles
+from edgemem.export.verify.sequences import Array, Sequences, by_step
 from edgemem.export.verify.whole import whole_sequence
 from edgemem.manifest import GraphFile, LoadOptions
 from edgemem.models.checkpoint import load_weights
 from edgemem.models.decoder import Decoder
+from edgemem.overrides import override
 from edgemem.precision import Precision
-from edgemem.protocol import check_protocol, initial_tensors
+from edgemem.protocol import TORCH_DTYPES, check_protocol, initial_tensors
 
 RANDOM_SEED = 0
 MODEL = "model.onnx"
@@ -105,6 +107,20 @@ class Source(ABC):
             Outputs ``[B, S, ...]``.
         """
 
+    def full_sequence(self, given: Sequences, steps: Array) -> dict[str, Array]:
+        """The same for a model of any inputs and outputs.
+
+        Args:
+            given: Sequences from position 0.
+            steps: The steps whose outputs are wanted, int64 ``[S]``.
+
+        Returns:
+            Every output by name, ``[B, S, items, *item_shape]``; real values as float32.
+        """
+        x = torch.from_numpy(given.between(0, given.steps)).to(TORCH_DTYPES[self.contract.input.dtype])
+        outputs = self.reference(x, torch.from_numpy(steps)).float().numpy()
+        return by_step(self.contract, outputs, len(steps))
+
     def in_precision(self, precision: Precision) -> Source:
         """The source whose module is traced for a bundle of that precision."""
         return self
@@ -176,12 +192,13 @@ class ModuleSource(Source):
 
     def reference(self, x: Tensor, indices: Tensor | None = None) -> Tensor:
         """The module on a whole sequence, from the state at position 0."""
-        contract = self.contract
-        if contract.output_indices:
-            return self._pass(initial_tensors(contract, x.shape[0]), x, indices)
-        outputs = whole_sequence(self.module, contract, {contract.input.name: x.numpy()})
-        output = torch.from_numpy(outputs[contract.output.name])
-        return output if indices is None else output.index_select(1, indices)
+        return self._pass(initial_tensors(self.contract, x.shape[0]), x, indices)
+
+    @override
+    def full_sequence(self, given: Sequences, steps: Array) -> dict[str, Array]:
+        if self.contract.is_plain and self.contract.max_chunk > 1:
+            return super().full_sequence(given, steps)
+        return {name: value[:, steps] for name, value in whole_sequence(self.module, self.contract, given).items()}
 
 
 def rebuilt(bundle: Bundle, config: DecoderConfig) -> Decoder:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgemem.contract import POSITION, Contract, StateSpec
+from edgemem.protocol import steps_of
 
 
 class Sealed(nn.Module):
@@ -29,16 +31,16 @@ class Sealed(nn.Module):
         return replace(self._open, states=tuple(states), position="none", output_indices=False)
 
     def forward(
-        self, x: Tensor, state: dict[str, Tensor], output_indices: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, x: Any, state: dict[str, Tensor], output_indices: Tensor | None = None
+    ) -> tuple[Any, dict[str, Tensor]]:
         """The module's call, then the ring writes."""
         wanted = () if output_indices is None else (output_indices,)
         output, new = self.module(x, state, *wanted)
         sealed = dict(new)
         if self._open.position == "input":
-            start, time = state[POSITION], x.shape[1]
+            start, time = state[POSITION], steps_of(self._open, x)
             sealed[POSITION] = start + time
-            positions = start[:, None] + torch.arange(time, device=x.device)  # [B, T]
+            positions = start[:, None] + torch.arange(time, device=start.device)  # [B, T]
             for spec in self._open:
                 if spec.window is not None:
                     slots = torch.remainder(positions, spec.window)[:, None, :, None]

@@ -5,79 +5,29 @@ A mismatch is traced to the first step and the first tensor that differ.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from edgemem.bundle import Bundle
-from edgemem.contract import POSITION, Contract
+from edgemem.contract import POSITION, Contract, StateSpec
 from edgemem.dtypes import decode_bfloat16, encode_bfloat16
 from edgemem.errors import VerificationError
 from edgemem.export.sources import Source
+from edgemem.export.verify.expected import Expected, cut
+from edgemem.export.verify.sequences import Array, Sequences, by_step
+from edgemem.export.verify.whole import host_outputs, module_input, outputs_of
 from edgemem.protocol import TORCH_DTYPES, initial_tensors
 from edgemem.runtimes import Session
 
 FAR_POSITIONS = (2**24 - 1, 2**31 - 1, 10**12)
 
-_COMPARED_BYTES = 256 << 20
-"""Outputs of a whole sequence that are held in memory to compare with; those of a large vocabulary are thinned out."""
-
 Progress = Callable[[str, int, int], None]
 Stored = Callable[[], AbstractContextManager[tuple[Source, torch.nn.Module]]]
 """Gives, for the time of a block, the source with the bundle's weights and the module that holds the same states."""
-
-
-@dataclass(frozen=True)
-class Expected:
-    """A source's outputs at some steps of a whole sequence.
-
-    Attributes:
-        steps: The steps, in order, int64 ``[S]``.
-        outputs: ``[B, S, ...]``.
-    """
-
-    steps: np.ndarray[Any, Any]
-    outputs: np.ndarray[Any, Any]
-
-    @classmethod
-    def of(cls, source: Source, x: torch.Tensor) -> Expected:
-        """The outputs for sequences ``[B, T, ...]`` from position 0, at :func:`compared_steps`.
-
-        One stream after the other: what a whole sequence takes is never held twice, and no stream can see another.
-        """
-        steps = compared_steps(source.contract, x.shape[0], x.shape[1])
-        indices = torch.from_numpy(steps)
-        with torch.inference_mode():
-            return cls(steps, np.concatenate([source.reference(row[None], indices).float().numpy() for row in x]))
-
-    def within(self, start: int, size: int) -> slice:
-        """Which of the steps lie in a call of ``size`` steps from ``start`` on."""
-        first, end = np.searchsorted(self.steps, (start, start + size))
-        return slice(int(first), int(end))
-
-    def streamed(self, session: Session, data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """What a bundle gives for the same sequences at the same steps, fed in calls as long as they go."""
-        got = np.empty_like(self.outputs)
-        stream = session.stream(data.shape[0])
-        done = 0
-        for size in cut(data.shape[1], lambda: session.max_time):
-            here = self.within(done, size)
-            part = stream.feed(data[:, done : done + size], outputs="all")
-            assert part is not None
-            got[:, here] = part[:, self.steps[here] - done]
-            done += size
-        return got
-
-
-def compared_steps(contract: Contract, batch: int, steps: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The time steps whose outputs are compared: all, or so many as memory should hold, the first and the last too."""
-    most = _COMPARED_BYTES // (4 * batch * math.prod(contract.output.shape))
-    return np.unique(np.linspace(0, steps - 1, min(steps, max(most, 64))).astype(np.int64))
 
 
 def chunkings(bundle: Bundle, steps: int, seed: int) -> Iterator[tuple[str, list[int]]]:
@@ -92,55 +42,43 @@ def chunkings(bundle: Bundle, steps: int, seed: int) -> Iterator[tuple[str, list
         yield f"mixed chunks of 1 to {longest}", cut(steps, lambda: int(generator.integers(1, longest + 1)))
 
 
-def cut(steps: int, size: Callable[[], int]) -> list[int]:
-    """Calls of ``size()`` steps each, of ``steps`` in all."""
-    sizes: list[int] = []
-    while (left := steps - sum(sizes)) > 0:
-        sizes.append(min(left, size()))
-    return sizes
-
-
 class FarCall:
     """One call from a synthetic state at a far position, and torch's outputs.
 
     Args:
         bundle: The bundle that will get the same call.
         module: What it was exported from.
-        data: ``[B, T, ...]``, of which the call takes the first steps.
+        given: Sequences, of which the call takes the first steps.
         position: Of the first stream; every other stream of the batch has its own.
     """
 
-    def __init__(self, bundle: Bundle, module: torch.nn.Module, data: np.ndarray[Any, Any], position: int) -> None:
+    def __init__(self, bundle: Bundle, module: torch.nn.Module, given: Sequences, position: int) -> None:
         contract = bundle.contract
         self.position = position
-        self.part = data[:, : min(bundle.max_time, 5)]
+        self.part = given.first(min(bundle.max_time, 5))
         generator = torch.Generator().manual_seed(position % 2**31)
         self.state = {
             name: torch.rand(value.shape, generator=generator).to(value.dtype) + 0.5
-            for name, value in initial_tensors(contract, data.shape[0]).items()
+            for name, value in initial_tensors(contract, given.batch).items()
         }
-        self.state[POSITION] = torch.tensor([position + 7 * row for row in range(data.shape[0])])
+        self.state[POSITION] = torch.tensor([position + 7 * row for row in range(given.batch)])
         # A graph in half precision keeps some states narrower than the module.
         dtypes = {spec.name: TORCH_DTYPES[spec.dtype] for spec in module.contract()}  # type: ignore[operator]
         wanted = {name: value.to(dtypes.get(name, value.dtype)) for name, value in self.state.items()}
         with torch.inference_mode():
-            self.expected = module(_tensor(self.part, contract), wanted)[0].float().numpy()
+            output = module(module_input(contract, self.part, 0, self.part.steps), wanted)[0]
+            self.expected = host_outputs(contract, outputs_of(contract, output, self.part.steps))
 
 
 class Comparison:
     """Streams the same data through the bundle in different ways, and compares with the full-sequence outputs."""
 
     def __init__(
-        self,
-        session: Session,
-        stored: Stored,
-        data: np.ndarray[Any, Any],
-        expected: Expected,
-        tolerance: float,
+        self, session: Session, stored: Stored, given: Sequences, expected: Expected, tolerance: float
     ) -> None:
         self.session = session
         self.stored = stored
-        self.data = data
+        self.given = given
         self.expected = expected
         self.tolerance = tolerance
 
@@ -150,29 +88,33 @@ class Comparison:
         Raises:
             VerificationError: It exceeds the tolerance.
         """
-        stream = self.session.stream(self.data.shape[0])
+        contract, given = self.session.contract, self.given
+        stream = self.session.stream(given.batch, held=given.held)
         worst, done = 0.0, 0
         for size in sizes:
-            part = self.data[:, done : done + size]
-            got = stream.step(part[:, 0])[:, None] if size == 1 else stream.feed(part, outputs="all")
-            assert got is not None
-            worst = max(worst, self._held(got, done, name, sizes))
+            part = given.between(done, done + size)
+            got = stream.step(part) if size == 1 else stream.feed(part, outputs="all")
+            worst = max(worst, self._largest(by_step(contract, got, size), done, name, sizes))
             done += size
             if progress is not None:
-                progress(name, done, self.data.shape[1])
+                progress(name, done, given.steps)
         return worst
 
-    def _held(self, got: np.ndarray[Any, Any], start: int, name: str, sizes: list[int]) -> float:
+    def _largest(self, got: dict[str, Array], start: int, name: str, sizes: list[int]) -> float:
         """The largest error of a call's outputs, at those of its steps that are compared."""
-        here = self.expected.within(start, got.shape[1])
+        size = got[self.session.contract.output.name].shape[1]
+        here = self.expected.within(start, size)
         steps = self.expected.steps[here]
         if not steps.size:
             return 0.0
-        error = self._error(got[:, steps - start], self.expected.outputs[:, here])
-        if not (error <= self.tolerance).all():  # NaN is not within the tolerance either
-            first = int(np.argmax(~(error <= self.tolerance)))
-            self._fail(name, sizes, int(steps[first]), float(error[first]))
-        return float(error.max())
+        worst = 0.0
+        for output, wanted in self.expected.outputs.items():
+            error = self._error(got[output][:, steps - start], wanted[:, here])
+            if not (error <= self.tolerance).all():  # NaN is not within the tolerance either
+                first = int(np.argmax(~(error <= self.tolerance)))
+                self._fail(name, output, sizes, int(steps[first]), float(error[first]))
+            worst = max(worst, float(error.max()))
+        return worst
 
     def from_position(self, call: FarCall) -> float:
         """The same call in the engine; the largest error.
@@ -181,30 +123,33 @@ class Comparison:
             VerificationError: It exceeds the tolerance.
         """
         contract = self.session.contract
-        stream = self.session.stream(call.part.shape[0])
-        stream.load_state({spec.name: _array(call.state[spec.name]) for spec in contract}, call.state[POSITION].numpy())
-        got = stream.feed(call.part, outputs="all")
-        assert got is not None
-        error = self._error(got, call.expected)
-        if not (error <= self.tolerance).all():
-            raise VerificationError(
-                f"{contract.output.name} differs by {error.max():.2e} from torch's in a call from position "
-                f"{call.position} (tolerance {self.tolerance:.0e}): a counter is not exact."
-            )
-        return float(error.max())
+        stream = self.session.stream(call.part.batch, held=call.part.held)
+        stream.load_state({spec.name: _array(spec, call.state[spec.name]) for spec in contract}, _positions(call))
+        got = by_step(contract, stream.feed(call.part.between(0, call.part.steps), outputs="all"), call.part.steps)
+        worst = 0.0
+        for name, wanted in call.expected.items():
+            error = self._error(got[name], wanted)
+            if not (error <= self.tolerance).all():
+                raise VerificationError(
+                    f"{name} differs by {error.max():.2e} from torch's in a call from position {call.position} "
+                    f"(tolerance {self.tolerance:.0e}): a counter is not exact."
+                )
+            worst = max(worst, float(error.max()))
+        return worst
 
     @staticmethod
-    def _error(got: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _error(got: Array, expected: Array) -> Array:
         """Largest error of each time step, in the scale of ``1 + |expected|``: ``[T]``."""
-        error = np.abs(got.astype(np.float64) - expected) / (1 + np.abs(expected))
+        wanted = expected.astype(np.float64)
+        error = np.abs(got.astype(np.float64) - wanted) / (1 + np.abs(wanted))
         return np.asarray(error.reshape(error.shape[0], error.shape[1], -1).max(axis=(0, 2)))
 
-    def _fail(self, name: str, sizes: list[int], step: int, error: float) -> None:
+    def _fail(self, name: str, output: str, sizes: list[int], step: int, error: float) -> None:
         """Stream again beside torch's own step to find the first tensor that differs, and raise."""
         first = self._first_difference(sizes, step)
         where = f"the first tensor to differ is {first}" if first else "every state agrees with torch's own step"
         raise VerificationError(
-            f"{name}: {self.session.contract.output.name} at step {step} differs by {error:.2e} from torch's "
+            f"{name}: {output} at step {step} differs by {error:.2e} from torch's "
             f"full-sequence pass (tolerance {self.tolerance:.0e}); {where}.",
             hint="If torch's own step differs from its full-sequence pass too, the module's two forms disagree."
             if not first
@@ -214,14 +159,14 @@ class Comparison:
     def _first_difference(self, sizes: list[int], last: int) -> str | None:
         from edgemem.runtimes.torch_reference import TorchSession
 
-        batch = self.data.shape[0]
-        ours = self.session.stream(batch)
+        given = self.given
+        ours = self.session.stream(given.batch, held=given.held)
         with self.stored() as (_, module):
             contract = replace(self.session.contract, states=module.contract().states)  # type: ignore[operator]
-            theirs = TorchSession(contract, module).stream(batch)
+            theirs = TorchSession(contract, module).stream(given.batch, held=given.held)
             done = 0
             for size in sizes:
-                part = self.data[:, done : done + size]
+                part = given.between(done, done + size)
                 ours.feed(part, outputs="none")
                 theirs.feed(part, outputs="none")
                 reference = theirs.state()
@@ -238,15 +183,16 @@ class Comparison:
         return None
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """A state as runtimes take it: bfloat16 as its bits."""
-    if tensor.dtype == torch.bfloat16:
-        return encode_bfloat16(tensor.float().numpy())
-    return np.asarray(tensor.numpy())
+def _array(spec: StateSpec, tensor: torch.Tensor) -> Array:
+    """A state as runtimes take it: the batch axis first, bfloat16 as its bits."""
+    first = tensor[None] if spec.batch_axis is None else tensor.movedim(spec.batch_axis, 0)
+    if first.dtype == torch.bfloat16:
+        return encode_bfloat16(first.float().numpy())
+    return np.asarray(first.numpy())
 
 
-def _tensor(data: np.ndarray[Any, Any], contract: Contract) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(data)).to(TORCH_DTYPES[contract.input.dtype])
+def _positions(call: FarCall) -> Array:
+    return np.asarray(call.state[POSITION].numpy())
 
 
 def far_positions(contract: Contract) -> tuple[int, ...]:

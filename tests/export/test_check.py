@@ -17,7 +17,8 @@ from edgemem.bundle import open_bundle, write_bundle
 from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.errors import ExportError, VerificationError
 from edgemem.export import check, export_bundle, load_source
-from edgemem.export.verify.parity import FAR_POSITIONS, compared_steps
+from edgemem.export.verify.expected import compared_steps
+from edgemem.export.verify.parity import FAR_POSITIONS
 from tests.export.conftest import HYBRID, lively
 
 

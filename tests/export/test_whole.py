@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemem import InputSpec, OutputSpec
+from edgemem.export.verify.sequences import Sequences
 from edgemem.export.verify.whole import whole_sequence
 from edgemem.protocol import check_protocol
 from edgemem.streaming import Streaming
@@ -36,9 +37,11 @@ def test_a_module_of_single_steps_is_run_step_by_step_over_a_sequence():
     check_protocol(adapter)
     x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = whole_sequence(adapter, adapter.contract(), {"features": x.numpy()})
+        found = whole_sequence(
+            adapter, adapter.contract(), Sequences(adapter.contract(), 5, {"features": x.numpy()}, {})
+        )
         state, wanted = (torch.zeros(2, 1), torch.zeros(2, 1)), []
         for step in x.unbind(dim=1):
             state = module.cell(step, state)
             wanted.append(state[0])
-    np.testing.assert_allclose(found["y"], torch.stack(wanted, dim=1), rtol=1e-6)
+    np.testing.assert_allclose(found["y"][:, :, 0], torch.stack(wanted, dim=1), rtol=1e-6)

@@ -1,0 +1,156 @@
+"""Modules of several inputs, outputs and rates, exported and streamed: held to their formulas in numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import edgemem
+from edgemem.errors import InputError
+from edgemem.export import ExportOptions, discover, export_bundle, from_module
+from edgemem.runtimes import Session
+from tests.export import several
+
+STEPS = 30
+SPOKEN = {"audio": torch.zeros(1, 1, 3), "speaker": torch.zeros(1, 6)}
+MODELS: dict[str, tuple[type[nn.Module], Any, dict[str, Any]]] = {
+    "two": (several.TwoByTwo, {"imu": torch.zeros(1, 1, 4), "gps": torch.zeros(1, 1, 3)}, {}),
+    "stride": (several.Encoder, torch.zeros(1, 1, 3), {}),
+    "held": (several.Speaker, SPOKEN, {"held": ["speaker"]}),
+    "learned": (several.Learned, torch.zeros(1, 1, 3), {}),
+}
+
+
+class Exported:
+    """A checked bundle, opened, random data, and what the formula gives for it."""
+
+    def __init__(self, name: str, folder: Any) -> None:
+        torch.manual_seed(0)
+        kind, example, options = MODELS[name]
+        module = kind()
+        self.bundle = export_bundle(
+            from_module(discover(module, example, **options), name), folder / name, ExportOptions(steps=40)
+        )
+        self.session: Session = edgemem.open(self.bundle.path, "onnxruntime", device="cpu", threads=1)
+        self.contract = self.bundle.contract
+        rng = np.random.default_rng(0)
+        self.data = {
+            spec.name: rng.standard_normal((2, STEPS * spec.takes, *spec.shape)).astype(np.float32)
+            for spec in self.contract.data
+        }
+        self.held = {spec.name: rng.standard_normal((2, *spec.shape)).astype(np.float32) for spec in self.contract.held}
+        self.wanted = module.formula({**self.data, **self.held})
+
+    def part(self, start: int, stop: int, row: int | None = None) -> Any:
+        """Items of all steps from ``start`` to ``stop``, of one stream or both, as ``step`` and ``feed`` take them."""
+        rows = slice(None) if row is None else row
+        parts = {
+            spec.name: self.data[spec.name][:, start * spec.takes : stop * spec.takes][rows]
+            for spec in self.contract.data
+        }
+        return parts if len(parts) > 1 else next(iter(parts.values()))
+
+    def named(self, result: Any) -> dict[str, Any]:
+        return result if isinstance(result, dict) else {self.contract.output.name: result}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    made: dict[str, Exported] = {}
+
+    def get(name: str) -> Exported:
+        if name not in made:
+            made[name] = Exported(name, tmp_path_factory.mktemp("several"))
+        return made[name]
+
+    yield get
+    for each in made.values():
+        each.session.close()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_give_what_the_formula_gives(exported, name):
+    model = exported(name)
+    stream = model.session.stream(2, held=model.held)
+    for step in range(STEPS):
+        got = model.named(stream.step(model.part(step, step + 1)))
+        for output, wanted in model.wanted.items():
+            np.testing.assert_allclose(got[output], wanted[:, step], atol=1e-5, err_msg=f"{output} at step {step}")
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("sizes", [[STEPS], [7, 1, 13, 9]])
+def test_chunks_give_what_the_formula_gives(exported, name, sizes):
+    model, done = exported(name), 0
+    stream = model.session.stream(2, held=model.held)
+    for size in sizes:
+        got = model.named(stream.feed(model.part(done, done + size), outputs="all"))
+        for output, wanted in model.wanted.items():
+            np.testing.assert_allclose(got[output], wanted[:, done : done + size], atol=1e-5)
+        done += size
+
+
+def test_items_are_kept_until_a_step_is_complete(exported):
+    model = exported("stride")
+    stream, got = model.session.stream(2), []
+    for start in range(0, 4 * STEPS, 7):
+        got.append(stream.feed(model.data["features"][:, start : start + 7], outputs="all"))
+    assert {part.shape[1] for part in got} == {1, 2}
+    np.testing.assert_allclose(np.concatenate(got, axis=1), model.wanted["predictions"], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_streams_what_each_row_streams_alone(exported, name):
+    model = exported(name)
+    for row in range(2):
+        stream = model.session.stream(held={key: value[row] for key, value in model.held.items()})
+        got = model.named(stream.feed(model.part(0, STEPS, row), outputs="all"))
+        for output, wanted in model.wanted.items():
+            np.testing.assert_allclose(got[output][0], wanted[row], atol=1e-5)
+
+
+def test_a_learned_initial_state_is_where_every_reset_begins(exported):
+    model = exported("learned")
+    assert all(isinstance(state.initial, bytes) and state.batch_axis == 1 for state in model.contract)
+    stream = model.session.stream(2)
+    stream.feed(model.part(0, 9), outputs="none")
+    stream.reset(rows=[1])
+    got = stream.step(model.part(0, 1))
+    np.testing.assert_allclose(got[1], model.wanted["predictions"][1, 0], atol=1e-5)
+    assert not np.allclose(got[0], model.wanted["predictions"][0, 0], atol=1e-3)
+
+
+def test_the_check_measured_every_output_of_every_model(exported):
+    for name in MODELS:
+        report = exported(name).bundle.manifest.verification
+        assert report["compared"] == report["steps"] == 40
+        assert max(report["step_error"], *report["chunk_errors"].values()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "message"),
+    [
+        ("held", np.zeros(3), "the input speaker holds for the whole stream and was never given"),
+        ("stride", np.zeros((5, 3)), "step takes exactly 4 items, got 5"),
+        ("stride", np.zeros((4, 2)), r"features of shape \[4, 2\]: step of a stream with batch 1 takes \[4, 3\]"),
+        ("two", np.zeros(4), "step takes a mapping with imu, gps, got a ndarray"),
+        ("two", {"imu": np.zeros(4)}, "step lacks gps and got nothing unknown"),
+        ("two", {"imu": np.zeros(4), "gps": np.zeros(3), "lidar": 0}, r"got \['lidar'\] unknown"),
+    ],
+)
+def test_a_step_that_does_not_fit_is_refused_and_changes_nothing(exported, name, x, message):
+    session = exported(name).session
+    stream = session.stream()
+    before = stream.snapshot()
+    with pytest.raises(InputError, match=message):
+        stream.step(x)
+    assert stream.snapshot() == before
+
+
+def test_an_unknown_held_input_is_refused(exported):
+    with pytest.raises(InputError, match="no input voice is held: there are speaker"):
+        exported("held").session.stream(held={"voice": np.zeros(6)})
