@@ -152,3 +152,65 @@ class Blocks(nn.Module):
     def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y, h = self.gru(self.down(F.pad(x.mT, (0, x.shape[1] % 2))).mT, h)
         return self.up(y.mT).mT[:, : x.shape[1]], h
+
+
+class Framed(nn.Module):
+    """A convolution without padding: the runtime repeats the 3 samples before; and a mean of all frames so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 5, 8, stride=5)
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        total, count = state
+        frames = torch.relu(self.conv(x[:, None])).mT
+        totals = total[:, None] + frames.cumsum(dim=1)
+        counts = count[:, None] + 1 + torch.arange(frames.shape[1])
+        return totals / counts[..., None], (totals[:, -1], counts[:, -1])
+
+    def formula(self, data: dict[str, Array]) -> dict[str, Array]:
+        own, x = weights(self.conv), data["audio"]
+        x = np.concatenate([np.zeros((len(x), 3)), x], axis=1)
+        frames = np.stack([x[:, start : start + 8] for start in range(0, x.shape[1] - 7, 5)], axis=1)
+        y = np.maximum(frames @ own["weight"][:, 0].T + own["bias"], 0)
+        return {"mean": y.cumsum(axis=1) / np.arange(1, y.shape[1] + 1)[:, None]}
+
+
+class TimeFree(nn.Module):
+    """A GRU cell whose tensors have no time axis, and the streams on the last axis of its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(3, 4)
+
+    def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.cell(x, h)
+        return h.T, h
+
+    def formula(self, data: dict[str, Array]) -> dict[str, Array]:
+        layer = nn.GRU(3, 4, batch_first=True)
+        layer.load_state_dict({f"{name}_l0": value for name, value in self.cell.state_dict().items()})
+        return {"level": gru(layer, data["features"])}
+
+
+class Spectral(nn.Module):
+    """Multiplies frames of an STFT of 8 samples, 4 new ones each, with a level that leaks."""
+
+    def forward(self, x: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        power = x.square().sum(dim=3)  # [B, T, 5]
+        ages = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
+        weight = torch.where(ages >= 0, 0.5 ** ages.clamp_min(0), 0.0)  # [T, T]
+        decay = 0.5 ** torch.arange(1, x.shape[1] + 1)
+        levels = weight @ power + decay[:, None] * level[:, None]
+        return x * levels[..., None], levels[:, -1]
+
+    def formula(self, data: dict[str, Array]) -> dict[str, Array]:
+        x = data["mix"]
+        x = np.concatenate([np.zeros((len(x), 4)), x], axis=1)
+        window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(8) / 8)
+        level, sums = 0.0, np.zeros_like(x)
+        for start in range(0, x.shape[1] - 7, 4):
+            frame = np.fft.rfft(x[:, start : start + 8] * window)
+            level = 0.5 * level + np.abs(frame) ** 2
+            sums[:, start : start + 8] += np.fft.irfft(frame * level, 8) * window
+        return {"enhanced": sums[:, :-4] / np.tile(window[:4] ** 2 + window[4:] ** 2, sums.shape[1] // 4 - 1)}
