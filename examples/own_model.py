@@ -1,14 +1,13 @@
 """Export your own torch module: any module that takes a state and returns the new state can be streamed.
 
-The file shows four, each in a dozen lines: an LSTM, a GRU, a stack of causal convolutions, and a state-space model
-written by hand. Run from the folder of this file::
+The file shows five, each in a dozen lines: an LSTM, a GRU, a stack of causal convolutions, an encoder of several inputs
+and outputs, and a state-space model written by hand. Run from the folder of this file::
 
     edgemem export own_model:lstm --out own-bundle
     edgemem run own-bundle samples.csv
 
 The command calls ``lstm`` or another function at the end of this file. These functions take no arguments. Yours loads
-trained weights; here they are random. Each model takes six values a step, as from an accelerometer and a gyroscope, and
-returns three.
+trained weights; here they are random. Each model takes six values at a time, as from an accelerometer and a gyroscope.
 """
 
 from __future__ import annotations
@@ -74,6 +73,22 @@ class SensorConvolutions(nn.Module):
         return self.head(x.mT), new
 
 
+class SensorEncoder(nn.Module):
+    """Four samples are one step. A stream is given once where the sensor is worn. Two outputs."""
+
+    def __init__(self, features: int = 6, places: int = 5, width: int = 32) -> None:
+        super().__init__()
+        self.convolution = CausalConv1d(features, width, 8, stride=4)
+        self.place = nn.Embedding(places, width)
+        self.activity, self.cadence = nn.Linear(width, 4), nn.Linear(width, 1)
+
+    def forward(self, x: dict[str, Tensor], past: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """``imu`` ``[B, 4 * T, F]`` and ``place`` ``[B]`` to two outputs ``[B, T, ...]``."""
+        read, past = self.convolution(x["imu"].mT, past)
+        read = torch.tanh(read.mT + self.place(x["place"])[:, None])
+        return {"activity": self.activity(read), "cadence": self.cadence(read)}, past
+
+
 class SensorStateSpace(nn.Module):
     """``h_t = a h_(t-1) + (W x)_t``, a decay ``a`` for each channel: a real diagonal SSM (arXiv 2206.11893)."""
 
@@ -105,6 +120,12 @@ def gru() -> Streaming:
 def convolutions() -> Streaming:
     """The state is a dict."""
     return discover(SensorConvolutions(), torch.zeros(1, 1, 6))
+
+
+def encoder() -> Streaming:
+    """Inputs are named by the example. That a step takes four samples is found by running the module."""
+    example = {"imu": torch.zeros(1, 1, 6), "place": torch.zeros(1, dtype=torch.int64)}
+    return discover(SensorEncoder(), example, held=["place"])
 
 
 def state_space() -> Streaming:

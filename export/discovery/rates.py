@@ -12,7 +12,7 @@ from edgemem.export.discovery.probe import Probe
 
 _LONGEST = 64
 """Up to this length every step is tried; beyond it, those that divide the example's length."""
-_SHOWN = 5
+_SHOWN = 4
 
 
 @dataclass(frozen=True)

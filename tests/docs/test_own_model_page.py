@@ -1,4 +1,4 @@
-"""What docs/own-model.md says about modules of one's own is what happens."""
+"""What docs/own-model.md shows is what happens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from edgemem import InputSpec, OutputSpec
 from edgemem.errors import EdgememError
-from edgemem.export import discover, export_bundle, from_module, load_source
+from edgemem.export import ExportOptions, discover, export_bundle, from_module, load_source
 from edgemem.streaming import Streaming
 from tests.docs import mistakes
 from tests.docs.pages import ROOT, blocks, python_block
@@ -52,11 +52,32 @@ def test_the_lstm_is_the_one_of_the_examples(factory, monkeypatch):
 def test_the_declaration_shown_is_the_one_that_is_discovered(factory, monkeypatch):
     monkeypatch.syspath_prepend(factory)
     adapter = load_source("lstm_of_the_docs:lstm").module
-    code = python_block(PAGE.name, containing="lambda batch:")
+    code = python_block(PAGE.name, containing="lambda batch: (torch.zeros(2, batch, 64)")
     assert adapter.declaration() == code.rstrip()
     names = {"torch": torch, "module": adapter.module, "Streaming": Streaming}
     again = eval(code, {**names, "InputSpec": InputSpec, "OutputSpec": OutputSpec})
     assert again.contract() == adapter.contract()
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    """The page's encoder, and the declaration that the page shows for it."""
+    names = run(python_block(PAGE.name, containing="class SensorEncoder"))
+    return names["encoder"](), python_block(PAGE.name, containing="takes=4")
+
+
+def test_the_encoder_is_the_one_of_the_examples_and_is_declared_as_shown(encoder, monkeypatch):
+    adapter, shown = encoder
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    assert adapter.contract() == load_source("own_model:encoder").contract
+    assert adapter.declaration() == shown.rstrip()
+
+
+def test_samples_that_do_not_fill_a_step_wait_as_shown(encoder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    export_bundle(from_module(encoder[0], "encoder"), "encoder-bundle", ExportOptions(verify=False))
+    run(python_block(PAGE.name, containing='edgemem.open("encoder-bundle")'))
+    assert capsys.readouterr().out == "(1, 2, 4) (1, 2, 1)\n"
 
 
 def attempt(kind: type[nn.Module], folder: Path) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 import edgemem
 from edgemem.cli import main
+from edgemem.export import ExportOptions, export_bundle, load_source
 from edgemem.protocol import initial_tensors
 
 FACTORIES = ["lstm", "gru", "convolutions", "state_space"]
@@ -65,9 +66,29 @@ def test_the_state_space_model_computes_the_recurrence_of_its_docstring() -> Non
     torch.testing.assert_close(last, h)
 
 
+def test_the_encoder_streams_what_torch_computes_from_samples_in_any_pieces(tmp_path: Path) -> None:
+    bundle = export_bundle(load_source("own_model:encoder"), tmp_path / "encoder", ExportOptions(steps=20))
+    torch.manual_seed(0)  # as an export does before it calls the factory
+    module = own_model.SensorEncoder().eval()
+    samples = np.random.default_rng(0).standard_normal((90, 6)).astype(np.float32)
+    with torch.inference_mode():
+        x = {"imu": torch.from_numpy(samples[None, :88]), "place": torch.tensor([2])}
+        wanted = {name: value[0].numpy() for name, value in module(x)[0].items()}
+    with edgemem.open(bundle.path) as session:
+        stream = session.stream(held={"place": 2})
+        found = [stream.feed(part, outputs="all") for part in np.split(samples, [1, 10, 15, 60])]
+    for name, value in wanted.items():
+        np.testing.assert_allclose(np.concatenate([part[name][0] for part in found]), value, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "factory"),
-    [("SensorLSTM", "lstm"), ("SensorGRU", "gru"), ("SensorConvolutions", "convolutions")],
+    [
+        ("SensorLSTM", "lstm"),
+        ("SensorGRU", "gru"),
+        ("SensorConvolutions", "convolutions"),
+        ("SensorEncoder", "encoder"),
+    ],
 )
 def test_an_ordinary_module_needs_a_dozen_lines_at_most(kind: str, factory: str) -> None:
     asked = [getattr(own_model, factory)]
