@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from edgemem.contract import Contract, InputSpec
+from tests.export import modules
 
 Array = np.ndarray[Any, Any]
 State = tuple[Tensor, Tensor]
@@ -214,3 +218,22 @@ class Spectral(nn.Module):
             level = 0.5 * level + np.abs(frame) ** 2
             sums[:, start : start + 8] += np.fft.irfft(frame * level, 8) * window
         return {"enhanced": sums[:, :-4] / np.tile(window[:4] ** 2 + window[4:] ** 2, sums.shape[1] // 4 - 1)}
+
+
+class ScaledRing(modules.RingSum):
+    """The sum over the last 4 steps of two items each, through a ring, times what a stream holds."""
+
+    def contract(self) -> Contract:
+        return replace(
+            super().contract(),
+            input_specs=(InputSpec("pairs", (1,), takes=2), InputSpec("scale", role="held")),
+        )
+
+    def forward(self, x: dict[str, Tensor], state: modules.State) -> tuple[Tensor, dict[str, Tensor]]:
+        sums, new = super().forward(x["pairs"].unflatten(1, (-1, 2)).sum(dim=2), state)
+        return sums * x["scale"][:, None, None], new
+
+    def formula(self, data: dict[str, Array]) -> dict[str, Array]:
+        steps = data["pairs"].reshape(len(data["pairs"]), -1, 2).sum(axis=2)
+        sums = np.stack([steps[:, max(0, t - 3) : t + 1].sum(axis=1) for t in range(steps.shape[1])], axis=1)
+        return {"sums": 2 * (sums * data["scale"][:, None])[..., None]}

@@ -218,6 +218,7 @@ def test_an_example_that_does_not_fit_is_refused_by_name(example, options, messa
         discover(several.Speaker(), example, **options)
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
 def test_an_input_that_the_example_lacks_is_named_by_the_error_of_the_module():
     with pytest.raises(ProtocolError, match=r"Speaker.forward on data of shape \[2, 1, 3\] .*raised IndexError"):
         discover(several.Speaker(), {"audio": torch.zeros(1, 1, 3)})
@@ -249,6 +250,7 @@ def test_an_output_that_is_not_declared_is_left_out():
     assert check_protocol(adapter) is adapter
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
 @pytest.mark.parametrize(
     ("inputs", "outputs", "message"),
     [

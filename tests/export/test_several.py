@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import edgemem
 from edgemem import InputSpec, OutputSpec
 from edgemem.contract import Framing, Stft
-from edgemem.errors import InputError
-from edgemem.export import ExportOptions, discover, export_bundle, from_module
+from edgemem.errors import InputError, VerificationError
+from edgemem.export import ExportOptions, check, discover, export_bundle, from_module
+from edgemem.export.sources import ModuleSource
+from edgemem.protocol import module_inside
 from edgemem.runtimes import Session
+from edgemem.runtimes.trt.builder import build_engine
+from edgemem.runtimes.trt.flavour import load_flavour
+from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.streaming import Streaming
 from tests.export import several
 
@@ -51,7 +57,7 @@ def spectral() -> Streaming:
     )
 
 
-MODELS: dict[str, Callable[[], Streaming]] = {
+MODELS: dict[str, Callable[[], nn.Module]] = {
     "two": lambda: discover(several.TwoByTwo(), {"imu": torch.zeros(1, 1, 4), "gps": torch.zeros(1, 1, 3)}),
     "stride": lambda: discover(several.Encoder(), torch.zeros(1, 1, 3)),
     "held": lambda: discover(
@@ -61,6 +67,8 @@ MODELS: dict[str, Callable[[], Streaming]] = {
     "framed": framed,
     "time_free": time_free,
     "spectral": spectral,
+    "ring": several.ScaledRing,
+    "ring, sealed": several.ScaledRing,
 }
 
 
@@ -69,8 +77,9 @@ class Exported:
 
     def __init__(self, name: str, folder: Any) -> None:
         torch.manual_seed(0)
-        adapter = MODELS[name]()
-        self.bundle = export_bundle(from_module(adapter, name), folder / name, ExportOptions(steps=40))
+        module = MODELS[name]()
+        options = ExportOptions(steps=40, sealed="sealed" in name)
+        self.bundle = export_bundle(from_module(module, name), folder / name, options)
         self.session: Session = edgemem.open(self.bundle.path, "onnxruntime", device="cpu", threads=1)
         self.contract = self.bundle.contract
         rng = np.random.default_rng(0)
@@ -79,7 +88,7 @@ class Exported:
             for spec in self.contract.data
         }
         self.held = {spec.name: rng.standard_normal((2, *spec.shape)).astype(np.float32) for spec in self.contract.held}
-        self.wanted = adapter.module.formula({**self.data, **self.held})
+        self.wanted = module_inside(module).formula({**self.data, **self.held})
 
     def part(self, start: int, stop: int, row: int | None = None) -> Any:
         """Items of all steps from ``start`` to ``stop``, of one stream or both, as ``step`` and ``feed`` take them."""
@@ -172,6 +181,30 @@ def test_the_check_measured_every_output_of_every_model(exported):
         report = exported(name).bundle.manifest.verification
         assert report["compared"] == report["steps"] == 40
         assert max([report["step_error"], *report["chunk_errors"].values()]) < 1e-5
+
+
+class WrongSecondOutput(ModuleSource):
+    """A source whose reference differs in its second output, from a step on."""
+
+    def full_sequence(self, given, steps):
+        found = super().full_sequence(given, steps)
+        found["moving"][:, 7:] += 1
+        return found
+
+
+def test_the_check_compares_every_output_and_names_the_one_that_differs(exported):
+    torch.manual_seed(0)
+    source = WrongSecondOutput(MODELS["two"]().eval(), "two")
+    with pytest.raises(VerificationError, match="stepping: moving at step 7 differs"):
+        check(exported("two").bundle.path, source, steps=20)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nvidias_compiler_takes_every_model(exported, name):
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx, the compiler that needs no GPU, is not installed")
+    bundle = exported(name).bundle
+    (graph,) = bundle.manifest.graphs
+    assert build_engine(bundle, graph, load_flavour("tensorrt_rtx"), BuildOptions(max_batch=2)).plan
 
 
 @pytest.mark.parametrize(
