@@ -7,6 +7,8 @@ import torch
 
 from edgemem.export import ExportOptions, Source, export_bundle, from_config
 from edgemem.models import DecoderConfig
+from tests.export.modules import Gru
+from tests.shared import TracedDecoder, TracedModule, shared_bundle
 
 HYBRID = DecoderConfig(
     d_model=32,
@@ -31,35 +33,57 @@ def lively(source: Source) -> Source:
     return source
 
 
+SMALL = DecoderConfig(32, 1, 2, [{"type": "window", "window": 4}, {"type": "cumulative"}], vocab_size=256)
+
+
+def traced_once(config: DecoderConfig, name: str) -> TracedDecoder:
+    """A decoder of that configuration with lively weights, which is traced once."""
+    return TracedDecoder(lively(from_config(config, name)).module, name, "config")
+
+
 @pytest.fixture(scope="session")
 def hybrid() -> Source:
-    return lively(from_config(HYBRID, "hybrid"))
+    return traced_once(HYBRID, "hybrid")
+
+
+@pytest.fixture(scope="session")
+def small() -> Source:
+    """A decoder for tests of what is the same for every model."""
+    return traced_once(SMALL, "small")
+
+
+@pytest.fixture(scope="session")
+def gru() -> Source:
+    """A user's own module."""
+    return TracedModule(Gru().eval(), "gru", "factory")
 
 
 @pytest.fixture(scope="session")
 def hybrid_bundle(hybrid, tmp_path_factory):
-    return export_bundle(hybrid, tmp_path_factory.mktemp("bundles") / "hybrid")
+    return shared_bundle(tmp_path_factory, "hybrid", lambda out: export_bundle(hybrid, out))
 
 
 @pytest.fixture(scope="session")
 def sealed_bundle(hybrid, tmp_path_factory):
-    return export_bundle(hybrid, tmp_path_factory.mktemp("bundles") / "sealed", ExportOptions(sealed=True))
+    options = ExportOptions(sealed=True)
+    return shared_bundle(tmp_path_factory, "sealed", lambda out: export_bundle(hybrid, out, options))
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small, tmp_path_factory):
+    options = ExportOptions(verify=False)
+    return shared_bundle(tmp_path_factory, "small", lambda out: export_bundle(small, out, options))
 
 
 @pytest.fixture(scope="session")
 def memory_bundle(tmp_path_factory):
-    """A checked bundle of one layer with a list of memories; each is exported once."""
-    made = {}
+    """Makes a checked bundle of one layer with a list of memories."""
 
     def bundle(name, memory, *, heads=4, sealed=False):
-        key = (name, heads, sealed)
-        if key not in made:
-            kv_heads = 2 if heads == 4 else heads
-            config = DecoderConfig(
-                d_model=16, layers=1, heads=heads, kv_heads=kv_heads, features=3, outputs=2, memory=memory
-            )
-            out = tmp_path_factory.mktemp("memories") / name
-            made[key] = export_bundle(lively(from_config(config, name)), out, ExportOptions(sealed=sealed))
-        return made[key]
+        def write(out):
+            config = DecoderConfig(d_model=16, layers=1, heads=heads, kv_heads=2, features=3, outputs=2, memory=memory)
+            export_bundle(lively(from_config(config, name)), out, ExportOptions(sealed=sealed))
+
+        return shared_bundle(tmp_path_factory, f"{name}-{heads}{'-sealed' * sealed}", write)
 
     return bundle

@@ -20,6 +20,7 @@ from edgemem.errors import BundleError, EdgememError, ExportError, VerificationE
 from edgemem.export import ExportOptions, export_bundle, growing_twin, load_source, sealed_twin, source_of
 from edgemem.export.graph import export_graph
 from edgemem.export.sources import ModuleSource
+from tests.shared import TracedModule
 
 
 def test_the_contract_lies_in_the_graph_and_in_the_manifest(hybrid_bundle):
@@ -89,47 +90,47 @@ def test_the_sealed_bundle_computes_the_same_numbers(hybrid_bundle, sealed_bundl
         assert two.state()["position"].tolist() == [30]
 
 
-def test_a_twin_is_rebuilt_from_the_bundle_alone(hybrid_bundle, tmp_path):
-    sealed = open_bundle(sealed_twin(hybrid_bundle, tmp_path / "sealed"))
-    growing = open_bundle(growing_twin(hybrid_bundle, tmp_path / "growing"))
+def test_a_twin_is_rebuilt_from_the_bundle_alone(small_bundle, tmp_path):
+    sealed = open_bundle(sealed_twin(small_bundle, tmp_path / "sealed"))
+    growing = open_bundle(growing_twin(small_bundle, tmp_path / "growing"))
     assert {state.update for state in sealed.contract} == {"replace"}
     assert not growing.contract.has_fixed_size
-    assert growing.contract.state_bytes_at(100) == 100 * 2 * 2 * 2 * 8 * 4  # layers, k and v, heads, width, float32
+    assert growing.contract.state_bytes_at(100) == 100 * 2 * 2 * 16 * 4  # k and v, heads, width, float32
 
 
-def test_a_users_own_module_has_no_twin(tmp_path):
-    bundle = export_bundle(load_source("tests.export.modules:Gru"), tmp_path / "gru")
+def test_a_users_own_module_has_no_twin(gru, tmp_path):
+    bundle = export_bundle(gru, tmp_path / "gru", ExportOptions(verify=False))
     with pytest.raises(ExportError, match="user's own module"):
         sealed_twin(bundle, tmp_path / "sealed")
     with pytest.raises(ExportError, match="user's own module"):
         source_of(bundle)
 
 
-def test_a_shorter_chunk_can_be_asked_for_and_a_longer_one_is_refused(hybrid, tmp_path):
-    bundle = export_bundle(hybrid, tmp_path / "short", ExportOptions(max_chunk=2))
+def test_a_shorter_chunk_can_be_asked_for_and_a_longer_one_is_refused(small, tmp_path):
+    bundle = export_bundle(small, tmp_path / "short", ExportOptions(max_chunk=2))
     assert bundle.contract.max_chunk == bundle.max_time == 2
-    with pytest.raises(ExportError, match="from 1 to 5"):
-        export_bundle(hybrid, tmp_path / "long", ExportOptions(max_chunk=6))
+    with pytest.raises(ExportError, match="from 1 to 4"):
+        export_bundle(small, tmp_path / "long", ExportOptions(max_chunk=5))
 
 
-def test_something_that_is_no_bundle_is_never_overwritten(hybrid, tmp_path):
+def test_something_that_is_no_bundle_is_never_overwritten(small, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("ten years of work")
     with pytest.raises(BundleError, match="is not an edgemem bundle"):
-        export_bundle(hybrid, tmp_path / "thesis")
+        export_bundle(small, tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "ten years of work"
 
 
-def test_an_output_folder_that_cannot_be_made_is_a_clear_error(hybrid, tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_a_clear_error(small, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgememError, match="cannot write"):
-        export_bundle(hybrid, tmp_path / "file" / "bundle")
+        export_bundle(small, tmp_path / "file" / "bundle")
 
 
 @pytest.mark.parametrize("stage", ["onnx_ir.save", "safetensors.torch.save_file"])
-def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(hybrid, tmp_path, monkeypatch, stage):
+def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(small, tmp_path, monkeypatch, stage):
     out = tmp_path / "bundle"
-    export_bundle(hybrid, out, ExportOptions(verify=False))
+    export_bundle(small, out, ExportOptions(verify=False))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
     def full(*args, **kwargs):
@@ -137,7 +138,7 @@ def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(hybrid, tmp_path, mo
 
     monkeypatch.setattr(stage, full)
     with pytest.raises(EdgememError, match="No space left on device"):
-        export_bundle(hybrid, out, ExportOptions(verify=False))
+        export_bundle(small, out, ExportOptions(verify=False))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
@@ -159,10 +160,10 @@ class TwoGraphs(ModuleSource):
         ]
 
 
-def test_a_model_may_have_a_step_graph_and_a_chunk_graph_over_one_weights_file(tmp_path):
-    one = load_source("tests.export.modules:Gru")
-    two = TwoGraphs(one.module, one.name)
-    single, double = export_bundle(one, tmp_path / "one"), export_bundle(two, tmp_path / "two")
+def test_a_model_may_have_a_step_graph_and_a_chunk_graph_over_one_weights_file(gru, tmp_path):
+    two = TwoGraphs(gru.module, gru.name)
+    single = export_bundle(gru, tmp_path / "one", ExportOptions(verify=False))
+    double = export_bundle(two, tmp_path / "two", ExportOptions(steps=20))
     assert [graph.file for graph in double.manifest.graphs] == ["step.onnx", "chunk.onnx"]
     assert double.weights_bytes == single.weights_bytes
     step = onnx.load(double.file("step.onnx"), load_external_data=False)
@@ -173,21 +174,21 @@ def test_a_model_may_have_a_step_graph_and_a_chunk_graph_over_one_weights_file(t
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-class OneMore(ModuleSource):
+class OneMore(TracedModule):
     """A source whose reference is wrong."""
 
     def reference(self, x, indices=None):
         return super().reference(x, indices) + 1
 
 
-def test_a_bundle_is_compared_with_the_reference_of_its_source(tmp_path):
-    module = load_source("tests.export.modules:Gru").module
+def test_a_bundle_is_compared_with_the_reference_of_its_source(gru, tmp_path):
+    wrong = OneMore(gru.module, "gru", traced=gru.traced)
     with pytest.raises(VerificationError, match="full-sequence"):
-        export_bundle(OneMore(module, "gru"), tmp_path / "bundle")
+        export_bundle(wrong, tmp_path / "bundle", ExportOptions(steps=8))
 
 
 def test_what_no_graph_uses_is_not_stored_for_a_users_own_module(tmp_path):
     source = load_source("tests.export.modules:Gru")
     source.module.register_buffer("unused", torch.zeros(1000))
-    bundle = export_bundle(source, tmp_path / "bundle")
+    bundle = export_bundle(source, tmp_path / "bundle", ExportOptions(verify=False))
     assert "unused" not in safetensors.torch.load_file(bundle.file("weights.safetensors"))

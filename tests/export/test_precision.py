@@ -12,38 +12,33 @@ import torch
 import edgemem
 from edgemem.bundle import open_bundle
 from edgemem.errors import BundleError, ExportError, RuntimeUnavailableError, VerificationError
-from edgemem.export import ExportOptions, check, export_bundle, from_config, load_source, sealed_twin, source_of
+from edgemem.export import ExportOptions, check, export_bundle, from_config, sealed_twin, source_of
 from edgemem.export.verify.change import change_tolerance, rounding_tolerance
 from edgemem.export.verify.counters import check_counters
 from edgemem.export.verify.parity import FAR_POSITIONS
 from edgemem.manifest import MANIFEST_FORMAT
 from edgemem.memories import Clock
-from edgemem.models import DecoderConfig
 from edgemem.precision import Precision
 from edgemem.runtimes.ort.engine import OrtSession
 from edgemem.versioned import Fields
-from tests.export.conftest import lively
+from tests.export.conftest import SMALL
+from tests.shared import shared_bundle
 
 OPTIONS = {
     "int4": {"weights": "int4"},
     "fp16": {"dtype": "fp16"},
     "bf16 int8": {"dtype": "bf16", "weights": "int8", "block_size": 16},
 }
-SMALL = DecoderConfig(32, 1, 2, [{"type": "window", "window": 4}, {"type": "cumulative"}], vocab_size=256)
 TOKENS = np.random.default_rng(0).integers(0, 256, 40)
 
 
 @pytest.fixture(scope="session")
 def bundle_in(hybrid, tmp_path_factory):
-    """The hybrid model's bundle in a precision, made when first asked for; it has passed its check."""
-    made = {}
+    """Gives the checked bundle of the hybrid model in a precision."""
 
     def get(name):
-        if name not in made:
-            made[name] = export_bundle(
-                hybrid, tmp_path_factory.mktemp("reduced") / "bundle", ExportOptions(**OPTIONS[name])
-            )
-        return made[name]
+        options = ExportOptions(**OPTIONS[name])
+        return shared_bundle(tmp_path_factory, f"hybrid {name}", lambda out: export_bundle(hybrid, out, options))
 
     return get
 
@@ -134,10 +129,8 @@ def test_int4_streams_in_the_fast_kernels_near_the_exact_ones(int4_bundle):
     assert 0 < np.sqrt(np.mean((quick - slow) ** 2)) < 0.03 * slow.std()
 
 
-def test_the_sealed_twin_is_in_the_same_precision(tmp_path):
-    bundle = export_bundle(
-        lively(from_config(SMALL, "small")), tmp_path / "open", ExportOptions(weights="int4", verify=False)
-    )
+def test_the_sealed_twin_is_in_the_same_precision(small, tmp_path):
+    bundle = export_bundle(small, tmp_path / "open", ExportOptions(weights="int4", verify=False))
     sealed = open_bundle(sealed_twin(bundle, tmp_path / "sealed"))
     assert sealed.manifest.precision.matrices == bundle.manifest.precision.matrices
     with OrtSession(bundle, device="cpu", exact=True) as a, OrtSession(sealed, device="cpu", exact=True) as b:
@@ -215,9 +208,9 @@ def test_a_position_is_followed_into_a_loop_and_not_through_what_it_is_an_index_
         check_counters(graph("next"), "g")
 
 
-def test_a_module_with_nothing_to_halve_is_refused(tmp_path):
+def test_a_module_with_nothing_to_halve_is_refused(gru, tmp_path):
     with pytest.raises(ExportError, match="no large matrix"):
-        export_bundle(load_source("tests.export.modules:Gru"), tmp_path / "bundle", ExportOptions(dtype="fp16"))
+        export_bundle(gru, tmp_path / "bundle", ExportOptions(dtype="fp16"))
     assert list(tmp_path.iterdir()) == []
 
 

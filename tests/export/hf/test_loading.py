@@ -106,7 +106,7 @@ def test_code_in_the_folder_is_run_where_the_user_says_so(mamba, tmp_path, monke
     with torch.inference_mode():
         expected = tiny_model("mamba")(tokens).logits
     torch.testing.assert_close(source.reference(tokens), 2 * expected)
-    export_bundle(source, tmp_path / "bundle", ExportOptions(steps=8))
+    export_bundle(source, tmp_path / "bundle", ExportOptions(max_chunk=1, steps=8))
 
 
 def test_a_model_whose_forward_hides_its_cache_is_told_how_to_name_it(mamba):
