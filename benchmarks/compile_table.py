@@ -1,4 +1,4 @@
-"""What NVIDIA's own compiler takes: every memory, in every precision, in both graph shapes.
+"""What NVIDIA's own compiler accepts: every memory, in every precision, in both graph forms.
 
 Each model is exported with random weights and compiled by TensorRT-RTX, which needs no GPU::
 
@@ -96,13 +96,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a model.
+    """The result for a model.
 
     Attributes:
         refused: What the lint refuses in it.
-        error: Why it does not compile; ``""`` where it does.
-        plan_bytes: Size of the engine; 0 where there is none.
-        seconds: Time of compiling.
+        error: Why it does not compile; ``""`` if it does.
+        plan_bytes: Size of the engine; 0 if there is none.
+        seconds: Time to compile.
     """
 
     refused: tuple[str, ...]
@@ -112,7 +112,7 @@ class Outcome:
 
 
 def cases() -> Iterator[Case]:
-    """Every combination; a growing cache has no ring, so that its sealed form is its open form."""
+    """Every combination. A growing cache has no ring, so its sealed form equals its open form."""
     for memory in MEMORIES:
         for precision in PRECISIONS:
             for sealed in (False, True) if memory != "full" else (False,):
@@ -157,8 +157,8 @@ def table(outcomes: dict[Case, Outcome], version: str) -> str:
     lines = [
         "# What TensorRT-RTX compiles",
         "",
-        "Every memory in every precision and in both graph shapes: open, where the host writes the rings, and sealed,",
-        "where the graph does. Written by `python benchmarks/compile_table.py`; the tests compile a part of it.",
+        "Every memory in every precision and in both graph forms: open, where the host writes the rings, and sealed,",
+        "where the graph writes them. `python benchmarks/compile_table.py` writes this page; the tests compile a part of it.",
         "",
         f"TensorRT-RTX {version}, for all GPUs from compute capability 8.0 on. {len(outcomes)} models:",
         f"{len(outcomes) - failed} compile, {failed} do not; the lint refuses {refused}.",
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Compile everything and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/compile-table.md"), help="The page to write.")
-    parser.add_argument("--precision", action="append", choices=list(PRECISIONS), help="These alone (and no page).")
+    parser.add_argument("--precision", action="append", choices=list(PRECISIONS), help="Only these, and no page.")
     chosen = parser.parse_args(arguments)
     rtx = load_flavour("tensorrt_rtx")
     outcomes: dict[Case, Outcome] = {}

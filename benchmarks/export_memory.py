@@ -1,8 +1,8 @@
-"""Peak memory of ``edgemem export`` over the size of the checkpoint.
+"""Peak memory of ``edgemem export``, divided by the size of the checkpoint.
 
-``python benchmarks/export_memory.py`` makes random models of about 600 million parameters, runs the command that users
-run on each, its check included, and watches the process. The same command on a small model of the family says what
-Python and the libraries take: the difference is divided by the size of the checkpoint.
+``python benchmarks/export_memory.py`` makes random models of about 600 million parameters, runs the user's command with
+its check on each, and watches the process. The same command on a small model of the family shows how much memory Python
+and the libraries need: the difference is divided by the size of the checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LARGE: dict[str, dict[str, int]] = {
     "rwkv": {"hidden_size": 2048},
     "llama": {"hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 5632},
 }
-"""What makes the models of the table of speeds large."""
+"""Sizes that make the models of the speed table large."""
 MEMORY = "window=256"
 MIB = 2**20
 _EVERY_S = 0.005
@@ -43,7 +43,7 @@ class Peak:
 
     Attributes:
         resident_bytes: All pages in memory (``VmHWM``), those of mapped files included.
-        anonymous_bytes: Of those, the ones that no file holds: what the process cannot do without.
+        anonymous_bytes: Of those, the pages that are not in a file: the system cannot drop them.
     """
 
     resident_bytes: int
@@ -52,13 +52,13 @@ class Peak:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one model.
+    """The measurements of one model.
 
     Attributes:
         model: Its name.
         checkpoint_bytes: Size of its weights on disk.
         small: The export of a small model of the family.
-        large: Its own.
+        large: The export of the model.
     """
 
     model: str
@@ -68,17 +68,17 @@ class Row:
 
     @property
     def resident(self) -> float:
-        """Resident memory that the model adds, over its size."""
+        """Resident memory that the model adds, divided by its size."""
         return (self.large.resident_bytes - self.small.resident_bytes) / self.checkpoint_bytes
 
     @property
     def anonymous(self) -> float:
-        """Anonymous memory that the model adds, over its size."""
+        """Anonymous memory that the model adds, divided by its size."""
         return (self.large.anonymous_bytes - self.small.anonymous_bytes) / self.checkpoint_bytes
 
 
 def watch(arguments: list[str]) -> Peak:
-    """Run the command line to its end.
+    """Run a command line to its end and watch its memory.
 
     Raises:
         RuntimeError: It failed.
@@ -128,7 +128,7 @@ def _make_apart(model: Model, folder: Path) -> None:
 def main(names: tuple[str, ...], as_json: bool, options: tuple[str, ...]) -> None:
     """Measure every model and print the table; OPTIONS go to ``edgemem export``.
 
-    The exit code says whether every export stays within the memory that it may take.
+    The exit code is 0 if every export stays within its limit.
     """
     rows = [measure_model(name, list(options)) for name in names or MODELS]
     if as_json:
@@ -140,8 +140,8 @@ def main(names: tuple[str, ...], as_json: bool, options: tuple[str, ...]) -> Non
                 f"{row.checkpoint_bytes / MIB:.0f} MiB",
                 f"{row.small.resident_bytes / MIB:.0f} MiB",
                 f"{row.large.resident_bytes / MIB:.0f} MiB",
-                f"{row.resident:.2f} ×",
-                f"{row.anonymous:.2f} ×",
+                f"{row.resident:.2f}×",
+                f"{row.anonymous:.2f}×",
             )
             for row in rows
         ]

@@ -1,6 +1,6 @@
-"""The causal language models of the installed transformers, each built small, to see which ones can be exported.
+"""Builds a small model of every causal language model family of the installed transformers, to see which export.
 
-Nothing here is a list of what works: a family is built with random weights and probed.
+There is no list of what works: each model is built with random weights and tried.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"first_k_dense_replace|num_dense_layers", 1),
     (r"n_codebooks|max_window_layers", 1),
 )
-"""Sizes of a small model by the names that configurations give them; a later line overrides no earlier one."""
+"""Sizes of a small model by their names in configurations; the first line that matches counts."""
 
 _OFTEN_UNSET = ("head_dim", "num_key_value_heads")
-"""Sizes that some configurations leave to be derived, and some models do not derive."""
+"""Sizes that some configurations leave out, and that some models then do not derive."""
 
 _OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
@@ -82,20 +82,20 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
 }  # fmt: skip
-"""What the sizes' names do not tell: mostly, which layer is of which kind."""
+"""What the names of sizes do not tell: mostly, the kind of each layer."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a family.
+    """The result for a family.
 
     Attributes:
         family: Its ``model_type``.
-        kind: ``fixed``: its state has a fixed size. ``bounded``: so it has with ``--memory`` or ``--max-length``.
-            ``refused``: it cannot be carried, for ``reason``. ``not built``: no small one could be made here.
-        reason: Why not.
+        kind: ``fixed``: its state has a fixed size. ``bounded``: it has one with ``--memory`` or ``--max-length``.
+            ``refused``: it cannot be exported. ``not built``: no small model could be made here.
+        reason: Why it is refused or not built.
         states: Kinds of the states, such as ``conv``, without the layers.
-        contract: What the small model carries.
+        contract: The contract of the small model.
     """
 
     family: str
@@ -118,7 +118,7 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> nn.Module:
     Args:
         family: Its ``model_type``.
         seed: Seed of the weights.
-        changes: Entries of the configuration that are to be others.
+        changes: Entries of the configuration that differ.
     """
     import transformers
 
@@ -138,7 +138,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
 
     default = AutoConfig.for_model(family)
     text = default.get_text_config(decoder=True)
-    if text is not default:  # a model of several parts, of which the text is one
+    if text is not default:  # a model of several parts; one of them is for text
         part = next(name for name, value in vars(default).items() if value is text)
         return AutoConfig.for_model(family, **{part: tiny_config(text.model_type).to_dict()})
     if getattr(default, "sub_configs", None):
@@ -151,7 +151,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
                 sizes[name] = small
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         sizes[name] = 0
-    if hasattr(default, "kv_lora_rank"):  # every head has keys of its own, made from few numbers
+    if hasattr(default, "kv_lora_rank"):  # every head has its own keys, made from few numbers
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     if hasattr(default, "expand"):  # the width inside follows from it
         sizes.pop("intermediate_size", None)
@@ -166,7 +166,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
 
 
 def find(family: str) -> Finding:
-    """Build a small model of ``family`` and see what it carries."""
+    """Build a small model of ``family`` and find its states."""
     try:
         model = tiny_model(family)
         with torch.no_grad(), quiet():

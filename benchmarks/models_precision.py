@@ -1,9 +1,8 @@
-"""In which precisions transformers' families export, and which NVIDIA's compiler takes: a table of docs/models.md.
+"""In which precisions families of transformers export, and which NVIDIA's compiler accepts: a table in docs/models.md.
 
-``python benchmarks/models_precision.py --rows FILE`` takes every family of the page's first table, traces a small
-random checkpoint of it once, and writes that in each precision: held to the float32 model where such a model can be,
-then compiled by TensorRT-RTX, every graph of it. ``--rows`` keeps what was found, so that a run goes on where one
-stopped.
+``python benchmarks/models_precision.py --rows FILE`` traces a small random checkpoint of every family in the page's
+first table once, and exports it in each precision. Each bundle is compared with the float32 model if possible, and
+TensorRT-RTX compiles every graph. ``--rows`` keeps the results, so that a run continues where an earlier one stopped.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 }
 """Name of each precision → the options of the export."""
 UNCHECKED = "int4 weights"
-"""Rounding to 4 bits changes a small random model by more than a check lets pass: it is exported and run unchecked."""
+"""Rounding to 4 bits changes a small random model more than a check allows: it is exported and run unchecked."""
 
 
 def measure(family: str, flavour: Flavour) -> dict[str, str]:
-    """Export a family in every precision, and compile it: for each, what went wrong, or nothing."""
+    """Export a family in every precision and compile it. For each precision: what went wrong, or nothing."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         source = _traced_once(small_source(family, Path(folder, "checkpoint"))[0])
@@ -89,7 +88,7 @@ def _run(bundle: Bundle) -> None:
     """Stream a few tokens in ONNX Runtime.
 
     Raises:
-        EdgememError: It does not load, or puts out NaN.
+        EdgememError: It does not load, or outputs NaN.
     """
     with edgemem.open(bundle.path, "onnxruntime", threads=1, device="cpu", guard=True) as session:
         stream = session.stream()
@@ -98,7 +97,7 @@ def _run(bundle: Bundle) -> None:
 
 
 def _compile(bundle: Bundle, flavour: Flavour) -> str:
-    """Compile every graph of a bundle; what went wrong first, or nothing."""
+    """Compile every graph of a bundle; the first error, or nothing."""
     for graph in bundle.manifest.graphs:
         try:
             build_engine(bundle, graph, flavour, BuildOptions())
@@ -112,7 +111,7 @@ def _first_line(error: EdgememError) -> str:
 
 
 def table(rows: dict[str, dict[str, str]]) -> str:
-    """The rows as Markdown: yes where it exports and compiles, a number where a note says what not."""
+    """The rows as Markdown: yes if it exports and compiles, otherwise the number of a note."""
     notes: dict[str, int] = {}
 
     def cell(said: str) -> str:

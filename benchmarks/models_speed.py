@@ -1,15 +1,15 @@
-"""A step of edgemem against ``transformers``' own ``generate`` loop: same weights, one thread, one run.
+"""Compares a step of edgemem with ``transformers``' own ``generate`` loop: same weights, one thread, one run.
 
 ``python benchmarks/models_speed.py`` makes random models of about 100 million parameters, exports each to float32 and
-to 4-bit weights, and measures both beside ``generate``, in turns. A turn of ``generate`` is as many tokens of one
-running call: it stands still in its streamer in between, so that its prompt is read once.
+to 4-bit weights, and measures both and ``generate``, interleaved. A turn of ``generate`` is a few tokens of one running
+call, which waits in its streamer between turns: so it reads its prompt only once.
 """
 
 from __future__ import annotations
 
 import os
 
-# Threads that torch starts for ``generate`` take their number from here.
+# The number of threads that torch starts for ``generate``.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import json
@@ -50,9 +50,9 @@ class Model:
     Attributes:
         config: Name of its configuration class in ``transformers``.
         options: Arguments of that class.
-        prompt: Tokens that both loops have behind them when they are measured.
-        memory: The memory that takes the place of a growing cache.
-        small: What else a small model of the family needs than :data:`SMALL`.
+        prompt: Tokens that both loops have read before they are measured.
+        memory: The memory that replaces a growing cache.
+        small: What a small model of the family needs in addition to :data:`SMALL`.
     """
 
     config: str
@@ -96,7 +96,7 @@ MODELS = {
 
 @dataclass
 class Row:
-    """What was measured of one model.
+    """The measurements of one model.
 
     Attributes:
         model: Its name.
@@ -104,8 +104,7 @@ class Row:
         generate_ms: Median time of a token of ``generate``.
         step_ms: Median time of a step, by precision.
         speedup: How many times faster a step is, by precision.
-        resident: Resident memory at position 100 000 over that at 1 000, of a small model of the family that has
-            taken every one of those steps.
+        resident: Resident memory of a small model of the family after 100,000 steps, divided by that after 1,000.
     """
 
     model: str
@@ -117,12 +116,12 @@ class Row:
 
 
 class Generating:
-    """One call of ``generate`` that makes a token whenever it is asked to.
+    """One call of ``generate`` that makes a token on request.
 
     Args:
         model: A causal language model.
         prompt: Token ids ``[1, P]``.
-        tokens: Most tokens that will be asked for.
+        tokens: The largest number of tokens.
     """
 
     def __init__(self, model: Any, prompt: Any, tokens: int) -> None:
@@ -191,7 +190,7 @@ def make_checkpoint(model: Model, folder: Path) -> int:
 
 
 def measure_model(name: str, rounds: int, steps: int, folder: Path, progress: Progress) -> Row:
-    """Export a model in both precisions and measure it beside ``generate``."""
+    """Export a model in both precisions, and measure it and ``generate``."""
     import torch
 
     from edgemem.export import ExportOptions, export_bundle, hf
@@ -222,7 +221,7 @@ def measure_model(name: str, rounds: int, steps: int, folder: Path, progress: Pr
             loop.stream.feed(prompt, outputs="none")
             contenders.append(Contender(key, loop.step, after=loop.choose))
         samples = measure.interleave(
-            contenders, rounds=rounds, steps=steps, progress=progress, what=f"{name}: in turns"
+            contenders, rounds=rounds, steps=steps, progress=progress, what=f"{name}: interleaved"
         )
     for session in sessions.values():
         session.close()
@@ -238,7 +237,7 @@ def measure_model(name: str, rounds: int, steps: int, folder: Path, progress: Pr
 
 
 def resident_ratio(path: Path) -> float:
-    """Resident memory of this process at the last of :data:`POSITIONS` over that at the first."""
+    """Resident memory of this process at the last of :data:`POSITIONS`, divided by that at the first."""
     with edgemem.open(path, threads=THREADS) as session:
         loop = Loop(session.stream(), session.contract)
         measure.run_loop(loop, POSITIONS[0])
@@ -266,7 +265,7 @@ def rows(measured: list[Row]) -> list[tuple[str, ...]]:
                     for key in LEAST
                     for cell in (
                         f"{number(row.step_ms[key])} ms",
-                        f"{number(row.speedup[key].value)} × ({spread(row.speedup[key])})",
+                        f"{number(row.speedup[key].value)}× ({spread(row.speedup[key])})",
                     )
                 ),
                 f"{row.resident:.3f}",
@@ -283,7 +282,7 @@ def rows(measured: list[Row]) -> list[tuple[str, ...]]:
 @click.option("--steps", default=4, show_default=True, type=click.IntRange(min=1), help="Tokens of a turn.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def main(names: tuple[str, ...], rounds: int, steps: int, as_json: bool) -> None:
-    """Measure every model and print the table. The exit code says whether every step is as fast as it must be."""
+    """Measure every model and print the table. The exit code is 0 if every step is fast enough."""
     import torch
 
     torch.set_num_threads(THREADS)

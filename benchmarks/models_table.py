@@ -1,9 +1,9 @@
-"""Which of transformers' families edgemem exports, and how exactly: the table of docs/models.md.
+"""Which families of transformers edgemem exports, and how exactly: the table in docs/models.md.
 
 ``python benchmarks/models_table.py`` builds a small random checkpoint of every family that the installed transformers
 holds and that carries more than keys and values, exports it from its folder as a user would, and streams 256 tokens in
-single steps and in chunks beside the model's own full-sequence pass. ``--rows`` names a file that keeps what was
-measured, so that a run goes on where an earlier one stopped; ``--only`` measures some families again.
+single steps and in chunks, compared with the model's own full-sequence pass. ``--rows`` names a file that keeps the
+measurements, so that a run continues where an earlier one stopped; ``--only`` measures some families again.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ BOUNDS: tuple[dict[str, str | int], ...] = (
     {"memory": "window=32"},
     {"max_length": 300},
 )
-"""Options tried for a family, the first that suits it is taken."""
+"""Options that are tried for a family; the first that suits it is used."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a family.
+    """The measurements of a family.
 
     Attributes:
         family: Its ``model_type``.
         options: How it was exported.
         states: Kinds of its states.
-        chunk: How its chunk graph came to be; empty for one graph that serves both.
+        chunk: The form of its chunk graph; empty for a model with one graph.
         step_error: Largest difference on logits, in the scale of ``1 + |logit|``, streaming 256 tokens step by step.
         chunk_error: The same in mixed chunks.
-        reason: Why it was refused; then nothing else was measured.
+        reason: Why it was refused; then there are no measurements.
     """
 
     family: str
@@ -65,7 +65,7 @@ class Row:
 
 
 def measure(family: str) -> Row:
-    """Export a small checkpoint of a family, and read what its check measured."""
+    """Export a small checkpoint of a family; the measurements are those of its check."""
     with tempfile.TemporaryDirectory() as folder:
         source, options = small_source(family, Path(folder, "checkpoint"))
         written = export_bundle(source, Path(folder, "bundle"), ExportOptions(steps=STEPS))
@@ -118,19 +118,19 @@ def refusals(rows: Sequence[Row]) -> str:
 
 
 def is_recurrent(finding: Finding) -> bool:
-    """Whether a family carries more than keys and values."""
+    """Whether a family has states other than keys and values."""
     return any(not re.match(r"(window|sinks|summary)\.", kind) for kind in finding.states)
 
 
 def put(page: str, name: str, text: str) -> str:
-    """Replace what stands between the marks ``<!-- name -->`` and ``<!-- end of name -->``."""
+    """Replace the text between the marks ``<!-- name -->`` and ``<!-- end of name -->``."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, _, rest = page.partition(begin)
     return f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
 
 
 @click.command()
-@click.option("--only", multiple=True, help="Measure these families alone.")
+@click.option("--only", multiple=True, help="Measure only these families.")
 @click.option("--rows", "file", type=click.Path(path_type=Path), required=True, help="JSON file that keeps the rows.")
 def main(only: tuple[str, ...], file: Path) -> None:
     """Measure families, and write the table of docs/models.md."""

@@ -1,6 +1,6 @@
-"""What a checkpoint's folder says about text: its tokenizer, its chat template, and how to draw from it.
+"""The files of a checkpoint that describe text: its tokenizer, its chat template, its defaults for generation.
 
-The names of the files and of what is in them are those of Hugging Face's ``transformers``.
+The names of the files and of their entries are those of Hugging Face's ``transformers``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgemem.text.chat_template import ChatTemplate
 
 TOKENIZER = "tokenizer.json"
 
-# What tokenizers were kept in before tokenizer.json, which only Python code of each family reads.
+# Older tokenizer files, which only the Python code of each model family reads.
 _OTHER_TOKENIZERS = (
     "tokenizer.model",
     "spiece.model",
@@ -37,8 +37,8 @@ class TextFiles:
     """What a bundle needs to turn text into tokens and back.
 
     Attributes:
-        tokenizer: The text of ``tokenizer.json``; ``None`` where the checkpoint has no tokenizer.
-        chat_template: The chat template; ``None`` where there is none.
+        tokenizer: The text of ``tokenizer.json``; ``None`` if the checkpoint has no tokenizer.
+        chat_template: The chat template; ``None`` if there is none.
         special_tokens: Text of the named special tokens: ``bos_token``, ``eos_token`` …
         generation: The defaults of ``generation_config.json``.
     """
@@ -49,20 +49,20 @@ class TextFiles:
     generation: GenerationDefaults = GenerationDefaults()  # noqa: RUF009 (it cannot be changed)
 
     def write(self, folder: Path) -> None:
-        """Write the files that are there to the folder of a bundle."""
+        """Write the tokenizer and the chat template to the folder of a bundle."""
         for name, text in ((TOKENIZER, self.tokenizer), (CHAT_TEMPLATE, self.chat_template)):
             if text is not None:
                 (folder / name).write_text(text, encoding="utf-8")
 
 
 def text_files(folder: Path) -> TextFiles:
-    """Gather what the folder of a checkpoint says about text.
+    """Read the text files of a checkpoint's folder.
 
     Args:
-        folder: A checkpoint of ``transformers``, or of edgemem's own training.
+        folder: A checkpoint of ``transformers`` or of edgemem.
 
     Raises:
-        ExportError: The tokenizer is of a kind that no device reads, or a file is damaged.
+        ExportError: The tokenizer has a kind that no device reads, or a file is damaged.
     """
     settings = _object(folder / "tokenizer_config.json")
     special = _special_tokens(settings, _object(folder / "special_tokens_map.json"))
@@ -79,7 +79,7 @@ def text_files(folder: Path) -> TextFiles:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; an empty one where there is no such file."""
+    """The JSON object of a file; empty if there is no such file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _special_tokens(*sources: Mapping[str, Any]) -> dict[str, str]:
-    """Text of the named special tokens; the first source that names one counts."""
+    """Text of the named special tokens, each from the first source that has it."""
     found: dict[str, str] = {}
     for name in _NAMED:
         for source in sources:
@@ -104,18 +104,18 @@ def _special_tokens(*sources: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _tokenizer(folder: Path, special: Mapping[str, str]) -> dict[str, Any] | None:
-    """The tokenizer, in which the named special tokens are special, whatever the file says."""
+    """The tokenizer. The named special tokens are special in it, even if the file does not mark them."""
     path = folder / TOKENIZER
     if not path.is_file():
         others = sorted(found.name for pattern in _OTHER_TOKENIZERS for found in folder.glob(pattern))
         if not others:
             return None
         raise ExportError(
-            f"{folder} has its tokenizer in {', '.join(others)}, and no {TOKENIZER}, which is what a device reads.",
-            hint="Convert it, where transformers can:\n"
+            f"{folder} has a tokenizer in {', '.join(others)}, but no {TOKENIZER}, which devices read.",
+            hint="Convert it, if transformers can:\n"
             f"""python -c "from transformers import AutoTokenizer as T; t = T.from_pretrained('{folder}'); """
             f"""t.save_pretrained('{folder}')" """.rstrip()
-            + f"\nor move {others[0]} out of the folder: the bundle then takes and gives token ids.",
+            + f"\nor move {others[0]} out of the folder: the bundle then takes and outputs token ids.",
         )
     data = _object(path)
     if not isinstance(data.get("model"), dict):
@@ -125,7 +125,7 @@ def _tokenizer(folder: Path, special: Mapping[str, str]) -> dict[str, Any] | Non
 
 
 def _add_named(data: dict[str, Any], special: Mapping[str, str]) -> None:
-    """Make the named special tokens special in the tokenizer, as transformers does when it loads one."""
+    """Make the named special tokens special, as transformers does when it loads a tokenizer."""
     added = {entry.get("content"): entry for entry in data.get("added_tokens") or []}
     for text in special.values():
         if text in added:
@@ -136,7 +136,7 @@ def _add_named(data: dict[str, Any], special: Mapping[str, str]) -> None:
 
 
 def token_id(tokenizer: Mapping[str, Any], text: str) -> int | None:
-    """Id of the token of that text in the object of a ``tokenizer.json``, or ``None``."""
+    """Id of the token with that text in the object of a ``tokenizer.json``, or ``None``."""
     for entry in tokenizer.get("added_tokens") or []:
         if entry.get("content") == text:
             return int(entry["id"])
@@ -144,7 +144,7 @@ def token_id(tokenizer: Mapping[str, Any], text: str) -> int | None:
     if isinstance(vocabulary, dict):
         token = vocabulary.get(text)
         return None if token is None else int(token)
-    # Unigram models hold a list of [text, score].
+    # Unigram models have a list of [text, score].
     return next((place for place, (piece, _) in enumerate(vocabulary or []) if piece == text), None)
 
 
@@ -164,7 +164,7 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
         given = next(iter(named.values())) if len(named) == 1 else named.get("default")
         if given is None and named:
             raise ExportError(
-                f"{folder / 'tokenizer_config.json'}: of the chat templates {', '.join(named)} none is named default.",
+                f"{folder / 'tokenizer_config.json'}: none of the chat templates {', '.join(named)} is named default.",
                 hint=f"Write the one to use to {path}.",
             )
     if given is not None and not isinstance(given, str):
@@ -173,11 +173,11 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def _check_template(template: str, special: Mapping[str, str], folder: Path) -> None:
-    """Refuse what is no template now, and not on the device."""
+    """Refuse a malformed template now, not on the device."""
     try:
         ChatTemplate(template, special, f"the chat template of {folder}")
     except MissingDependencyError:
-        return  # then it was not asked for here; where it is rendered the same error comes
+        return  # jinja2 is not installed here; rendering raises the same error
     except BundleError as error:
         raise ExportError(error.message) from error
 
@@ -196,4 +196,4 @@ def _generation(folder: Path, special: Mapping[str, str], tokenizer: dict[str, A
     try:
         return GenerationDefaults.from_hugging_face(given, str(path))
     except ConfigError as error:
-        raise ExportError(error.message, hint="Correct the value in the file, or take it out.") from error
+        raise ExportError(error.message, hint="Correct the value in the file, or remove it.") from error

@@ -166,7 +166,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "no default among the templates": (
         "tokenizer_config.json",
         '{"chat_template": [{"name": "a", "template": ""}, {"name": "b", "template": ""}]}',
-        "templates a, b none is named default",
+        "none of the chat templates a, b is named default",
     ),
     "an end that is text": ("generation_config.json", '{"eos_token_id": "x"}', "eos_token_id is 'x'"),
     "ends that are text": ("generation_config.json", '{"eos_token_id": [1, "x"]}', "eos_token_id is "),
