@@ -158,7 +158,7 @@ def table(outcomes: dict[Case, Outcome], version: str) -> str:
         "# What TensorRT-RTX compiles",
         "",
         "Every memory in every precision and in both graph forms: open, where the host writes the rings, and sealed,",
-        "where the graph writes them. `python benchmarks/compile_table.py` writes this page; the tests compile a part of it.",
+        "where the graph writes them. `python benchmarks/compile_table.py` writes this page; the tests compile a part.",
         "",
         f"TensorRT-RTX {version}, for all GPUs from compute capability 8.0 on. {len(outcomes)} models:",
         f"{len(outcomes) - failed} compile, {failed} do not; the lint refuses {refused}.",

@@ -62,7 +62,7 @@ def _write(source: Source, folder: Path, options: ExportOptions, announce: Annou
     contract = _contract(module, options.max_chunk)
     announce("tracing the model")
     job = Job(
-        source.trace(module, contract),
+        traced.trace(module, contract),
         contract,
         traced.module,
         precision,

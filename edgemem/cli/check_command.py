@@ -1,4 +1,4 @@
-"""``edgemem check``: hold a bundle to its model again, later, elsewhere."""
+"""``edgemem check``: compare a bundle with its model again, later or on another machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgemem.console import console, print_json
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--against", metavar="SOURCE", help="What it was exported from (default: the decoder in the bundle itself)."
+    "--against", metavar="SOURCE", help="What BUNDLE was exported from (default: the decoder in the bundle itself)."
 )
 @click.option("--steps", type=click.IntRange(min=2), help="Steps to stream (default: twice past the longest window).")
 @click.option("--trust-remote-code", is_flag=True, help=TRUST_REMOTE_CODE_HELP)
@@ -24,7 +24,7 @@ from edgemem.console import console, print_json
     "--text",
     "text_file",
     type=click.Path(path_type=Path),
-    help="Also measure how well BUNDLE predicts this text, in bits per byte; with --against, the source beside it.",
+    help="Also measure how well BUNDLE predicts this text, in bits per byte; with --against, SOURCE too.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random data.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -37,10 +37,10 @@ def check(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Verify BUNDLE: its files, its graph, and its numbers against the torch model.
+    """Verify BUNDLE: its files, its graph, and its numbers compared with the torch model.
 
-    A bundle of a module of your own needs --against package.module:factory, one of a transformers model its folder: no
-    code is taken from a bundle.
+    A bundle of your own module needs --against package.module:factory, a bundle of a transformers model needs --against
+    FOLDER: a bundle contains no code.
     """
     from edgemem.bundle import open_bundle
 
@@ -50,10 +50,10 @@ def check(
         if opened.manifest.source.kind == "transformers":
             what, how = "a transformers model", "FOLDER"
         else:
-            what, how = "a module of your own", "package.module:factory"
+            what, how = "your own module", "package.module:factory"
         raise click.UsageError(
-            f"{bundle} holds {what}, exported from {name}: name it with --against {how}. "
-            "No code is taken from a bundle."
+            f"{bundle} has the graph of {what}, exported from {name}: name it with --against {how}. "
+            "A bundle contains no code."
         )
     needs_export_packages()
     from edgemem.export import check as run_check

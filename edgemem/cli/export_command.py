@@ -1,4 +1,4 @@
-"""``edgemem export``: from a checkpoint, a configuration or a factory to a verified bundle."""
+"""``edgemem export``: makes a verified bundle of a checkpoint, a configuration or a factory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST_NOTES = 5
 @click.option(
     "--dtype",
     type=click.Choice(["fp32", "fp16", "bf16"]),
-    help="Of weights, matrix products and windows (default: the configuration's, else fp32).",
+    help="Type of weights, matrix products and windows (default: the configuration's, or fp32).",
 )
 @click.option("--weights", type=click.Choice(["int8", "int4"]), help="Store the large matrices as scaled integers.")
 @click.option(
@@ -50,9 +50,8 @@ def export(
     """Export SOURCE to a bundle and verify it.
 
     SOURCE is a checkpoint's folder (config.json, model.safetensors), the folder of a transformers model
-    (docs/models.md), a config.json alone (random weights: to measure a device before training), or
-    package.module:factory, a function that returns a torch module which follows the streaming protocol
-    (docs/own-model.md).
+    (docs/models.md), only a config.json (random weights: to measure a device before training), or
+    package.module:factory, a function that returns your own torch module (docs/own-model.md).
     """
     if block_size is not None and options["weights"] is None:
         raise click.UsageError("--block-size goes with --weights: it is the number of weights that share a scale.")

@@ -77,7 +77,7 @@ def test_a_module_of_the_users_own_must_be_named_to_be_checked(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["export", "nowhere", "--out", "OUT"], 1, "nowhere is no checkpoint folder"),
+        (["export", "nowhere", "--out", "OUT"], 1, "nowhere is not a checkpoint folder"),
         (["export", "CONFIG"], 2, "--out"),
         (["export", "CONFIG", "--out", "OUT", "--max-chunk", "0"], 2, "--max-chunk"),
         (["export", "CONFIG", "--out", "OUT", "--max-chunk", "99"], 1, "max_chunk must be from 1 to 4"),

@@ -46,7 +46,7 @@ def test_a_memory_is_no_option_of_other_sources(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     result = edgemem("export", tmp_path / "config.json", "--out", tmp_path / "bundle", "--memory", "window=8")
     assert result.exit_code == 1
-    assert "no folder of transformers" in result.stderr
+    assert "is not a transformers folder" in result.stderr
 
 
 def test_a_bounded_model_is_exported_inspected_and_checked_again(checkpoint: Path) -> None:
