@@ -120,7 +120,7 @@ def by_name(contract: Contract, output: Any) -> dict[str, Any]:
 
 
 def initial_tensors(contract: Contract, batch: int, *, length: int = 0) -> dict[str, Tensor]:
-    """The state at position 0, by name, as the graph takes it; a growing axis gets ``length`` entries."""
+    """The initial state by name, as the graph takes it; a growing axis gets ``length`` entries."""
     state = {}
     for spec in contract:
         value = torch.from_numpy(initial_state(spec, batch))
@@ -139,17 +139,17 @@ def initial_tensors(contract: Contract, batch: int, *, length: int = 0) -> dict[
 
 
 def check_protocol(module: object) -> nn.Module:
-    """Run the module on small data and hold what it does to its contract.
+    """Run the module on small data and compare what it does with its contract.
 
     Returns:
         The module, in evaluation mode.
 
     Raises:
-        ProtocolError: It is no torch module, has no contract, or its forward takes, drops or reshapes a state
-            differently from what the contract says.
+        ProtocolError: It is not a torch module or has no contract; or its forward fails, or its outputs or states are
+            not those that the contract declares.
     """
     if not isinstance(module, nn.Module):
-        raise ProtocolError(f"the factory returned a {type(module).__name__}, wanted a torch.nn.Module.")
+        raise ProtocolError(f"the factory returned {type(module).__name__}, wanted a torch.nn.Module.")
     if not isinstance(module, StreamingModule):
         raise ProtocolError(
             f"{type(module).__name__} has no contract() method.",
@@ -157,7 +157,9 @@ def check_protocol(module: object) -> nn.Module:
         )
     contract = module.contract()
     if not isinstance(contract, Contract):
-        raise ProtocolError(f"{type(module).__name__}.contract() returned a {type(contract).__name__}.")
+        raise ProtocolError(
+            f"{type(module).__name__}.contract() returned {type(contract).__name__}, wanted a Contract."
+        )
     module.eval()  # type: ignore[attr-defined]
     for time in {1, min(3, contract.max_chunk)}:
         _check_call(module, contract, time)  # type: ignore[arg-type]
@@ -191,7 +193,7 @@ def _check_call(module: nn.Module, contract: Contract, time: int) -> None:
         held = changed(before, kept(own))
         raise ProtocolError(
             f"{call} gave other numbers when it was called again with the same data and state{kept_in(module, held)}.",
-            hint="What it keeps between calls must be a state, not an attribute; and nothing may be drawn at random.",
+            hint="What it keeps between calls must be a state, not an attribute, and nothing may be random.",
         )
 
 
@@ -222,7 +224,7 @@ def described(specs: Sequence[InputSpec], data: Mapping[str, Tensor]) -> str:
 
 
 def telling_batch(contract: Contract) -> int:
-    """A batch of 2 or more that is no size of a state, nor of 3 time steps: no other axis can pass for it."""
+    """A batch of 2 or more that no axis of a state or of 3 steps has, so that no other axis is taken for it."""
     taken = {3, *(size for spec in contract for size in spec.shape)}
     taken.update(3 * spec.takes + spec.context for spec in contract.data)
     taken.update(3 * spec.gives for spec in contract.output_specs)
@@ -230,7 +232,7 @@ def telling_batch(contract: Contract) -> int:
 
 
 def kept_in(module: nn.Module, paths: Sequence[str]) -> str:
-    """Names the first of the attributes or buffers that a call changed, and the submodule that keeps it."""
+    """The first of the attributes or buffers that a call changed, and the submodule that keeps it, in words."""
     if not paths:
         return ""
     owner = max(
@@ -245,14 +247,14 @@ def _check_tensor(what: str, value: object, shape: tuple[int, ...], dtype: str, 
     if tuple(value.shape) != shape or value.dtype != TORCH_DTYPES[dtype]:
         place = origins.place(origins.of(value))
         raise ProtocolError(
-            f"{what} came out as {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-            f", the contract says {dtype} {list(shape)}{f'; made in {place}' if place else ''}."
+            f"{what} is {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+            f", the contract has {dtype} {list(shape)}{f'; made in {place}' if place else ''}."
         )
     if has_nan(value):
         place = origins.place(origins.first_nan)
         raise ProtocolError(
-            f"{what} holds NaN{f', which first arose in {place}' if place else ''}.",
-            hint="On standard normal data from the state at the start: check the weights, divisions and logarithms.",
+            f"{what} holds NaN{f', which {place} made first' if place else ''}.",
+            hint="On standard normal data from the initial state: check the weights, divisions and logarithms.",
         )
 
 
@@ -269,7 +271,7 @@ def _kind(value: object) -> str:
 
 
 def raised_at(error: BaseException) -> str | None:
-    """File and line of the innermost frame, so that a user finds the place without a traceback."""
+    """The file and line where an error was raised, so that a user needs no traceback."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next

@@ -56,7 +56,7 @@ class _Flat(nn.Module):
 def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None = None) -> ir.Model:
     """Trace ``module`` into an ONNX model whose inputs and outputs are the contract's.
 
-    Batch and time axes are dynamic, but the time axis is 1 in a graph of one step; state shapes are static.
+    Batch and time axes are dynamic, but in a graph of one step the time axis is fixed. State shapes are static.
 
     Args:
         module: Follows the streaming protocol.
@@ -64,7 +64,7 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
         max_time: Most time steps of one call of this graph; by default what the contract allows.
 
     Raises:
-        ExportError: torch's exporter cannot trace the module, or fixes an axis that must stay free.
+        ExportError: torch's exporter cannot trace the module, or fixes an axis that must be dynamic.
     """
     use_indices = contract.output_indices and takes_output_indices(module)
     if contract.output_indices != use_indices:
@@ -144,10 +144,10 @@ def _derived(time: Dim, axis: Axis) -> Any:
 
 
 def _forget_recurrent_dispatch() -> None:
-    """Let every export of an LSTM or GRU be as the first of the process.
+    """Make every export of an LSTM or GRU like the first of the process.
 
-    torch 2.13 swaps in its exportable form of these operators for a trace, and back; what it cached of the dispatch
-    meanwhile it keeps, so that the next trace unrolls them over the example's time steps.
+    For a trace, torch 2.13 replaces these operators by exportable forms, and undoes that afterwards. But it keeps what
+    its dispatcher cached in between, so the next trace would unroll them over the steps of the example.
     """
     for operator in (torch.ops.aten.lstm.input, torch.ops.aten.gru.input):
         getattr(operator, "_dispatch_cache", {}).clear()
@@ -155,7 +155,7 @@ def _forget_recurrent_dispatch() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter prints its progress and warns about itself; an edgemem user can act on neither."""
+    """Hide what torch's exporter prints and warns about: a user of edgemem can do nothing about it."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -167,11 +167,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    """The cause that torch wraps in pages of advice, in one line."""
+    """The cause of an error in one line, without the pages of advice that torch puts around it."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    # A line that ends in a colon announces the cause, which is the next.
+    # After a line that ends in a colon, the cause is in the next line.
     cause = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"{type(error).__name__}: {cause}"
 

@@ -1,4 +1,4 @@
-"""The tensors of a nested state: where each lies, what it is called, and which of its axes is the batch."""
+"""The tensors of a nested state: their places, names and batch axes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from edgemem.errors import ProtocolError
 
 MAX_CHUNK = 256
-"""Default for the most time steps of one call."""
+"""Default for the most steps of one call."""
 _BATCHES = (2, 3)  # streams of the two states that are compared
 
 
@@ -24,13 +24,13 @@ class Leaf:
     """One tensor of a nested state.
 
     Attributes:
-        path: Where in the nesting it lies, as Python writes it: ``.cell[0]["h"]``.
+        path: Its place in the nesting, as Python writes it: ``.cell[0]["h"]``.
         name: Its name in the contract.
-        shape: Its shape in the module, the batch axis left out.
+        shape: Its shape in the module, without the batch axis.
         dtype: Its dtype.
-        batch_axis: Which axis of the module's own tensor is the batch: 1 in ``nn.LSTM``'s ``[layers, B, width]``.
-        fill: Value of every element at the start; ``None`` where they differ.
-        initial: The value at the start ``[*shape]``.
+        batch_axis: The axis of the batch: 1 in ``[layers, B, width]`` of ``nn.LSTM``.
+        fill: Initial value of every element; ``None`` where they differ.
+        initial: The initial value ``[*shape]``.
     """
 
     path: str
@@ -43,7 +43,7 @@ class Leaf:
 
 
 def read_start(state: Callable[[int], Any], names: Sequence[str] | None) -> tuple[tuple[Leaf, ...], pytree.TreeSpec]:
-    """The tensors of a state at the start, and how they are nested.
+    """The tensors of an initial state, and how they are nested.
 
     Raises:
         ProtocolError: See :class:`~edgemem.streaming.Streaming`.
@@ -55,13 +55,13 @@ def read_start(state: Callable[[int], Any], names: Sequence[str] | None) -> tupl
         raise
     except Exception as error:
         raise ProtocolError(
-            f"the state at the start, of {_BATCHES[0]} streams, raised {type(error).__name__}: {error}",
+            f"the initial state of {_BATCHES[0]} streams raised {type(error).__name__}: {error}",
             hint="state= is a function of the number of streams: lambda batch: torch.zeros(2, batch, 64)",
         ) from error
     if not few:
-        raise ProtocolError("the state at the start holds no tensor.")
+        raise ProtocolError("the initial state holds no tensor.")
     if [path for path, _ in few] != [path for path, _ in more]:
-        raise ProtocolError("the state at the start is nested differently for two streams and for three.")
+        raise ProtocolError("the initial state is nested differently for two streams and for three.")
     if names is None:
         names = [default_name(path, len(few)) for path, _ in few]
     elif len(names) != len(few):
@@ -73,7 +73,7 @@ def read_start(state: Callable[[int], Any], names: Sequence[str] | None) -> tupl
 
 
 def _leaf(path: str, name: str, two: Any, three: Any) -> Leaf:
-    what = f"the state {name!r} at the start"
+    what = f"the initial state {name!r}"
     if not isinstance(two, Tensor) or not isinstance(three, Tensor):
         raise ProtocolError(
             f"{what} is {described(two)}, wanted a tensor.",
@@ -82,7 +82,9 @@ def _leaf(path: str, name: str, two: Any, three: Any) -> Leaf:
     axis = batch_axis(what, two, three)
     rows = two.detach().movedim(axis, 0)
     if not torch.equal(rows[0], rows[1]) and not _both_nan(rows):
-        raise ProtocolError(f"{what} differs from stream to stream.", hint="Every stream must start alike.")
+        raise ProtocolError(
+            f"{what} differs from stream to stream.", hint="Every stream must start with the same values."
+        )
     first = rows[0].clone()
     fill = float(first.flatten()[0]) if first.numel() and bool((first == first.flatten()[0]).all()) else None
     return Leaf(path, name, tuple(first.shape), first.dtype, axis, fill, first)
@@ -97,22 +99,22 @@ def batch_axis(what: str, two: Tensor, three: Tensor) -> int:
     sizes = f"{list(two.shape)} for two streams, {list(three.shape)} for three"
     differing = [axis for axis, (a, b) in enumerate(zip(two.shape, three.shape, strict=False)) if a != b]
     if two.ndim != three.ndim or len(differing) > 1:
-        raise ProtocolError(f"{what} has no one batch axis: {sizes}.")
+        raise ProtocolError(f"{what} has more than one axis that depends on the batch: {sizes}.")
     if not differing:
         raise ProtocolError(
             f"{what} has no batch axis: {sizes}.",
-            hint="Every stream needs a value of its own, and torch's recurrent layers batch_first=True.",
+            hint="Every stream needs its own value, and torch's recurrent layers need batch_first=True.",
         )
     (axis,) = differing
     if (two.shape[axis], three.shape[axis]) != _BATCHES:
         raise ProtocolError(
-            f"{what} has its batch folded into another axis: {sizes}.", hint="Keep the batch on an axis of its own."
+            f"{what} has its batch folded into another axis: {sizes}.", hint="Keep the batch on a separate axis."
         )
     return axis
 
 
 def flatten(tree: Any) -> tuple[list[tuple[str, Any]], pytree.TreeSpec]:
-    """The leaves of a nested state with their paths, and how they are nested; dataclasses are opened too."""
+    """The leaves of a nested state with their paths, and how they are nested. Dataclasses are nested states too."""
     leaves, treespec = pytree.tree_flatten_with_path(tree)
     unknown = {type(leaf) for _, leaf in leaves if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type)}
     if unknown:
@@ -134,7 +136,8 @@ def _both_nan(rows: Tensor) -> bool:
 
 def described(value: Any) -> str:
     """The type of a value that is not a tensor, with its article."""
-    return "None" if value is None else f"a {type(value).__name__}"
+    name = type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def listed(paths: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""What is refused: a module that keeps a state itself, or whose state or outputs would be wrong in a stream."""
+"""Refuses modules that keep a state themselves, or whose state or outputs would be wrong in a stream."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def refuse_hidden(probe: Probe, start: Callable[[int], Any] | None, steps: int) 
                 results.append(tensors(probe.module(x, state)))
     except Exception:
         if not results:
-            return  # a later call puts it in words
+            return  # a later call describes the error
     if len(results) == 2 and all(close(a, b) for a, b in zip(*results, strict=False)):
         return
     held = changed(before, kept(probe.module))
@@ -39,7 +39,7 @@ def refuse_hidden(probe: Probe, start: Callable[[int], Any] | None, steps: int) 
         f"{kept_in(probe.module, held)}.",
         hint="What it keeps between calls must be a state that it takes and returns."
         if held
-        else "It keeps nothing, so it draws at random.",
+        else "It keeps nothing between calls, so something in it is random.",
     )
 
 
@@ -63,8 +63,8 @@ def _changed_size(name: str, old: Tensor, new: Tensor, time: int, place: str | N
     return ProtocolError(
         f"the state {name!r} {'grows' if grows else 'changes'}: {_kind(old)} before a call of {time} "
         f"step{'s' if time > 1 else ''}, {_kind(new)} after it{f'; made in {place}' if place else ''}.",
-        hint="edgemem exports memories of a fixed size: cut it to its last entries, and start it full (state=), or use "
-        "a memory of docs/memories.md."
+        hint="edgemem exports memories of a fixed size. Keep the last entries only, and start with as many (state=), "
+        "or use a memory of docs/memories.md."
         if grows
         else "A state must keep its shape and dtype.",
     )
@@ -76,7 +76,7 @@ def compare_with_none(probe: Probe, adapter: Streaming) -> None:
     from_none, from_zeros = (probe.call(x, state) for state in (None, adapter.start(2)))
     if not all(close(a, b) for a, b in zip(tensors(from_none), tensors(from_zeros), strict=False)):
         raise ProtocolError(
-            f"{probe.name}.forward does not start from zeros: without a state it gives other numbers.",
+            f"{probe.name}.forward does not start from zeros: it gives other numbers without a state.",
             hint="Give state=lambda batch: ..., or the module a method initial_state(batch).",
         )
 
@@ -109,10 +109,10 @@ def refuse_other_chunks(probe: Probe, adapter: Streaming) -> None:
             at = f", from step {first}"
         if differing:
             raise ProtocolError(
-                f"{probe.name}: {steps} steps in {_cuts(whole)} give another {', '.join(differing)} than in "
-                f"{_cuts(sizes)}{at}{_where(probe, adapter)}.",
-                hint="The state must be that after the call's last step, and nothing may look at later steps or be "
-                "averaged over a call. max_chunk=1 if it takes single steps only.",
+                f"{probe.name}: {', '.join(differing)} differ{'' if len(differing) > 1 else 's'} between "
+                f"{_cuts(whole)} and {_cuts(sizes)}{at}{_where(probe, adapter)}.",
+                hint="Return the state after the last step of the call. Nothing may look at later steps or average "
+                "over a call. If the module takes single steps only, set max_chunk=1.",
             )
 
 
@@ -122,7 +122,7 @@ def _where(probe: Probe, adapter: Streaming) -> str:
     path = first_to_differ(
         probe.module, lambda: _stream(probe, adapter, x, [3]), lambda: _stream(probe, adapter, x, [1, 1, 1]), close
     )
-    return "" if path is None else f"; it shows first in what {in_words(probe.module, path)} gives"
+    return "" if path is None else f"; the first difference is in the output of {in_words(probe.module, path)}"
 
 
 def _stream(

@@ -1,4 +1,4 @@
-"""Calls of a module that nothing is known about yet, on random data like the user's example."""
+"""Calls of an unknown module on random data like the user's example."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _tuples(value: Any) -> Any:
 
 
 class Probe:
-    """Calls a module and says in words what goes wrong.
+    """Calls a module, and describes what goes wrong.
 
     Args:
         module: The module.
@@ -181,13 +181,13 @@ class Probe:
         if any(has_nan(tensor) for tensor in (*outputs.values(), *tensors(result[1]))):
             place = origins.place(origins.first_nan)
             raise ProtocolError(
-                f"{call} gave NaN{f', which first arose in {place}' if place else ''}.",
+                f"{call} gave NaN{f', which {place} made first' if place else ''}.",
                 hint="On standard normal data: check the weights, divisions and logarithms.",
             )
         return outputs, result[1]
 
     def _outputs(self, call: str, output: Any, batch: int) -> dict[str, Tensor]:
-        """The outputs of a call by name: those of a dict or a namedtuple, else names made up here."""
+        """The outputs of a call by name: the names of a dict or a namedtuple, else default names."""
         if isinstance(output, Tensor):
             name = "predictions" if element_type(self.data_specs[0].dtype).is_float else "logits"
             found: dict[str, Any] = {name: output}

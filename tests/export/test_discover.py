@@ -88,7 +88,7 @@ class Filter(NamedTuple):
 
 
 class Nested(nn.Module):
-    """A convolution and an LSTM of two layers whose state at the start is learned; all in one namedtuple."""
+    """A convolution and an LSTM of two layers whose initial state is learned, all in one namedtuple."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ class Window(nn.Module):
     ("inner", "message"),
     [
         (InABuffer(), r"same data and state: inner \(InABuffer\) keeps inner.level, which changed"),
-        (AtRandom(), "same data and state.\nIt keeps nothing, so it draws at random"),
+        (AtRandom(), "same data and state.\nIt keeps nothing between calls, so something in it is random"),
         (
             Shrinks(),
             r"changes: float32 \[2, 4\] before a call of 1 step, float32 \[2, 3\] after it; made in inner \(Shri",
@@ -236,7 +236,7 @@ class Window(nn.Module):
         (Raises(), r"and no state \(None\) raised ValueError in inner \(Raises\): not today"),
         (Summary(), "1 of features gave 3 of predictions; 2 of features gave 3 of predictions"),
         (Stateless(), "returned no state"),
-        (nn.LSTM(3, 4, batch_first=True, bidirectional=True), r"shows first in what inner \(LSTM\) gives"),
+        (nn.LSTM(3, 4, batch_first=True, bidirectional=True), r"first difference is in the output of inner \(LSTM\)"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )

@@ -256,7 +256,7 @@ def test_an_output_that_is_not_declared_is_left_out():
     [
         (IMU, [POSE, MOVING], r"TwoByTwo.forward on data of shape \[2, 1, 4\] raised"),
         ([IMU, GPS], [POSE, OutputSpec("still", (1,))], "the outputs pose, moving, without 'still'"),
-        ([IMU, GPS], [POSE, OutputSpec("moving", (1,), gives=2)], r"moving came out as float32 \[2, 1, 1\]"),
+        ([IMU, GPS], [POSE, OutputSpec("moving", (1,), gives=2)], r"moving is float32 \[2, 1, 1\]"),
     ],
 )
 def test_a_declaration_that_differs_from_what_the_module_does_is_refused(inputs, outputs, message):

@@ -21,16 +21,16 @@ def test_a_module_that_follows_the_protocol_passes_in_evaluation_mode(kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (modules.not_a_module, "returned a int, wanted a torch.nn.Module"),
+        (modules.not_a_module, "returned int, wanted a torch.nn.Module"),
         (modules.NoContract, "has no contract"),
         (modules.Raises, "raised ValueError: not today"),
         (modules.ReturnsTensorAlone, r"returned Tensor, wanted \(outputs, new_state\)"),
         (modules.ForgetsState, "forgot the state 0.gru.h"),
         (modules.InventsState, "returned the state 0.gru.extra, which contract"),
-        (modules.ReshapesState, r"'0.gru.h' came out as float32 \[2, 1, 8\], the contract says float32 \[2, 1, 16\]"),
-        (modules.LayersFirst, r"'0.gru.h' came out as float32 \[2, 4, 16\], the contract says float32 \[4, 2, 16\]"),
+        (modules.ReshapesState, r"'0.gru.h' is float32 \[2, 1, 8\], the contract has float32 \[2, 1, 16\]"),
+        (modules.LayersFirst, r"'0.gru.h' is float32 \[2, 4, 16\], the contract has float32 \[4, 2, 16\]"),
         (modules.RemembersInAnAttribute, "gave other numbers when it was called again"),
-        (modules.RetypesState, r"came out as float64 \[2, 1, 16\], the contract says float32"),
+        (modules.RetypesState, r"is float64 \[2, 1, 16\], the contract has float32"),
     ],
 )
 def test_a_module_that_breaks_it_is_refused_by_name(kind, message):
@@ -80,7 +80,7 @@ class Halves(nn.Module):
     ("amiss", "message"),
     [
         (Counts(), r"data and state: encoder.amiss \(Counts\) keeps encoder.amiss.seen, which changed"),
-        (TakesLogarithms(), r"predictions holds NaN, which first arose in encoder.amiss \(TakesLogarithms\)"),
+        (TakesLogarithms(), r"predictions holds NaN, which encoder.amiss \(TakesLogarithms\) made first"),
         (nn.Linear(2, 3), r"raised RuntimeError in encoder.amiss \(Linear\): "),
         (Halves(), r"raised \w+ in encoder.body.gru \(GRU\): "),
     ],

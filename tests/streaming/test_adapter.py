@@ -197,12 +197,12 @@ def test_a_state_that_starts_at_one_value_needs_no_position():
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (lambda b: torch.zeros(1, 4), r"'state' at the start has no batch axis: \[1, 4\] for two streams"),
+        (lambda b: torch.zeros(1, 4), r"initial state 'state' has no batch axis: \[1, 4\] for two streams"),
         (lambda b: torch.zeros(4 * b, 3), r"batch folded into another axis: \[8, 3\] for two streams, \[12, 3\]"),
-        (lambda b: torch.zeros(b, b), "has no one batch axis"),
-        (lambda b: torch.zeros([3] * b), "has no one batch axis"),
-        (lambda b: {"a": torch.arange(b * 2.0).reshape(b, 2)}, "'a' at the start differs from stream to stream"),
-        (lambda b: {"n": 0, "h": torch.zeros(b)}, "'n' at the start is a int, wanted a tensor"),
+        (lambda b: torch.zeros(b, b), "more than one axis that depends on the batch"),
+        (lambda b: torch.zeros([3] * b), "more than one axis that depends on the batch"),
+        (lambda b: {"a": torch.arange(b * 2.0).reshape(b, 2)}, "initial state 'a' differs from stream to stream"),
+        (lambda b: {"n": 0, "h": torch.zeros(b)}, "initial state 'n' is an int, wanted a tensor"),
         (lambda b: [torch.zeros(b)] * b, "nested differently for two streams and for three"),
         (lambda b: {}, "holds no tensor"),
         (lambda b: torch.zeros(b, 3, dtype=torch.float64), "dtype 'float64' is not one of"),
@@ -238,7 +238,7 @@ class Returns(nn.Module):
             (torch.zeros(2, 1, 1), {"h": torch.zeros(2)}),
             r"given the state 'h' as \[batch, 4\], and returned a tensor of shape \[2\]",
         ),
-        ((torch.zeros(2, 1, 1), {"h": 3}), r"given the state 'h' as \[batch, 4\], and returned a int"),
+        ((torch.zeros(2, 1, 1), {"h": 3}), r"given the state 'h' as \[batch, 4\], and returned an int"),
     ],
 )
 def test_a_module_that_gives_its_state_back_otherwise_is_refused(result, message):
