@@ -66,7 +66,7 @@ def test_the_wheel_holds_every_file_as_it_is_in_the_checkout(made):
         packed = {name: wheel.read(name) for name in wheel.namelist() if name.startswith("edgemem/")}
     assert set(packed) == source_files()
     assert packed == {name: (house.ROOT / name).read_bytes() for name in packed}
-    assert {"edgemem/export/check.py", "edgemem/runtimes/trt/session.py", "edgemem/py.typed"} <= set(packed)
+    assert {"edgemem/export/verify/check.py", "edgemem/runtimes/trt/session.py", "edgemem/py.typed"} <= set(packed)
     assert {"edgemem/bench/report.html.j2", "edgemem/cli/one_op/model.onnx"} <= set(packed)
 
 

@@ -78,10 +78,10 @@ def test_every_figure_is_measured_on_a_bundle(
 ) -> None:
     exported: list[tuple[str, Path]] = []
 
-    def stand_in(source: Source, out: Path, *, weights: str, verify: bool) -> Bundle:
+    def stand_in(source: Source, out: Path, options: ExportOptions) -> Bundle:
         """An export takes ten seconds, and what int8 and int4 weights are has tests of its own."""
-        assert not verify
-        exported.append((weights, out))
+        assert not options.verify
+        exported.append((options.weights, out))
         return bundle
 
     monkeypatch.setattr(figures, "export_bundle", stand_in)
