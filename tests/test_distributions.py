@@ -67,7 +67,7 @@ def test_the_wheel_holds_every_file_as_it_is_in_the_checkout(made):
     assert set(packed) == source_files()
     assert packed == {name: (house.ROOT / name).read_bytes() for name in packed}
     assert {"edgemem/export/verify/check.py", "edgemem/runtimes/trt/session.py", "edgemem/py.typed"} <= set(packed)
-    assert {"edgemem/bench/report.html.j2", "edgemem/cli/one_op/model.onnx"} <= set(packed)
+    assert {"edgemem/bench/page.html.j2", "edgemem/cli/one_op/model.onnx"} <= set(packed)
 
 
 def test_the_source_distribution_holds_real_files_and_no_links(made):
