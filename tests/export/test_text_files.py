@@ -120,7 +120,7 @@ def test_a_folder_without_a_tokenizer_has_no_text(tmp_path):
 @pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json", "qwen.tiktoken", "rwkv_vocab_v20230424.txt"])
 def test_a_tokenizer_that_no_device_reads_is_refused_with_the_way_to_convert_it(tmp_path, name):
     (tmp_path / name).touch()
-    with pytest.raises(ExportError, match=rf"tokenizer in {name}, and no tokenizer\.json") as caught:
+    with pytest.raises(ExportError, match=rf"tokenizer in {name}, but no tokenizer\.json") as caught:
         text_files(tmp_path)
     assert "save_pretrained" in (caught.value.hint or "")
 
