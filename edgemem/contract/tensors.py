@@ -10,7 +10,6 @@ import numpy as np
 
 from edgemem.contract.axes import Axis, Sizes, insert_axes
 from edgemem.contract.specs import InputSpec, OutputSpec, StateSpec
-from edgemem.dtypes import element_type
 
 if TYPE_CHECKING:
     from edgemem.contract.contract import Contract
@@ -68,11 +67,6 @@ class TensorSpec:
     def time_axis(self) -> int | None:
         """Index of the axis of time steps, or of those selected, or ``None``."""
         return self.axis("time", "selected")
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of an element."""
-        return element_type(self.dtype).nbytes
 
     def leading(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """A view of the graph's tensor with the batch axis first and, but for a state, the time axis second.

@@ -25,11 +25,6 @@ class Range:
     usual: Shape
     largest: Shape
 
-    @property
-    def is_fixed(self) -> bool:
-        """Whether there is one shape only."""
-        return self.smallest == self.largest
-
 
 Profile = Mapping[str, Range]
 
