@@ -40,9 +40,10 @@ class _Flat(nn.Module):
         self.module = module
         self._contract = contract
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, first: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        # The data has a name of its own: else torch reads the number of streams from a ring.
         contract = self._contract
-        given = dict(zip(contract.graph_inputs, tensors, strict=True))
+        given = dict(zip(contract.graph_inputs, (first, *rest), strict=True))
         state = {spec.name: given[spec.input_name] for spec in contract}
         if contract.position == "input":
             state[POSITION] = given[POSITION]
@@ -85,7 +86,7 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
                 opset_version=OPSET,
                 input_names=list(contract.graph_inputs),
                 output_names=list(contract.graph_outputs),
-                dynamic_shapes=(tuple(dynamic),),
+                dynamic_shapes=(dynamic[0], tuple(dynamic[1:])),
                 verbose=False,
             )
     except Exception as error:
@@ -178,4 +179,5 @@ def _first_line(error: BaseException) -> str:
 
 def _with_names(message: str, contract: Contract) -> str:
     """A message of torch with the graph's names for the inputs that it numbers."""
-    return re.sub(r"inputs\['tensors'\]\[(\d+)\]", lambda found: contract.graph_inputs[int(found[1])], message)
+    message = message.replace("inputs['first']", contract.graph_inputs[0])
+    return re.sub(r"inputs\['rest'\]\[(\d+)\]", lambda found: contract.graph_inputs[1 + int(found[1])], message)
