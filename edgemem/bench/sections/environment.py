@@ -10,27 +10,17 @@ from edgemem.bench.subject import Moment, Run
 from edgemem.bench.table import Table
 from edgemem.bench.words import count, number
 from edgemem.console import readable_bytes
-from edgemem.machine.facts import facts, load_average
+from edgemem.machine.facts import Facts, facts, load_average
 
 
 @dataclass(frozen=True)
-class Environment(Section, key="environment", title="Environment", place=1_000, stage=Stage.READINGS):
-    """Where it was measured. ``None``, ``""`` and 0: the machine does not report it."""
+class Environment(Section, Facts, key="environment", title="Environment", place=1_000, stage=Stage.READINGS):
+    """Where it was measured: the facts about the machine, and what was true of this run alone."""
 
     date: str
-    os: str
-    machine: str
-    cpu: str
-    cores: int
-    usable_cores: int
-    governor: str | None
     load_average: list[float]
     load_average_after: list[float]
     threads: int | None
-    python: str
-    packages: dict[str, str]
-    board: str | None
-    memory_bytes: int
 
     @classmethod
     def read(cls, run: Run | None) -> list[float]:
