@@ -86,11 +86,15 @@ def dtype_of_tensorrt(name: str) -> str:
     return next((element.name for element in ELEMENT_TYPES.values() if element.tensorrt == name), name.lower())
 
 
+BFLOAT16_NAN = np.uint16(0x7FC0)
+"""The bits that :func:`encode_bfloat16` gives for NaN."""
+
+
 def encode_bfloat16(values: Any) -> np.ndarray[Any, np.dtype[np.uint16]]:
     """Round real numbers to bfloat16 (to nearest, ties to even) and give their bits."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded.astype(np.uint16))
+    return np.where(np.isnan(values), BFLOAT16_NAN, rounded.astype(np.uint16))
 
 
 def decode_bfloat16(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:

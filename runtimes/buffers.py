@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgemem.contract import Contract, Framing, InputSpec, OutputSpec, Stft
-from edgemem.dtypes import decode_bfloat16, encode_bfloat16, numpy_dtype
+from edgemem.dtypes import BFLOAT16_NAN, decode_bfloat16, encode_bfloat16, numpy_dtype
 from edgemem.errors import InputError
 from edgemem.runtimes.memory import Array
 from edgemem.runtimes.stft import to_frames, to_samples
 
 HELD = "held."
+LAST = "last."
 
 
 class Buffers:
@@ -25,7 +26,8 @@ class Buffers:
     Attributes:
         arrays: By name, ``[B, ...]``: ``left.<input>`` items that do not fill a step, and ``left_count.<input>`` of
             them int64 ``[B]``; ``context.<input>``; ``tail.<input>`` and ``tail.<output>`` of transforms;
-            ``held.<input>`` once it was given.
+            ``held.<input>`` once it was given; ``last.<input>``, the last good item, where NaN is held back, NaN where
+            there has been none.
     """
 
     def __init__(self, contract: Contract, batch: int) -> None:
@@ -35,7 +37,7 @@ class Buffers:
         for spec in contract.data:
             if spec.step_items > 1:
                 shape = (batch, spec.step_items - 1, *spec.item_shape)
-                self.arrays[f"left.{spec.name}"] = np.zeros(shape, _item_dtype(spec))
+                self.arrays[f"left.{spec.name}"] = np.zeros(shape, item_dtype(spec))
                 self.arrays[f"left_count.{spec.name}"] = np.zeros(batch, np.int64)
             if isinstance(spec.front_end, Framing):
                 shape = (batch, spec.context, *spec.shape)
@@ -45,11 +47,25 @@ class Buffers:
             if (stft := transform(either)) is not None and stft.n_fft > stft.hop:
                 self.arrays[f"tail.{either.name}"] = np.zeros((batch, stft.n_fft - stft.hop), np.float32)
 
+    def keep_last(self, specs: Sequence[InputSpec]) -> None:
+        """Keep the last good item of those inputs."""
+        for spec in specs:
+            self.arrays[LAST + spec.name] = np.empty((self._batch, *spec.item_shape), item_dtype(spec))
+        self.reset(None)
+
     def reset(self, rows: Sequence[int] | None) -> None:
-        """Forget what was left over; inputs given once stay."""
+        """Forget what was left over and the last items; inputs given once stay."""
         for name, array in self.arrays.items():
             if not name.startswith(HELD):
-                array[slice(None) if rows is None else list(rows)] = 0
+                empty = 0 if not name.startswith(LAST) else BFLOAT16_NAN if array.dtype == np.uint16 else np.nan
+                array[slice(None) if rows is None else list(rows)] = empty
+
+    def load(self, arrays: Mapping[str, Array]) -> None:
+        """Replace arrays by copies of those; last items only where they are kept."""
+        kept = {
+            name: array.copy() for name, array in arrays.items() if name in self.arrays or not name.startswith(LAST)
+        }
+        self.arrays |= kept
 
     def copy_rows(self, source: Buffers, rows: Sequence[int], first: int = 0) -> None:
         """Take over those rows of another stream's, in that order, into the rows from ``first`` on."""
@@ -69,7 +85,7 @@ class Buffers:
             InputError: The rows hold different numbers of them.
         """
         if spec.step_items == 1:
-            return np.empty((self._batch, 0, *spec.item_shape), _item_dtype(spec))
+            return np.empty((self._batch, 0, *spec.item_shape), item_dtype(spec))
         counts = self.arrays[f"left_count.{spec.name}"]
         if (counts != counts[0]).any():
             raise InputError(
@@ -143,7 +159,8 @@ def transform(spec: InputSpec | OutputSpec) -> Stft | None:
     return end if isinstance(end, Stft) else None
 
 
-def _item_dtype(spec: InputSpec) -> np.dtype[np.generic]:
+def item_dtype(spec: InputSpec) -> np.dtype[np.generic]:
+    """The dtype in which items of an input are kept."""
     return np.dtype(np.float32) if isinstance(spec.front_end, Stft) else numpy_dtype(spec.dtype)
 
 

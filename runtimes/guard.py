@@ -13,26 +13,9 @@ from edgemem.contract import POSITION, Contract, StateSpec
 from edgemem.dtypes import decode_bfloat16, numpy_dtype
 from edgemem.errors import InputError, NonFiniteError
 from edgemem.runtimes.memory import Array
+from edgemem.runtimes.on_nan import AS_IT_WAS
 
 Rows = Iterable[int] | int | None
-_AS_IT_WAS = "The stream is as it was before the call."
-
-
-def check_data(contract: Contract, data: Mapping[str, Array], positions: NDArray[np.int64]) -> None:
-    """Reject items ``[B, N, ...]`` that are not finite.
-
-    Raises:
-        NonFiniteError: The message names the input, the position and the stream.
-    """
-    for spec in contract.data:
-        array = data[spec.name]
-        if index := _first_nonfinite(spec.dtype, array):
-            row, item = index[:2]
-            value = _value(spec.dtype, array, index)
-            raise NonFiniteError(
-                f"{spec.name} at position {positions[row] + item // spec.step_items} (stream {row}) holds {value}.",
-                hint=_AS_IT_WAS,
-            )
 
 
 def check_new(
@@ -64,7 +47,7 @@ def _reject(what: str, first: int, row: int, step: int | None, value: object, ti
         where = f"positions {first} to {first + time - 1}"
     else:
         where = f"position {first + (step or 0)}"
-    raise NonFiniteError(f"{what} became {value} at {where} (stream {row}).", hint=_AS_IT_WAS)
+    raise NonFiniteError(f"{what} became {value} at {where} (stream {row}).", hint=AS_IT_WAS)
 
 
 def _first_nonfinite(dtype: str, array: Array) -> tuple[int, ...] | None:

@@ -49,6 +49,7 @@ class Lane:
         self._contract = contract
         self._batch = batch
         self._max_time = max_time
+        self._spare: Arena | None = None
         self._chunk_calls: dict[tuple[int, int], tuple[object, Call]] = {}
         self.calls: tuple[Call, ...] = () if arena.growing else self.step_calls()
 
@@ -143,6 +144,18 @@ class Lane:
         else:
             self.positions += time
 
+    @contextlib.contextmanager
+    def keeping(self, rows: Sequence[int]) -> Iterator[None]:
+        """Leave the state and the positions of those rows as they are, whatever the block commits."""
+        if self._spare is None:
+            self._spare = Arena(self.arena.memory, self._contract, self._batch, 1)
+        self._spare.copy_rows(self.arena, rows)
+        yield
+        for kept, row in enumerate(rows):
+            self.arena.copy_rows(self._spare, [kept], row)
+        self.engine.finish()
+        self.changed()
+
     # The state.
 
     def install(self, state: Mapping[str, Array], positions: NDArray[np.int64]) -> None:
@@ -153,7 +166,7 @@ class Lane:
 
     def load_buffers(self, arrays: Mapping[str, Array]) -> None:
         """Replace what the stream keeps besides its states."""
-        self.buffers.arrays |= {name: array.copy() for name, array in arrays.items()}
+        self.buffers.load(arrays)
         self._write_held()
         self.changed()
 

@@ -11,6 +11,7 @@ from edgemem.bundle import Bundle, GraphFile
 from edgemem.contract import Contract
 from edgemem.errors import EdgememError, InputError
 from edgemem.runtimes.engine import Engine
+from edgemem.runtimes.on_nan import OnNan
 from edgemem.runtimes.stream import Outputs, Stream
 
 __all__ = ["Outputs", "Session", "Stream"]
@@ -62,15 +63,19 @@ class Session:
         """Most steps of one call to the engine; longer chunks are split."""
         return min(self.contract.max_chunk, max(graph.max_time for graph in self._graphs))
 
-    def stream(self, batch: int = 1, held: Mapping[str, Any] | None = None) -> Stream:
+    def stream(self, batch: int = 1, held: Mapping[str, Any] | None = None, on_nan: OnNan = "stop") -> Stream:
         """A new stream at position 0.
 
         Args:
             batch: Streams that advance together, each at its own position.
             held: The inputs that a stream is given once, by name; see :meth:`Stream.hold`.
+            on_nan: What happens to a row of real-valued data that holds NaN or infinity, while the other rows of the
+                batch go on. ``"stop"`` raises :class:`~edgemem.errors.NonFiniteError`, before anything has changed.
+                ``"skip"`` leaves that row's state and position as they were; its output is NaN, or 0 for integers.
+                ``"hold"`` feeds the last good row again, and skips where there was none. ``"pass"`` checks nothing.
 
         Raises:
-            InputError: The model computes one stream at a time, or an input is wrong.
+            InputError: The model computes one stream at a time, an input is wrong, or the policy does not fit.
         """
         if not isinstance(batch, int) or batch < 1:
             raise InputError(f"a stream needs a batch of 1 or more, got {batch!r}.")
@@ -79,17 +84,17 @@ class Session:
                 f"a stream of batch {batch}: the graph has tensors without a batch axis, so it computes one stream.",
                 hint="Open several streams: they share the weights.",
             )
-        stream = self.new_stream(batch)
+        stream = self.new_stream(batch, on_nan)
         stream.reset()
         if held is not None:
             stream.hold(held)
         return stream
 
-    def new_stream(self, batch: int) -> Stream:
+    def new_stream(self, batch: int, on_nan: OnNan = "stop") -> Stream:
         """A stream whose state is undefined."""
         if self._closed:
             raise EdgememError("the session is closed.", hint="Open the bundle again.")
-        stream = Stream(self, self.engine.for_stream(batch), batch)
+        stream = Stream(self, self.engine.for_stream(batch), batch, on_nan)
         self._streams.add(stream)
         return stream
 

@@ -20,7 +20,7 @@ from edgemem.bundle import package_versions
 from edgemem.contract import POSITION, Contract
 from edgemem.dtypes import numpy_dtype
 from edgemem.errors import SnapshotError
-from edgemem.runtimes.buffers import HELD, Buffers
+from edgemem.runtimes.buffers import HELD, LAST, Buffers, item_dtype
 from edgemem.runtimes.memory import Array
 from edgemem.versioned import JsonFormat
 
@@ -122,7 +122,8 @@ def _check_buffers(contract: Contract, batch: int, found: Mapping[str, Array]) -
     """Hold what a stream keeps besides its states to the contract."""
     wanted = {name: (array.shape, array.dtype) for name, array in Buffers(contract, batch).arrays.items()}
     held = {f"{HELD}{spec.name}": ((batch, *spec.shape), numpy_dtype(spec.dtype)) for spec in contract.held}
-    optional = {**held, "ended": ((batch,), np.dtype(bool))}
+    last = {f"{LAST}{spec.name}": ((batch, *spec.item_shape), item_dtype(spec)) for spec in contract.data}
+    optional = {**held, **last, "ended": ((batch,), np.dtype(bool))}
     have = {name: (array.shape, array.dtype) for name, array in found.items()}
     if not wanted.items() <= have.items() or not have.items() <= {**wanted, **optional}.items():
         raise SnapshotError(f"the snapshot keeps {have or 'nothing'} besides its states, wanted {wanted or 'nothing'}.")

@@ -6,6 +6,7 @@ nothing; the commit writes the new entries into their rings and swaps the replac
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -17,13 +18,15 @@ from edgemem.dtypes import decode_bfloat16
 from edgemem.errors import InputError, SnapshotError
 from edgemem.files import write_atomic
 from edgemem.runtimes import snapshot
-from edgemem.runtimes.buffers import HELD
+from edgemem.runtimes.buffers import LAST
 from edgemem.runtimes.engine import Engine
+from edgemem.runtimes.exclusive import Exclusive, exclusive, in_use
 from edgemem.runtimes.feeder import Feeder
-from edgemem.runtimes.guard import Rows, check_data, checked_positions, checked_rows, checked_states
-from edgemem.runtimes.inputs import chunk_array, held_array, named, step_array, token_error
+from edgemem.runtimes.guard import Rows, checked_positions, checked_rows, checked_states
+from edgemem.runtimes.inputs import chunk_array, named, step_array, token_error
 from edgemem.runtimes.lane import Lane
 from edgemem.runtimes.memory import Array, Memory
+from edgemem.runtimes.on_nan import NanPolicy, OnNan, step_check
 from edgemem.runtimes.top import Top, largest
 
 if TYPE_CHECKING:
@@ -32,26 +35,31 @@ if TYPE_CHECKING:
 Outputs = Literal["last", "all", "none"]
 
 
-class Stream:
-    """``B`` streams that advance together, each at its own position. Use a stream from one thread at a time.
+class Stream(Exclusive):
+    """``B`` streams that advance together, each at its own position. A call while another thread is in one is refused.
 
     Where the model has several data inputs, ``x`` is a mapping by name; where it has several outputs, so is a result.
 
     Attributes:
         batch: ``B``.
+        on_nan: What happens to data that are not finite; see :meth:`edgemem.Session.stream`.
     """
 
-    def __init__(self, session: Session, engine: Engine, batch: int) -> None:
+    def __init__(self, session: Session, engine: Engine, batch: int, on_nan: OnNan = "stop") -> None:
+        super().__init__()
         self.batch = batch
+        self.on_nan = on_nan
         self._session = session
         self._contract = contract = session.contract
         self._guard = session.guard
         self._lane = lane = Lane(contract, engine, batch, session.max_time)
         self._buffers = lane.buffers
-        self._feeder = Feeder(contract, lane, batch, session.guard, session.pieces)
+        self._policy = policy = NanPolicy(on_nan, contract, lane.buffers, session.guard)
+        self._feeder = Feeder(contract, lane, batch, session.guard, session.pieces, policy)
         self._positions = lane.positions
         self._step_input = lane.arena.step_inputs[contract.input.name]  # [B, takes, *input.shape]
         self._step_output = lane.arena.step_outputs[contract.output.name][:, 0]  # [B, *output.shape]
+        self._is_bad = step_check(contract.input, self._step_input) if policy.checked else None
         self._vocab_size = contract.input.vocab_size or 0
         self._limit = contract.max_position
         self._plain = contract.is_plain
@@ -72,6 +80,11 @@ class Stream:
         return int(self._positions[0])
 
     @property
+    def skipped(self) -> NDArray[np.bool_] | None:
+        """Which rows of the last step or feed were skipped, bool ``[B, N]``; ``None`` if none were."""
+        return self._feeder.skipped
+
+    @property
     def memory(self) -> Memory:
         """Where its state lies, and through which everything is issued on a device."""
         return self._lane.arena.memory
@@ -89,13 +102,20 @@ class Stream:
 
         Raises:
             InputError: Wrong dtype, shape or range; a held input was never given; or the stream has ended.
-            NonFiniteError: The guard is on and saw NaN or infinity.
+            NonFiniteError: ``x``, or anything that the guard checks, holds NaN or infinity; the stream is as it was.
+            EdgememError: Another thread is in a call of this stream.
         """
-        if not self._plain or self._lane.ended:
-            return self._step_of_items(x)
-        self._take(x)
-        return self._guarded_step() if self._guard else self._step()
+        if not self._acquire(False):
+            raise in_use(self)
+        try:
+            if not self._plain or self._lane.ended:
+                return self._step_of_items(x)
+            self._take(x)
+            return self._taken_step()
+        finally:
+            self._release()
 
+    @exclusive
     def step_top(self, x: Any, k: int = 1) -> Top:
         """Advance by one step and give the ``k`` largest outputs alone.
 
@@ -113,7 +133,7 @@ class Stream:
         Raises:
             InputError: As in :meth:`step`; or the model's output is not a row of ``V`` values, or ``k`` is out of
                 range.
-            NonFiniteError: The guard is on and saw NaN or infinity.
+            NonFiniteError: As in :meth:`step`.
         """
         output = self._contract.output
         if len(output.shape) != 1 or not self._plain or not isinstance(k, int) or not 1 <= k <= output.shape[0]:
@@ -121,12 +141,15 @@ class Stream:
         if self._guard or self._lane.ended or k > self._lane.engine.picks:
             return largest(self.step(x), k)
         self._take(x)
+        if self._is_bad is not None and (self._policy.holds or self._is_bad()):
+            return largest(self._taken_step(), k)
         lane = self._lane
         lane.run(lane.calls[lane.arena.side])
         top = lane.engine.top(k)
         lane.commit(1)
         return top
 
+    @exclusive
     def feed(self, x: Any, outputs: Outputs = "last") -> Any:
         """Advance by any number of items, in chunks as long as the model takes.
 
@@ -143,7 +166,7 @@ class Stream:
 
         Raises:
             InputError: Wrong dtype, shape or range, or more than the model has positions for; the stream is as it was.
-            NonFiniteError: The guard is on and saw NaN or infinity; the stream is as it was.
+            NonFiniteError: ``x``, or anything that the guard checks, holds NaN or infinity; the stream is as it was.
         """
         if outputs not in get_args(Outputs):
             raise InputError(f"outputs={outputs!r} is not one of {', '.join(get_args(Outputs))}.")
@@ -154,6 +177,7 @@ class Stream:
         items = {spec.name: chunk_array(spec, given[spec.name], self.batch, may_be_empty=several) for spec in data}
         return self._feeder.feed(items, outputs)
 
+    @exclusive
     def finish(self, pad: float = 0) -> Any:
         """End the stream: fill up a step that is not complete, and give the outputs that are still due.
 
@@ -167,17 +191,11 @@ class Stream:
             InputError: The stream has ended before.
         """
         self._feeder.refuse_unready()
-        contract, batch = self._contract, self.batch
-        left = {spec.name: self._buffers.left_over(spec) for spec in contract.data}
-        steps = self._buffers.delay_steps + any(array.shape[1] for array in left.values())
-        fill = {}
-        for spec in contract.data:
-            missing = max(0, steps * spec.step_items - left[spec.name].shape[1])
-            fill[spec.name] = np.full((batch, missing, *spec.item_shape), pad, left[spec.name].dtype)
-        result = self._feeder.feed(fill, "all")
+        result = self._feeder.fill_up(pad)
         self._lane.end()
         return result
 
+    @exclusive
     def hold(self, held: Mapping[str, Any]) -> None:
         """Give inputs that hold for the whole stream, such as a speaker's embedding; ``reset`` keeps them.
 
@@ -186,15 +204,11 @@ class Stream:
 
         Raises:
             InputError: An input is unknown, or has the wrong dtype, shape or range.
+            NonFiniteError: A value is not finite, whatever ``on_nan`` is, unless that is ``"pass"``.
         """
-        specs = {spec.name: spec for spec in self._contract.held}
-        if unknown := sorted(set(held) - set(specs)):
-            raise InputError(f"no input {', '.join(unknown)} is held: there are {', '.join(specs) or 'none'}.")
-        values = {name: held_array(specs[name], value, self.batch) for name, value in held.items()}
-        for name, value in values.items():
-            self._buffers.arrays[HELD + name] = value.copy()
-            self._lane.arena.hold(specs[name], value)
+        self._feeder.hold(held, finite=self.on_nan != "pass")
 
+    @exclusive
     def reset(self, rows: Rows = None) -> None:
         """Put all streams, or those rows, back to position 0 and the initial state."""
         chosen = checked_rows(rows, self.batch)
@@ -202,12 +216,13 @@ class Stream:
             raise InputError("a growing state cannot be reset for some streams only.", hint="Reset all of them.")
         self._lane.reset(chosen)
 
+    @exclusive
     def fork(self, rows: Rows = None) -> Stream:
         """An independent copy: of all streams, or of those rows, in that order; a row may be taken several times."""
         chosen = checked_rows(rows, self.batch)
         if chosen == []:
             raise InputError("a fork needs 1 row or more, got none.")
-        copy = self._session.new_stream(self.batch if chosen is None else len(chosen))
+        copy = self._session.new_stream(self.batch if chosen is None else len(chosen), self.on_nan)
         copy._lane.copy([(self._lane, chosen)])
         return copy
 
@@ -218,18 +233,22 @@ class Stream:
         Raises:
             InputError: There are none, they are of several sessions, or a growing state stands at several positions.
         """
-        if not streams or any(stream._session is not streams[0]._session for stream in streams):
-            raise InputError("join takes streams of one session, 1 or more.")
+        if not streams or len({(stream._session, stream.on_nan) for stream in streams}) > 1:
+            raise InputError("join takes streams of one session with one policy for NaN, 1 or more.")
         session = streams[0]._session
         if not session.contract.has_fixed_size and len({int(p) for s in streams for p in s._positions}) > 1:
             raise InputError("a growing state needs every stream of a batch at one position.")
         rows = sum(stream.batch for stream in streams)
         if rows > 1 and not session.contract.has_batches:
             raise InputError("the graph has tensors without a batch axis: its streams cannot be joined.")
-        joined = session.new_stream(rows)
-        joined._lane.copy([(stream._lane, None) for stream in streams])
+        joined = session.new_stream(rows, streams[0].on_nan)
+        with contextlib.ExitStack() as stack:
+            for stream in streams:
+                stack.enter_context(stream.alone())
+            joined._lane.copy([(stream._lane, None) for stream in streams])
         return joined
 
+    @exclusive
     def split(self, rows: Rows) -> Stream:
         """Move those rows out into a stream of their own; this one keeps the others, in their order.
 
@@ -247,6 +266,7 @@ class Stream:
         self.__dict__.update(rest.__dict__)
         return moved
 
+    @exclusive
     def snapshot(self, note: str = "") -> bytes:
         """State and positions as bytes, which any runtime restores; see :mod:`edgemem.runtimes.snapshot`.
 
@@ -260,6 +280,7 @@ class Stream:
         """Write :meth:`snapshot` to a file, whole or not at all."""
         write_atomic(Path(path), self.snapshot(note))
 
+    @exclusive
     def restore(self, source: bytes | str | Path) -> str:
         """Take over state and positions of a snapshot: the next step is bit-equal to the one it was taken before.
 
@@ -282,10 +303,12 @@ class Stream:
         self._lane.load_buffers(parts.buffers)
         return parts.note
 
+    @exclusive
     def state(self) -> dict[str, Array]:
         """Copies of every state by name, ``[B, *shape]``; bfloat16 as its bits in uint16."""
         return self._lane.arena.read_state()
 
+    @exclusive
     def load_state(self, state: Mapping[str, Array], positions: Any) -> None:
         """Replace state and positions; items left over are dropped.
 
@@ -315,6 +338,18 @@ class Stream:
         else:
             spec = self._contract.input
             self._step_input[...] = step_array(spec, named((spec,), x, "step")[spec.name], self.batch)
+
+    def _taken_step(self) -> Any:
+        """A step from ``_step_input``, once it is known to be finite."""
+        if self._is_bad is not None:
+            name, self._feeder.skipped = self._contract.input.name, None
+            if self._is_bad():
+                return self._feeder.feed({name: self._step_input.copy()}, "last")
+            if self._policy.holds:
+                output = self._guarded_step() if self._guard else self._step()
+                self._buffers.arrays[LAST + name][...] = self._step_input[:, 0]
+                return output
+        return self._guarded_step() if self._guard else self._step()
 
     def _step(self) -> Array:
         """One step, by the shortest path where all rows stand at one position in host memory.
@@ -347,8 +382,6 @@ class Stream:
         return decode_bfloat16(self._step_output) if self._decodes else self._step_output
 
     def _guarded_step(self) -> Array:
-        name = self._contract.input.name
-        check_data(self._contract, {name: self._step_input}, self._positions)
         output = self._compute_step()
         self._feeder.check_new(1, {self._contract.output.name: output[:, np.newaxis]})
         self._lane.commit(1)
@@ -356,16 +389,10 @@ class Stream:
 
     def _step_of_items(self, x: Any) -> Any:
         """A step of a model that takes or gives more than one item of one tensor."""
-        self._feeder.refuse_unready()
-        contract = self._contract
-        for spec in contract.data:
-            if left := self._buffers.left_over(spec).shape[1]:
-                raise InputError(
-                    f"step takes exactly {spec.step_items} items of {spec.name!r}; the stream holds {left} already.",
-                    hint="Go on with feed(), or end the stream with finish().",
-                )
-        given = named(contract.data, x, "step")
-        items = {spec.name: step_array(spec, given[spec.name], self.batch) for spec in contract.data}
+        self._feeder.refuse_unready(whole_steps=True)
+        data = self._contract.data
+        given = named(data, x, "step")
+        items = {spec.name: step_array(spec, given[spec.name], self.batch) for spec in data}
         return self._feeder.feed(items, "last")
 
     def _close(self) -> None:

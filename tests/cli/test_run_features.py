@@ -106,8 +106,8 @@ def test_json_is_one_object(summer, invoke, csv):
 
 
 def test_json_stays_valid_if_a_prediction_is_not_finite(summer, invoke):
-    result = invoke("run", summer, "--json", input="nan,1\n")
-    assert json.loads(result.stdout, parse_constant=pytest.fail)["predictions"] == [[None, 1.0]]
+    result = invoke("run", summer, "--json", input="3e38,1\n3e38,1\n")
+    assert json.loads(result.stdout, parse_constant=pytest.fail)["predictions"][1] == [None, 2.0]
 
 
 def test_a_resumed_stream_continues_where_it_stopped(summer, invoke, tmp_path):
