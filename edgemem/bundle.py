@@ -22,7 +22,8 @@ from pathlib import Path
 
 from edgemem.contract import Contract
 from edgemem.errors import BundleError, EdgememError
-from edgemem.files import inside, replace_folder, sha256_file
+from edgemem.external_data import external_files
+from edgemem.files import inside, read_file, replace_folder, sha256_file
 from edgemem.manifest import MANIFEST_FORMAT, GraphFile, Manifest
 
 __all__ = [
@@ -42,14 +43,22 @@ __all__ = [
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 CHAT_TEMPLATE = "chat_template.jinja"
+_MOST_GRAPH_BYTES = 2 << 30  # of a protocol buffer
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose files have been checked against its manifest."""
+    """A bundle on disk whose files have been checked against its manifest.
+
+    Attributes:
+        path: Its folder.
+        manifest: What its manifest says.
+        digest: SHA-256 of the manifest, which it contains itself; ``None``: it is of version 1, which has none.
+    """
 
     path: Path
     manifest: Manifest
+    digest: str | None = None
 
     @property
     def contract(self) -> Contract:
@@ -100,7 +109,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     """
     folder = Path(path)
     try:
-        fields = MANIFEST_FORMAT.load(folder / MANIFEST)
+        fields = MANIFEST_FORMAT.load(inside(folder, MANIFEST))
     except BundleError as error:
         if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             raise
@@ -108,19 +117,34 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         raise BundleError(
             f"{folder} is not a bundle: it {what}.", hint="Make one with: edgemem export SOURCE --out BUNDLE"
         ) from None
-    bundle = Bundle(folder, Manifest.from_json(fields.values, str(folder / MANIFEST)))
+    bundle = Bundle(folder, Manifest.from_json(fields.values, str(folder / MANIFEST)), fields.digest)
     for name, (sha, size) in bundle.manifest.files.items():
         _check_file(folder, name, sha if verify else None, size)
     for graph in bundle.manifest.graphs:
-        bundle.file(graph.file)
+        _check_graph(bundle, graph)
     return bundle
+
+
+def _check_graph(bundle: Bundle, graph: GraphFile) -> None:
+    """Refuse a graph with data in a file that the manifest does not list: it could change unseen."""
+    path = bundle.file(graph.file)
+    try:
+        used = external_files(read_file(path, _MOST_GRAPH_BYTES))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} is not an ONNX graph: {error}.", hint=MANIFEST_FORMAT.hint) from error
+    if unlisted := sorted(used - set(bundle.manifest.files)):
+        raise BundleError(
+            f"{path} refers to {unlisted[0]!r}, which the manifest does not list.", hint="Do not use this bundle."
+        )
 
 
 def _check_file(folder: Path, name: str, sha: str | None, size: int) -> None:
     """Compare one file with its entry in the manifest; its content only where ``sha`` is given."""
     file = inside(folder, name)
-    if not file.is_file():
+    if not file.exists():
         raise BundleError(f"{folder}: {name} is missing.", hint="Copy the whole bundle, or export it again.")
+    if not file.is_file():
+        raise BundleError(f"{folder}: {name} is not a file.", hint="Do not use this bundle.")
     if (found := file.stat().st_size) != size:
         raise BundleError(
             f"{folder}: {name} has {found} bytes, but the manifest lists {size}.",
@@ -177,7 +201,7 @@ class BundleWriter:
             if file.is_file() and file.name != MANIFEST
         }
         created = manifest.created or datetime.now(timezone.utc).isoformat(timespec="seconds")
-        complete = replace(manifest, files=files, created=created)
-        MANIFEST_FORMAT.write(self.folder / MANIFEST, complete.to_json())
+        path, complete = self.folder / MANIFEST, replace(manifest, files=files, created=created)
+        MANIFEST_FORMAT.write(path, complete.to_json())
         self.finished = True
-        return Bundle(self.folder, complete)
+        return Bundle(self.folder, complete, MANIFEST_FORMAT.load(path).digest)

@@ -6,20 +6,52 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path, PurePosixPath
 
 from edgemem.errors import BundleError, EdgememError
 
 _HASH_BLOCK_BYTES = 1 << 20
+_KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link"}
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755  # temporary files are created readable only by their owner
+
+
+def open_file(path: Path, most_bytes: int | None = None) -> FileIO:
+    """Open a regular file for reading, unbuffered. A FIFO or a device is refused at once instead of waited for.
+
+    Raises:
+        OSError: It cannot be opened, is not a regular file, or is larger than ``most_bytes``.
+    """
+    file = FileIO(path, opener=lambda name, _: os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    found = os.fstat(file.fileno())
+    problem = ""
+    if not stat.S_ISREG(found.st_mode):
+        problem = f"it is {_KINDS.get(stat.S_IFMT(found.st_mode), 'a device')}, wanted a file"
+    elif most_bytes is not None and found.st_size > most_bytes:
+        problem = f"it has {found.st_size:,} bytes, at most {most_bytes:,} are allowed"
+    if problem:
+        file.close()
+        raise OSError(problem)
+    return file
+
+
+def read_file(path: Path, most_bytes: int) -> bytes:
+    """What a regular file of at most ``most_bytes`` holds.
+
+    Raises:
+        OSError: As :func:`open_file`.
+    """
+    with open_file(path, most_bytes) as file:
+        return file.readall()
 
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while block := file.read(_HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()

@@ -18,9 +18,15 @@ MANIFEST_FORMAT = JsonFormat(
     "an edgemem manifest",
     BundleError,
     way_out="export the model again with: edgemem export SOURCE --out BUNDLE",
+    versions=(1, 2),
+    digest_since=2,
 )
 # The first bundles do not have these entries.
 _LATER_ENTRIES: dict[str, Any] = {"special_tokens": {}, "generation": {}, "precision": {}}
+_ENTRIES = (
+    *("format", "version", "created", "source", "input_meaning", "tokenizer", *_LATER_ENTRIES),
+    *("graphs", "files", "versions", "verification", "model", "contract"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class GraphFile:
     @classmethod
     def from_json(cls, fields: Fields) -> GraphFile:
         """Read what :meth:`to_json` wrote."""
+        fields.only("file", "time")
         time = fields.items("time", int, "[fewest steps, most steps]")
         if len(time) != 2 or not 1 <= time[0] <= time[1]:
             raise fields.wrong("time", "[fewest steps, most steps]")
@@ -70,6 +77,7 @@ class LoadOptions:
     @classmethod
     def from_json(cls, fields: Fields) -> LoadOptions:
         """Read what :meth:`to_json` wrote."""
+        fields.only("memory", "max_length")
         return cls(
             fields.text("memory") if "memory" in fields.values else None,
             fields.integer("max_length", least=1) if "max_length" in fields.values else None,
@@ -109,7 +117,8 @@ class SourceInfo:
     @classmethod
     def from_json(cls, fields: Fields) -> SourceInfo:
         """Read what :meth:`to_json` wrote."""
-        fields = fields.with_defaults({"kind": "", "name": "", "random_weights": False, "options": {}})
+        defaults = {"kind": "", "name": "", "random_weights": False, "options": {}}
+        fields = fields.with_defaults(defaults).only(*defaults)
         return cls(
             fields.text("kind"),
             fields.text("name"),
@@ -186,7 +195,7 @@ class Manifest:
         Raises:
             BundleError: It is not a manifest of a version known here, or it is malformed.
         """
-        fields = MANIFEST_FORMAT.check(data, where).with_defaults(_LATER_ENTRIES)
+        fields = MANIFEST_FORMAT.check(data, where).with_defaults(_LATER_ENTRIES).only(*_ENTRIES)
         files = fields.object("files")
         try:
             manifest = cls(
@@ -213,6 +222,7 @@ class Manifest:
 
 def _file(fields: Fields) -> tuple[str, int]:
     """SHA-256 and size of a file."""
+    fields.only("sha256", "bytes")
     return fields.text("sha256"), fields.integer("bytes")
 
 

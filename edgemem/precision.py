@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from typing import Any, Literal, get_args
 
 from edgemem.dtypes import FloatDType
@@ -71,6 +72,7 @@ class Precision:
         """
         if not fields.values:
             return cls()
+        fields.only(*(field.name for field in dataclass_fields(cls)))
         dtype, weights = fields.text("dtype"), fields.text_or_none("weights")
         if dtype not in get_args(FloatDType):
             raise fields.wrong("dtype", f"one of {', '.join(get_args(FloatDType))}")

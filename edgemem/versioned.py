@@ -5,6 +5,7 @@ Every error names the file, what was found, what was wanted, and the way out.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgemem.errors import EdgememError
-from edgemem.files import write_atomic
+from edgemem.files import read_file, write_atomic
 
 T = TypeVar("T")
 _SHOWN_CHARACTERS = 60
+_MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class JsonFormat:
         way_out: What to do about such a file, as the middle of a sentence: ``"export the model again"``.
         versions: Versions that this edgemem reads; it writes the last one. Empty: the format has no version.
         version_key: Name of the entry that holds the version.
+        digest_since: The first version whose files contain a SHA-256 of themselves, which finds every accidental
+            change; ``None``: none does.
     """
 
     name: str
@@ -37,6 +41,7 @@ class JsonFormat:
     way_out: str
     versions: tuple[int | str, ...] = (1,)
     version_key: str = "version"
+    digest_since: int | None = None
 
     def stamp(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """``values`` after the format's name and its newest version."""
@@ -80,10 +85,27 @@ class JsonFormat:
             EdgememError: It cannot be read, or :meth:`check` refuses it; the class is :attr:`error`.
         """
         try:
-            data = read_json(path)
-        except (OSError, ValueError) as error:
+            content = read_file(path, _MOST_BYTES)
+        except OSError as error:
             raise self.refusal(f"{path} cannot be read: {error}") from error
-        return self.check(data, str(path))
+        return self.read(content, str(path))
+
+    def read(self, content: bytes, where: str) -> Fields:
+        """Read and check a file's content; ``where`` is its name.
+
+        Raises:
+            EdgememError: As :meth:`load`.
+        """
+        try:
+            data = parse_json(content)
+        except ValueError as error:
+            raise self.refusal(f"{where} cannot be read: {error}") from error
+        fields = self.check(data, where)
+        if self.digest_since is not None and data[self.version_key] >= self.digest_since:
+            fields.digest = data.pop("digest", None)
+            if not isinstance(fields.digest, str) or _digest(content, fields.digest) != fields.digest:
+                raise self.refusal(f"{where} was changed after it was written: it does not match its own digest.")
+        return fields
 
     def write(self, path: Path, data: Mapping[str, Any]) -> None:
         """Write what :meth:`stamp` made; readers see the old file or the new one, never a part.
@@ -91,12 +113,19 @@ class JsonFormat:
         Raises:
             EdgememError: The file cannot be written.
         """
-        write_atomic(path, f"{json.dumps(data, indent=1, ensure_ascii=False)}\n".encode())
+        write_atomic(path, self.encode(data))
+
+    def encode(self, data: Mapping[str, Any]) -> bytes:
+        """The file's content for what :meth:`stamp` made."""
+        if self.digest_since is None:
+            return _encoded(data)
+        content = _encoded(self.stamp({"digest": ""} | dict(data) | {"digest": ""}))
+        return content.replace(_entry(""), _entry(_digest(content, "")), 1)
 
     def is_at(self, path: Path) -> bool:
         """Whether ``path`` is a JSON file of this format, of any version and whatever else it holds."""
         try:
-            data = read_json(path)
+            data = parse_json(read_file(path, _MOST_BYTES))
         except (OSError, ValueError):
             return False
         return isinstance(data, dict) and data.get("format") == self.name
@@ -125,9 +154,22 @@ class Fields:
 
     def __init__(self, data: Any, where: str, format: JsonFormat) -> None:
         self.where, self.format = where, format
+        self.digest: str | None = None
         if not isinstance(data, dict):
             raise format.refusal(f"{where} is malformed: it is {shown(data)}, wanted an object.")
         self.values: dict[str, Any] = data
+
+    def only(self, *known: str) -> Fields:
+        """The same values, if all their names are known.
+
+        Raises:
+            EdgememError: There is another name: a later version, or a misspelling, whose meaning would be lost.
+        """
+        if unknown := sorted(set(self.values) - set(known)):
+            raise self.format.refusal(
+                f"{self.where} is malformed: it has {shown(unknown[0])}, which is not known here."
+            )
+        return self
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Fields:
         """The same values, plus those of ``defaults`` whose names are missing."""
@@ -215,14 +257,26 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+def _encoded(data: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(data, indent=1, ensure_ascii=False)}\n".encode()
+
+
+def _entry(digest: str) -> bytes:
+    return f'"digest": "{digest}"'.encode(errors="replace")
+
+
+def _digest(content: bytes, digest: str) -> str:
+    """SHA-256, in hexadecimal, of a file's content in which the digest's own value is left out."""
+    return hashlib.sha256(content.replace(_entry(digest), _entry(""), 1)).hexdigest()
+
+
+def parse_json(content: bytes) -> Any:
+    """The value of a JSON text in UTF-8.
 
     Raises:
-        OSError: The file cannot be read.
-        ValueError: It does not hold JSON.
+        ValueError: It is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content.decode("utf-8"))
     except RecursionError as error:
         raise ValueError("its values are nested too deeply") from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from edgemem.bundle import (
@@ -26,7 +28,7 @@ from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.decoder_config import DecoderConfig
 from edgemem.errors import BundleError, EdgememError
 from edgemem.generation_defaults import GenerationDefaults
-from edgemem.manifest import LoadOptions, SourceInfo
+from edgemem.manifest import MANIFEST_FORMAT, LoadOptions, SourceInfo
 from edgemem.precision import Precision
 
 CONTRACT = Contract(
@@ -36,7 +38,13 @@ CONTRACT = Contract(
     max_chunk=8,
 )
 MODEL = DecoderConfig(d_model=8, layers=1, heads=1, vocab_size=5, memory=[{"type": "window", "window": 8}])
-FILES = {"step.onnx": b"step", "chunk.onnx": b"chunk", WEIGHTS: b"weights" * 100, "tokenizer.json": b"{}"}
+# The graphs are protocol buffers that hold a producer's name.
+FILES = {
+    "step.onnx": b"\x12\x04step",
+    "chunk.onnx": b"\x12\x05chunk",
+    WEIGHTS: b"weights" * 100,
+    "tokenizer.json": b"{}",
+}
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -73,7 +81,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def edit(bundle: Bundle, change: Callable[[dict[str, Any]], object]) -> None:
     data = json.loads((bundle.path / MANIFEST).read_text())
     change(data)
-    (bundle.path / MANIFEST).write_text(json.dumps(data))
+    (bundle.path / MANIFEST).write_bytes(MANIFEST_FORMAT.encode(data))
 
 
 # What is written is read
@@ -166,10 +174,12 @@ def test_a_manifest_that_is_a_folder_is_refused(bundle: Bundle) -> None:
         open_bundle(bundle.path)
 
 
-@pytest.mark.parametrize("version", [0, 2, 3, "1", None, True, [1]])
+@pytest.mark.parametrize("version", [0, 3, "1", None, True, [1]])
 def test_a_bundle_of_another_version_is_refused(bundle: Bundle, version: Any) -> None:
     edit(bundle, lambda data: data.update(version=version))
-    with pytest.raises(BundleError, match=re.escape(f"version {version!r}, this edgemem reads version 1")) as refusal:
+    with pytest.raises(
+        BundleError, match=re.escape(f"version {version!r}, this edgemem reads versions 1 and 2")
+    ) as refusal:
         open_bundle(bundle.path)
     assert str(bundle.path / MANIFEST) in refusal.value.message
     assert "Install edgemem 0, which wrote it" in (refusal.value.hint or "")
@@ -206,6 +216,22 @@ MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
     "a temperature below 0": lambda data: data.update(generation={"temperature": -1}),
     "a setting of generation that is unknown": lambda data: data.update(generation={"heat": 1}),
 }
+
+
+@pytest.mark.parametrize(
+    "place", [(), ("source",), ("source", "options"), ("graphs", 0), ("files", WEIGHTS), ("precision",), ("contract",)]
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_name_that_is_not_known_is_refused_wherever_it_is(
+    bundle: Bundle, place: tuple[Any, ...], version: int
+) -> None:
+    data = bundle.manifest.to_json() | {"version": version}
+    here: Any = data
+    for key in place:
+        here = here[key]
+    here["later"] = 1
+    with pytest.raises(BundleError, match="later"):
+        Manifest.from_json(data)
 
 
 YOUNGER = {"special_tokens", "generation", "precision"}  # than the first bundles
@@ -264,6 +290,64 @@ def test_a_manifest_cannot_name_a_file_outside_its_folder(bundle: Bundle, name: 
     outside.write_bytes(b"x")
     (bundle.path / "link").symlink_to(outside)
     edit(bundle, lambda data: data["files"].update({name: {"sha256": "0", "bytes": 1}}))
+    with pytest.raises(BundleError, match="leaves its folder"):
+        open_bundle(bundle.path)
+
+
+def test_no_bit_of_a_manifest_flips_unnoticed(bundle: Bundle) -> None:
+    path = bundle.path / MANIFEST
+    content = path.read_bytes()
+    accepted = []
+    for place in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        try:
+            MANIFEST_FORMAT.read(bytes(flipped), MANIFEST)
+        except BundleError:
+            continue
+        accepted.append(place)
+    assert accepted == []
+    assert MANIFEST_FORMAT.read(content, MANIFEST).digest == bundle.digest
+
+
+@pytest.mark.parametrize("change", [lambda text: text.replace('"bytes"', '"Bytes"'), lambda text: text + " "])
+def test_a_manifest_that_was_edited_is_refused_with_the_way_out(bundle: Bundle, change: Callable[[str], str]) -> None:
+    path = bundle.path / MANIFEST
+    path.write_text(change(path.read_text()))
+    with pytest.raises(BundleError, match="was changed after it was written") as refusal:
+        open_bundle(bundle.path)
+    assert "edgemem export" in (refusal.value.hint or "")
+
+
+def test_a_digest_that_is_missing_is_not_passed_over(bundle: Bundle) -> None:
+    for digest in (None, "", 3, "é"):
+        data = {"format": "edgemem.bundle", "version": 2, "digest": digest, **bundle.manifest.to_json()}
+        (bundle.path / MANIFEST).write_text(json.dumps(data))
+        with pytest.raises(BundleError, match="its own digest"):
+            open_bundle(bundle.path)
+
+
+def test_a_graph_may_only_refer_to_files_that_the_manifest_lists(tmp_path: Path) -> None:
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[2], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="side.bin")
+    graph = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor])).SerializeToString()
+    files = {**FILES, "chunk.onnx": graph}
+    with pytest.raises(BundleError, match=r"chunk.onnx refers to 'side.bin', which the manifest does not list"):
+        write(tmp_path / "bundle", files)
+    write(tmp_path / "bundle", {**files, "side.bin": b"12345678"})
+
+
+@pytest.mark.parametrize("name", [MANIFEST, *FILES])
+def test_a_fifo_or_a_device_in_place_of_a_file_is_refused_at_once(bundle: Bundle, name: str) -> None:
+    (bundle.path / name).unlink()
+    os.mkfifo(bundle.path / name)
+    with pytest.raises(BundleError, match=f"{name}.* is (not a file|a FIFO)"):
+        open_bundle(bundle.path)
+
+
+def test_the_manifest_itself_lies_in_the_folder(bundle: Bundle) -> None:
+    (bundle.path / MANIFEST).rename(bundle.path.parent / "outside")
+    (bundle.path / MANIFEST).symlink_to(bundle.path.parent / "outside")
     with pytest.raises(BundleError, match="leaves its folder"):
         open_bundle(bundle.path)
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgemem.errors import BundleError, EdgememError
-from edgemem.files import inside, replace_folder, sha256_file, write_atomic
+from edgemem.files import inside, read_file, replace_folder, sha256_file, write_atomic
 
 
 def fail(number: int) -> Any:
@@ -36,6 +36,21 @@ def test_the_hash_is_that_of_the_whole_file(tmp_path_factory: pytest.TempPathFac
     path = tmp_path_factory.mktemp("hash") / "file"
     path.write_bytes(data)
     assert sha256_file(path) == hashlib.sha256(data).hexdigest()
+
+
+def test_only_a_file_within_the_limit_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_file(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(OSError, match="it has 5 bytes, at most 4 are allowed"):
+        read_file(tmp_path / "file", 4)
+    os.mkfifo(tmp_path / "fifo")
+    for path, what in (
+        (tmp_path / "fifo", "a FIFO"),
+        (tmp_path, "a directory|a folder"),
+        (Path("/dev/zero"), "a device"),
+    ):
+        with pytest.raises(OSError, match=f"(?i){what}"):
+            read_file(path, 5)
 
 
 # Names

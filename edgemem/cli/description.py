@@ -20,6 +20,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     return {
         "path": str(bundle.path),
         "fingerprint": bundle.fingerprint,
+        "manifest_digest": bundle.digest,
         "created": manifest.created,
         "source": manifest.source.to_json(),
         "load_options": str(manifest.source.options),

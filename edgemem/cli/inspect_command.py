@@ -61,6 +61,7 @@ def _print_bundle(out: Console, facts: Mapping[str, Any], manifest: Manifest) ->
         "graphs": readable_bytes(totals["graph_bytes"]),
         "whole bundle": readable_bytes(totals["bundle_bytes"]),
         "fingerprint": facts["fingerprint"],
+        "manifest's digest": facts["manifest_digest"] or "none: version 1 cannot tell whether it was changed",
     }
     print_table(out, "Bundle", ("name", "value"), [(name, value) for name, value in rows.items() if value])
 

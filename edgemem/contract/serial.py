@@ -40,13 +40,15 @@ def reading(where: str) -> Iterator[None]:
 
 def contract_fields(data: dict[str, Any]) -> dict[str, Any]:
     """The fields of a contract from its JSON, of any version known here; see :func:`reading` for its errors."""
+    first = {1: ("input", "output"), 2: ("inputs", "outputs")}[data["version"]]
+    options = ("position", "output_indices", "max_chunk")
+    _refuse_unknown(data, ("format", "version", *first, "states", *options, "max_position"))
     fields = _READERS[data["version"]](data)
     for state, entry in zip(fields["states"], data["states"], strict=True):
         if entry.get("bytes") != state.nbytes:
             raise ContractError(
                 f"state {state.name!r}: the contract has {entry.get('bytes')} bytes, its shape {state.nbytes}."
             )
-    options = ("position", "output_indices", "max_chunk")
     return {**fields, **{key: data[key] for key in options}, "max_position": data.get("max_position")}
 
 
@@ -175,7 +177,8 @@ def _version_1_state(entry: dict[str, Any]) -> StateSpec:
 
 def _refuse_unknown(entry: dict[str, Any], known: tuple[str, ...]) -> None:
     if unknown := sorted(set(entry) - set(known)):
-        raise ContractError(f"{entry.get('name')!r} has {', '.join(unknown)}, which this version does not know.")
+        owner = repr(entry["name"]) if "name" in entry else "the contract"
+        raise ContractError(f"{owner} has {', '.join(map(str, unknown))}, which this version does not know.")
 
 
 def _tuples(value: Any) -> Any:

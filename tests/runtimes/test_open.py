@@ -81,7 +81,7 @@ def test_a_graph_that_onnxruntime_is_too_old_for_is_refused_with_a_hint(tmp_path
 
 def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
     with write_bundle(tmp_path / "b") as writer:
-        (writer.folder / "model.onnx").write_bytes(b"hello")
+        (writer.folder / "model.onnx").write_bytes(b"\x12\x05hello")  # a protocol buffer without a graph
         writer.finish(Manifest(contract=tiny.TOKENS, graphs=(GraphFile("model.onnx", 1, 4),)))
     with pytest.raises(BundleError, match="cannot load"):
         opened(tmp_path / "b")
