@@ -13,18 +13,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import metadata
+from io import FileIO
 from pathlib import Path
 
 from edgemem.contract import Contract
 from edgemem.errors import BundleError, EdgememError
 from edgemem.external_data import external_files
-from edgemem.files import inside, read_file, replace_folder, sha256_file
+from edgemem.files import hash_of, inside, open_file, replace_folder, sha256_file
 from edgemem.manifest import MANIFEST_FORMAT, GraphFile, Manifest
+from edgemem.unchanged import Stamp, fixed_folder, keep_writers_out
 
 __all__ = [
     "CHAT_TEMPLATE",
@@ -59,6 +63,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     digest: str | None = None
+    _hashed: dict[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def contract(self) -> Contract:
@@ -80,6 +85,81 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(f"{self.path}: the manifest lists no file {name!r}.")
         return inside(self.path, name)
+
+    def read(self, name: str, most_bytes: int) -> bytes:
+        """What a file holds that the manifest lists.
+
+        Raises:
+            BundleError: It cannot be read, was changed, or is larger than ``most_bytes``.
+        """
+        with self._opened(name, self.path, most_bytes) as file:
+            content = file.readall()
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[name][0]:
+            raise self._changed(name)
+        return content
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[Path]:
+        """The folder to load files from. What is loaded inside the block has the hashes of the manifest.
+
+        Raises:
+            BundleError: A file was changed since the bundle was opened, or while the block ran.
+        """
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(fixed_folder(self.path))
+            stamps = {}
+            for name in self.manifest.files:
+                file = stack.enter_context(self._opened(name, folder))
+                keep_writers_out(file)
+                stamps[name] = Stamp.of(file.fileno())
+                if self._hashed.get(name) != stamps[name] or not stamps[name].is_settled:
+                    self._verify(name, file)
+            yield folder
+            for name, stamp in stamps.items():
+                if not stamp.is_of(folder / name):
+                    raise BundleError(f"{self.path}: {name} was changed while it was loaded.", hint="Open it again.")
+
+    def check_files(self, verify: bool) -> None:
+        """Compare every file with its entry in the manifest; its content only if ``verify``.
+
+        Raises:
+            BundleError: A file is missing, is of another size, or has another content.
+        """
+        for name in self.manifest.files:
+            with self._opened(name, self.path) as file:
+                stamp = Stamp.of(file.fileno())
+                if verify:
+                    self._verify(name, file)
+                    self._hashed[name] = stamp
+
+    @contextlib.contextmanager
+    def _opened(self, name: str, folder: Path, most_bytes: int | None = None) -> Iterator[FileIO]:
+        """A file of the size that the manifest lists."""
+        size = self.manifest.files[name][1]
+        try:
+            file = open_file(inside(folder, name), most_bytes)
+        except FileNotFoundError:
+            hint = "Copy the whole bundle, or export it again."
+            raise BundleError(f"{self.path}: {name} is missing.", hint=hint) from None
+        except OSError as error:
+            raise BundleError(f"{self.path}: {name} cannot be read: {error.strerror or error}.") from error
+        with file:
+            if (found := os.fstat(file.fileno()).st_size) != size:
+                raise BundleError(
+                    f"{self.path}: {name} has {found} bytes, but the manifest lists {size}.",
+                    hint="The file was cut short or changed: copy the bundle again, or export it again.",
+                )
+            yield file
+
+    def _verify(self, name: str, file: FileIO) -> None:
+        if hash_of(file) != self.manifest.files[name][0]:
+            raise self._changed(name)
+
+    def _changed(self, name: str) -> BundleError:
+        return BundleError(
+            f"{self.path}: the SHA-256 of {name} differs from the manifest's.",
+            hint="The file was changed after the export: copy the bundle again, or export it again.",
+        )
 
     def graph_for(self, time: int) -> GraphFile | None:
         """The narrowest graph that takes ``time`` steps in one call, or ``None``."""
@@ -118,8 +198,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
             f"{folder} is not a bundle: it {what}.", hint="Make one with: edgemem export SOURCE --out BUNDLE"
         ) from None
     bundle = Bundle(folder, Manifest.from_json(fields.values, str(folder / MANIFEST)), fields.digest)
-    for name, (sha, size) in bundle.manifest.files.items():
-        _check_file(folder, name, sha if verify else None, size)
+    bundle.check_files(verify)
     for graph in bundle.manifest.graphs:
         _check_graph(bundle, graph)
     return bundle
@@ -129,31 +208,12 @@ def _check_graph(bundle: Bundle, graph: GraphFile) -> None:
     """Refuse a graph with data in a file that the manifest does not list: it could change unseen."""
     path = bundle.file(graph.file)
     try:
-        used = external_files(read_file(path, _MOST_GRAPH_BYTES))
-    except (OSError, ValueError) as error:
+        used = external_files(path.read_bytes())
+    except ValueError as error:
         raise BundleError(f"{path} is not an ONNX graph: {error}.", hint=MANIFEST_FORMAT.hint) from error
     if unlisted := sorted(used - set(bundle.manifest.files)):
         raise BundleError(
             f"{path} refers to {unlisted[0]!r}, which the manifest does not list.", hint="Do not use this bundle."
-        )
-
-
-def _check_file(folder: Path, name: str, sha: str | None, size: int) -> None:
-    """Compare one file with its entry in the manifest; its content only where ``sha`` is given."""
-    file = inside(folder, name)
-    if not file.exists():
-        raise BundleError(f"{folder}: {name} is missing.", hint="Copy the whole bundle, or export it again.")
-    if not file.is_file():
-        raise BundleError(f"{folder}: {name} is not a file.", hint="Do not use this bundle.")
-    if (found := file.stat().st_size) != size:
-        raise BundleError(
-            f"{folder}: {name} has {found} bytes, but the manifest lists {size}.",
-            hint="The file was cut short or changed: copy the bundle again, or export it again.",
-        )
-    if sha is not None and sha256_file(file) != sha:
-        raise BundleError(
-            f"{folder}: the SHA-256 of {name} differs from the manifest's.",
-            hint="The file was changed after the export: copy the bundle again, or export it again.",
         )
 
 

@@ -50,10 +50,16 @@ def read_file(path: Path, most_bytes: int) -> bytes:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
     with open_file(path) as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
+        return hash_of(file)
+
+
+def hash_of(file: FileIO) -> str:
+    """SHA-256 of an open file's content from its beginning, in hexadecimal."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(_HASH_BLOCK_BYTES))
+    file.seek(0)
+    while size := file.readinto(block):
+        digest.update(block[:size])
     return digest.hexdigest()
 
 

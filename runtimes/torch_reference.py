@@ -11,6 +11,7 @@ from torch import nn
 from edgemem.bundle import WEIGHTS, Bundle
 from edgemem.contract import OUTPUT_INDICES, POSITION, Contract
 from edgemem.errors import BundleError, EdgememError, RuntimeUnavailableError
+from edgemem.machine.mappings import make_private
 from edgemem.overrides import override
 from edgemem.protocol import as_one, by_name, takes_output_indices
 from edgemem.runtimes.engine import Call, Engine, Tensors
@@ -33,7 +34,9 @@ def open_session(bundle: Bundle, *, threads: int | None, device: str, guard: boo
             f"{bundle.path} holds the graph of a module of your own, which the torch runtime cannot rebuild.",
             hint="Use runtime='onnxruntime', or TorchSession(contract, module) with the live module.",
         )
-    module: nn.Module = load_weights(Decoder(bundle.manifest.model), bundle.file(WEIGHTS))
+    with bundle.loading() as folder:
+        module: nn.Module = load_weights(Decoder(bundle.manifest.model), folder / WEIGHTS)
+        make_private(folder)
     if bundle.contract.position == "none":
         module = Sealed(module)
     return TorchSession(bundle.contract, module, bundle=bundle, threads=threads, device=device, guard=guard)

@@ -13,7 +13,7 @@ import onnx
 import onnx.parser
 from onnx import numpy_helper
 
-from edgemem.bundle import GraphFile, Manifest, write_bundle
+from edgemem.bundle import WEIGHTS, GraphFile, Manifest, write_bundle
 from edgemem.contract import METADATA_KEY, Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.manifest import SourceInfo
 
@@ -126,3 +126,37 @@ def write_summer(folder: Path, width: int = 2) -> Path:
     )
     graph = SUMMER_GRAPH.replace(", 2]", f", {width}]")
     return write_graph(folder, graph, contract, {}, source=SourceInfo("factory", "summer"))
+
+
+_LOOKER_GRAPH = """
+<ir_version: 8, opset_import: ["" : 20]>
+looker (int64[batch, time] tokens, float[batch, 1] "past.0.sum.total")
+    => (float[batch, time, 16] values, float[batch, 1] "present.0.sum.total")
+<float[64, 16] table>
+{
+    values = Gather(table, tokens)
+    "present.0.sum.total" = Identity("past.0.sum.total")
+}
+"""
+
+
+def write_looker(folder: Path, scale: float) -> Path:
+    """A model of tokens whose outputs are ``scale`` times the token, looked up in external data of 4 KiB."""
+    contract = replace(
+        RECITER,
+        input_specs=(InputSpec("tokens", (), "int64", vocab_size=64),),
+        output_specs=(OutputSpec("values", (16,)),),
+        position="none",
+    )
+    model = onnx.parser.parse_model(_LOOKER_GRAPH)
+    del model.graph.initializer[:]
+    table = np.repeat(np.arange(64, dtype=np.float32)[:, None] * np.float32(scale), 16, axis=1)
+    model.graph.initializer.append(numpy_helper.from_array(table, "table"))
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], WEIGHTS, offset=0, length=table.nbytes)
+    model.graph.initializer[0].ClearField("raw_data")
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(contract.to_json())})
+    with write_bundle(folder) as writer:
+        (writer.folder / "model.onnx").write_bytes(model.SerializeToString())
+        (writer.folder / WEIGHTS).write_bytes(table.tobytes())
+        writer.finish(Manifest(contract, (GraphFile("model.onnx", 1, contract.max_chunk),)))
+    return folder

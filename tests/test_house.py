@@ -13,7 +13,7 @@ from tests import house
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("console", "dtypes", "external_data", "files", "overrides", "plugins"),
+    ("console", "dtypes", "external_data", "files", "overrides", "plugins", "unchanged"),
     ("versioned",),
     ("contract", "generation_defaults"),
     ("decoder_config", "precision"),

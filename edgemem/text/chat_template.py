@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Message = Mapping[str, str]
 """``role`` (``"system"``, ``"user"``, ``"assistant"``) and ``content``."""
 
+_MOST_TEMPLATE_BYTES = 1 << 20
+
 
 class ChatTemplate:
     """The chat template of a checkpoint, in Jinja, rendered in a sandbox.
@@ -142,7 +144,7 @@ def open_chat_template(bundle: Bundle) -> ChatTemplate | None:
         return None
     path = bundle.file(CHAT_TEMPLATE)
     try:
-        source = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        source = bundle.read(CHAT_TEMPLATE, _MOST_TEMPLATE_BYTES).decode()
+    except UnicodeDecodeError as error:
         raise BundleError(f"{path} cannot be read: {error}") from error
     return ChatTemplate(source, bundle.manifest.special_tokens, str(path))

@@ -13,6 +13,7 @@ from edgemem.bundle import Bundle, GraphFile
 from edgemem.dtypes import element_type
 from edgemem.errors import BundleError, RuntimeUnavailableError
 from edgemem.machine import huge_pages
+from edgemem.machine.mappings import make_private
 from edgemem.overrides import override
 from edgemem.runtimes.engine import Call, Engine, Tensors
 from edgemem.runtimes.memory import HostMemory, Memory
@@ -81,18 +82,22 @@ class OrtEngine(Engine):
         self.memory, first = self._choose(onnxruntime.get_available_providers(), device)
         self.graphs: dict[str, Any] = {}
         regions = huge_pages.anonymous_regions()
-        for graph in bundle.manifest.graphs:
-            providers = [*self._providers(self.memory, graph, first), CPU]
-            loaded = load_graph(onnxruntime, bundle, graph, providers, options)
-            if loaded.get_providers()[0] != first:
-                if device == "cuda" or first == TENSORRT:
-                    raise no_cuda(f"ONNX Runtime could not start {first}")
-                self.memory, first = HostMemory(), CPU
-            check_graph(loaded, bundle.contract, graph)
-            self.graphs[graph.file] = loaded
+        with bundle.loading() as folder:
+            if first == TENSORRT:  # which names the engines in its cache after the path
+                folder = bundle.path
+            for graph in bundle.manifest.graphs:
+                providers = [*self._providers(self.memory, graph, first), CPU]
+                loaded = load_graph(onnxruntime, bundle, folder, graph, providers, options)
+                if loaded.get_providers()[0] != first:
+                    if device == "cuda" or first == TENSORRT:
+                        raise no_cuda(f"ONNX Runtime could not start {first}")
+                    self.memory, first = HostMemory(), CPU
+                check_graph(loaded, bundle.contract, graph)
+                self.graphs[graph.file] = loaded
+            if first == CPU:
+                huge_pages.join_pages_since(regions)
+            make_private(folder)
         self._device = "cpu" if first == CPU else "cuda"
-        if first == CPU:
-            huge_pages.join_pages_since(regions)
 
     def _choose(self, available: list[str], device: str) -> tuple[Memory, str]:
         """The memory and the first provider for ``device``."""

@@ -27,19 +27,29 @@ class LoadOptions:
     profile: Path | None = None
 
 
-def load_graph(onnxruntime: Any, bundle: Bundle, graph: GraphFile, providers: list[Any], wanted: LoadOptions) -> Any:
+def load_graph(
+    onnxruntime: Any, bundle: Bundle, folder: Path, graph: GraphFile, providers: list[Any], wanted: LoadOptions
+) -> Any:
     """An ``onnxruntime.InferenceSession`` for one graph of a bundle.
+
+    Args:
+        onnxruntime: The package.
+        bundle: The bundle.
+        folder: Where its files are loaded from.
+        graph: Which of its graphs.
+        providers: ONNX Runtime's execution providers, with their options.
+        wanted: How to load it.
 
     Raises:
         RuntimeUnavailableError: There are no kernels for the graph's dtype here.
         BundleError: ONNX Runtime cannot load the graph.
     """
     options, disabled = _session_options(onnxruntime, bundle, graph, wanted)
-    path = bundle.file(graph.file)
+    path = str(folder / graph.file)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers, disabled_optimizers=disabled)
+        return onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=disabled)
     except Exception as error:
-        raise _why_not(onnxruntime, bundle, path, str(error)) from error
+        raise _why_not(onnxruntime, bundle, bundle.file(graph.file), str(error)) from error
 
 
 def _session_options(onnxruntime: Any, bundle: Bundle, graph: GraphFile, wanted: LoadOptions) -> tuple[Any, list[str]]:

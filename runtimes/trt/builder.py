@@ -75,7 +75,9 @@ def parse(bundle: Bundle, graph: GraphFile, flavour: Flavour) -> Parsed:
     network = builder.create_network(flavour.network_flags())
     parser = flavour.module.OnnxParser(network, logger)
     # From the file, not from bytes: the weights lie beside it.
-    if not parser.parse_from_file(os.fspath(bundle.file(graph.file))):
+    with bundle.loading() as folder:
+        parsed = parser.parse_from_file(os.fspath(folder / graph.file))
+    if not parsed:
         raise EngineError(
             f"{flavour.name} {flavour.version} does not read {graph.file}: {_parser_errors(parser, log)}",
             hint="See what the target cannot take, by node: edgemem build --check-only",

@@ -92,7 +92,8 @@ def test_the_error_about_a_missing_package_names_the_command_that_installs_it(mo
 def test_a_bundle_without_a_template_has_none(tmp_path):
     def bundle(*files: str) -> Bundle:
         manifest = SimpleNamespace(files=dict.fromkeys(files), special_tokens=SPECIAL)
-        return cast(Bundle, SimpleNamespace(manifest=manifest, file=tmp_path.joinpath))
+        read = lambda name, most_bytes: (tmp_path / name).read_bytes()  # noqa: E731
+        return cast(Bundle, SimpleNamespace(manifest=manifest, file=tmp_path.joinpath, read=read))
 
     assert open_chat_template(bundle("tokenizer.json")) is None
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}é", encoding="utf-8")

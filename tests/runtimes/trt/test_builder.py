@@ -110,8 +110,11 @@ def test_a_step_graph_and_a_chunk_graph_become_an_engine_each(rtx, tmp_path, tim
 
 
 def test_a_file_that_is_no_graph_is_refused_with_the_parsers_words(rtx, reciter, tmp_path):
-    bundle = open_bundle(write_reciter(tmp_path / "broken"))
-    (bundle.path / "model.onnx").write_bytes(b"no graph" * 100)
+    graph = onnx.helper.make_graph([onnx.helper.make_node("NoSuchOperator", [], ["y"])], "broken", [], [])
+    with write_bundle(tmp_path / "broken") as writer:
+        onnx.save(onnx.helper.make_model(graph), writer.folder / "model.onnx")
+        writer.finish(reciter.manifest)
+    bundle = open_bundle(tmp_path / "broken")
     with pytest.raises(EngineError, match=r"does not read model\.onnx"):
         parse(bundle, bundle.manifest.graphs[0], rtx)
 

@@ -1,0 +1,70 @@
+"""Files that are as they were hashed when they are loaded, though an engine opens them again by their names."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+_F_SETSIG = 10
+_TICK_NS = 20_000_000  # two changes within a tick of the kernel's clock may leave the same times
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the file system knows about a file. Writing to it, renaming it and replacing it all change this."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, file: int | Path) -> Stamp:
+        """The stamp of a file, by its descriptor or its path.
+
+        Raises:
+            OSError: There is no such file.
+        """
+        found = os.stat(file)
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+    def is_of(self, path: Path) -> bool:
+        """Whether this is still the stamp of the file at ``path``."""
+        try:
+            return Stamp.of(path) == self
+        except OSError:
+            return False
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether another change would give another stamp: the last one is more than a tick of the clock ago."""
+        return abs(time.time_ns() - self.changed_ns) > _TICK_NS
+
+
+@contextlib.contextmanager
+def fixed_folder(folder: Path) -> Iterator[Path]:
+    """A path that leads to this very folder, whatever is renamed; ``folder`` itself where the system has none."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fixed = Path(f"/proc/self/fd/{handle}")
+        yield fixed if fixed.exists() else folder
+    finally:
+        os.close(handle)
+
+
+def keep_writers_out(file: FileIO) -> None:
+    """Let whoever wants to write to an open file wait until it is closed, if the kernel grants a lease.
+
+    It does so on Linux for files of this user on local file systems that nobody has open for writing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        fcntl.fcntl(file, _F_SETSIG, signal.SIGURG)  # nobody listens to it; the default signal would end the process
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)

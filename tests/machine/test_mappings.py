@@ -1,0 +1,76 @@
+"""The content of a mapped file moves into private memory at the same address."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgemem.machine import mappings
+from edgemem.machine.mappings import make_private
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone does it")
+
+
+def mapped(path: Path, content: bytes, kind: int = mmap.MAP_PRIVATE) -> mmap.mmap:
+    path.write_bytes(content)
+    with path.open("r+b") as file:
+        return mmap.mmap(file.fileno(), len(content), flags=kind, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def test_a_file_may_be_cut_short_and_deleted_afterwards(tmp_path: Path) -> None:
+    content = os.urandom(3 * mmap.PAGESIZE + 5)
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    with mapped(folder / "file", content) as memory:
+        assert make_private(folder) == 4 * mmap.PAGESIZE
+        os.truncate(folder / "file", 0)
+        (folder / "file").unlink()
+        assert memory[:] == content
+        memory[0:1] = b"x"
+        assert memory[1:] == content[1:]
+        assert make_private(folder) == 0
+
+
+def test_a_deleted_file_is_still_recognised(tmp_path: Path) -> None:
+    with mapped(tmp_path / "file", b"content") as memory:
+        (tmp_path / "file").unlink()
+        assert make_private(tmp_path) == mmap.PAGESIZE
+        assert memory[:] == b"content"
+
+
+def test_other_folders_and_shared_mappings_stay_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    outside = mapped(tmp_path / "folder2", b"content")
+    shared = mapped(tmp_path / "folder" / "file", b"content", mmap.MAP_SHARED)
+    with outside, shared:
+        assert make_private(tmp_path / "folder") == 0
+
+
+def test_without_memory_the_mapping_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        @staticmethod
+        def mmap(*_: object) -> int | None:
+            ctypes.set_errno(12)
+            return ctypes.c_void_p(-1).value
+
+        mremap = mmap
+
+    with mapped(tmp_path / "file", b"content") as memory:
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Refusing)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            make_private(tmp_path)
+        monkeypatch.undo()
+        assert memory[:] == b"content"
+
+
+def test_a_system_that_does_not_tell_its_mappings_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mappings, "_MAPS", tmp_path / "missing")
+    with mapped(tmp_path / "file", b"content"):
+        assert make_private(tmp_path) == 0

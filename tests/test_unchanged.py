@@ -1,0 +1,153 @@
+"""What was hashed is what is loaded, and a running session sees nothing of what happens to its files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgemem
+from edgemem.bundle import WEIGHTS, Bundle, open_bundle
+from edgemem.errors import BundleError
+from edgemem.machine.mappings import mappings
+from edgemem.runtimes.ort import engine
+from edgemem.runtimes.ort.load import load_graph
+from edgemem.unchanged import Stamp
+from tests.handmade import write_looker
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells mappings")
+
+
+@pytest.fixture
+def looker(tmp_path: Path) -> Path:
+    """A model that looks up token t in a table of external data, row t of which is full of t."""
+    return write_looker(tmp_path / "looker", 1.0)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """The same model with another table of the same size."""
+    return write_looker(tmp_path / "other", 2.0)
+
+
+def outputs(stream: Any) -> list[float]:
+    return [float(stream.step(token)[0, 0]) for token in (1, 7, 63)]
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def overwrite(path: Path) -> None:
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("change", [cut, overwrite, Path.unlink])
+def test_a_session_computes_the_same_whatever_happens_to_its_weights(
+    looker: Path, change: Callable[[Path], None]
+) -> None:
+    with edgemem.open(looker, "onnxruntime", device="cpu") as session:
+        stream = session.stream()
+        stream.step(1)
+        change(looker / WEIGHTS)
+        assert outputs(stream) == [1, 7, 63]
+        assert outputs(session.stream()) == [1, 7, 63]
+
+
+def test_no_file_of_the_bundle_stays_mapped(looker: Path) -> None:
+    with edgemem.open(looker, "onnxruntime", device="cpu"):
+        assert not [mapping for mapping in mappings() if str(looker) in mapping.name]
+
+
+def in_place(source: Path, target: Path) -> None:
+    (target / WEIGHTS).write_bytes((source / WEIGHTS).read_bytes())
+
+
+def by_name(source: Path, target: Path) -> None:
+    shutil.copyfile(source / WEIGHTS, target / "new")
+    os.replace(target / "new", target / WEIGHTS)
+
+
+def whole_folder(source: Path, target: Path) -> None:
+    target.rename(target.parent / "away")
+    shutil.copytree(source, target)
+
+
+SWAPS = [in_place, by_name, whole_folder]
+
+
+@pytest.mark.parametrize("swap", SWAPS)
+def test_weights_swapped_after_they_were_hashed_are_not_loaded(
+    looker: Path, other: Path, swap: Callable[[Path, Path], None]
+) -> None:
+    bundle = open_bundle(looker)
+    swap(other, looker)
+    with pytest.raises(BundleError, match=f"SHA-256 of {WEIGHTS} differs"):
+        engine.OrtSession(bundle, device="cpu")
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("swap", SWAPS)
+def test_weights_swapped_while_they_are_loaded_are_never_served_under_the_old_fingerprint(
+    looker: Path, other: Path, monkeypatch: pytest.MonkeyPatch, swap: Callable[[Path, Path], None], moment: str
+) -> None:
+    """A write in place waits for the lease, so another thread tries it."""
+
+    def swapping(*arguments: Any) -> Any:
+        writer = threading.Thread(target=swap, args=(other, looker))
+        loaded = load_graph(*arguments) if moment == "after" else None
+        writer.start()
+        writer.join(0.1)
+        return loaded or load_graph(*arguments)
+
+    monkeypatch.setattr(engine, "load_graph", swapping)
+    with (
+        contextlib.suppress(BundleError),
+        edgemem.open(looker, "onnxruntime", device="cpu") as session,
+    ):
+        assert outputs(session.stream()) == [1, 7, 63]
+
+
+def test_without_a_lease_a_write_in_place_is_found(looker: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgemem.bundle.keep_writers_out", lambda file: None)
+    monkeypatch.setattr(engine, "load_graph", lambda *rest: in_place(other, looker) or load_graph(*rest))
+    time.sleep(0.03)  # the clock of the file system ticks
+    with pytest.raises(BundleError, match="was changed while it was loaded"):
+        edgemem.open(looker, "onnxruntime", device="cpu")
+
+
+def test_files_that_have_not_changed_are_hashed_once(looker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    time.sleep(0.03)
+    bundle = open_bundle(looker)
+    monkeypatch.setattr(Bundle, "_verify", lambda *_: pytest.fail("hashed again"))
+    engine.OrtSession(bundle, device="cpu").close()
+
+
+def test_a_stamp_settles_after_a_tick_of_the_clock(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    stamp = Stamp.of(tmp_path / "file")
+    assert not stamp.is_settled
+    assert stamp.is_of(tmp_path / "file")
+    assert not stamp.is_of(tmp_path / "nowhere")
+    time.sleep(0.03)
+    assert stamp.is_settled
+    (tmp_path / "file").write_bytes(b"2")
+    assert not stamp.is_of(tmp_path / "file")
+
+
+def test_a_file_is_read_as_it_was_hashed(looker: Path) -> None:
+    bundle = open_bundle(looker)
+    assert bundle.read(WEIGHTS, 1 << 20) == (looker / WEIGHTS).read_bytes()
+    with pytest.raises(BundleError, match="at most 10 are allowed"):
+        bundle.read(WEIGHTS, 10)
+    overwrite(looker / WEIGHTS)
+    with pytest.raises(BundleError, match="SHA-256"):
+        bundle.read(WEIGHTS, 1 << 20)
