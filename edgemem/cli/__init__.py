@@ -10,6 +10,7 @@ cause                                  exit code  on stderr
 wrong usage                            2          usage and ``Error:``
 Ctrl-C                                 130        nothing
 the reader closed the pipe             141        nothing
+output that cannot be written          1          ``Error:``
 =====================================  =========  ========================
 """
 
@@ -69,15 +70,18 @@ class _Commands(click.Group):
         except BrokenPipeError:
             _discard_output()
             ctx.exit(128 + signal.SIGPIPE)
+        except OSError as error:  # such as a full disk behind stdout
+            _discard_output()
+            raise _Failure(f"{error.filename or 'the output'}: {error.strerror or error}.") from error
 
 
 def _discard_output() -> None:
-    """Drop what is still buffered; otherwise the interpreter complains about the closed pipe at exit."""
+    """Drop what is still buffered; otherwise the interpreter complains at exit that it cannot be written."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import click
 
@@ -44,19 +44,24 @@ class TerminalLines:
 
 
 @contextlib.contextmanager
-def open_lines(options: RunOptions, interrupt: Interrupt) -> Iterator[tuple[Iterable[str], bool]]:
-    """The messages: of --prompt, the terminal, stdin or a file; and whether they are typed at a terminal."""
+def open_lines(
+    options: RunOptions, interrupt: Interrupt, idle: Callable[[], float]
+) -> Iterator[tuple[Iterable[str], bool]]:
+    """The messages: of --prompt, the terminal, stdin or a file; and whether they are typed at a terminal.
+
+    ``idle`` is called while none arrives; see :meth:`~edgemem.cli.interrupt.Interrupt.blocks`.
+    """
     if options.prompt.prompt is not None:
         yield [options.prompt.prompt], False
     elif options.source not in (None, STDIN):
         assert options.source is not None
         with options.source.open("rb") as file:
-            yield _decoded(interrupt.lines(file)), False
+            yield _decoded(interrupt.lines(file, str(options.source), idle)), False
     elif sys.stdin.isatty():
         click.echo("Ctrl-D or /quit ends, /help lists the commands.", err=True)
         yield TerminalLines(interrupt), True
     else:
-        yield _decoded(interrupt.lines(sys.stdin.buffer)), False
+        yield _decoded(interrupt.lines(sys.stdin.buffer, "stdin", idle)), False
 
 
 def _decoded(lines: Iterable[bytes]) -> Iterator[str]:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
+import select
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import IO
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from edgemem.errors import InputError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_BLOCK_BYTES = 1 << 16
+_LONGEST_LINE_BYTES = 1 << 24
+_LONGEST_WAIT_S = 1.0  # Python sees a signal from just before a wait only after it
 
 
 class Interrupt:
-    """Holds Ctrl-C (SIGINT) and SIGTERM back until :meth:`check` is called, as a context manager.
+    """Holds Ctrl-C (SIGINT), SIGTERM and SIGHUP back until :meth:`check` is called, as a context manager.
 
     The first signal is remembered, and the next :meth:`check`, which is called between two steps, raises it as
-    :class:`KeyboardInterrupt`. A second signal is raised at once: the state may then be incomplete, and
-    :attr:`forced` is set.
+    :class:`KeyboardInterrupt`. Ctrl-C after it is raised at once: the state may then be incomplete, and :attr:`forced`
+    is set. The others may come twice by themselves, from the kernel and from a shell, say, and change nothing then.
 
     Attributes:
         signal: The signal that was received last; ``None`` if there was none.
-        forced: Whether a second signal interrupted a step.
+        forced: Whether Ctrl-C, after another signal, interrupted a step.
     """
 
     def __init__(self) -> None:
@@ -54,14 +62,58 @@ class Interrupt:
         finally:
             self._waiting = False
 
-    def lines(self, file: IO[bytes]) -> Iterator[bytes]:
-        """The lines of a file or a pipe, each as soon as it is there; a signal ends the wait for one."""
+    def blocks(self, file: IO[bytes], name: str, idle: Callable[[], float] = lambda: math.inf) -> Iterator[bytes]:
+        """What a file or a pipe gives, as soon as it is there; a signal ends the wait, and loses nothing.
+
+        Args:
+            file: Nothing else may read it.
+            name: What messages call it.
+            idle: Called between two reads, and once a second while nothing arrives, or after the seconds it returns.
+
+        Raises:
+            InputError: It cannot be read.
+        """
+        try:
+            handle = file.fileno()
+        except (OSError, AttributeError):  # not a file of the system
+            while block := file.read(_BLOCK_BYTES):
+                yield block
+            return
+        waiting = select.poll()
+        waiting.register(handle, select.POLLIN)
         while True:
+            wait_s = min(idle(), _LONGEST_WAIT_S)
             with self.waiting():
-                line = file.readline()
-            if not line:
+                is_ready = waiting.poll(math.ceil(wait_s * 1e3))
+            if not is_ready:
+                continue
+            try:
+                block = os.read(handle, _BLOCK_BYTES)
+            except OSError as error:
+                raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
+            if not block:
                 return
-            yield line
+            yield block
+
+    def lines(self, file: IO[bytes], name: str, idle: Callable[[], float] = lambda: math.inf) -> Iterator[bytes]:
+        """The lines of a file or a pipe, each with its end and as soon as it is there; see :meth:`blocks`.
+
+        Raises:
+            InputError: It cannot be read, or a line is longer than 16 MiB.
+        """
+        begun: list[bytes] = []  # of a line whose end has not arrived
+        length = 0
+        for block in self.blocks(file, name, idle):
+            first, *others = block.split(b"\n")
+            begun.append(first)
+            for other in others:
+                yield b"".join(begun) + b"\n"
+                begun = [other]
+                length = 0
+            if (length := length + len(begun[-1])) > _LONGEST_LINE_BYTES:
+                raise InputError(f"{name} has a line of more than {_LONGEST_LINE_BYTES >> 20} MiB.")
+        if rest := b"".join(begun):
+            yield rest
 
     def __enter__(self) -> Interrupt:
         # Only the main thread may set handlers. In another thread, signals are left to the caller.
@@ -81,7 +133,7 @@ class Interrupt:
         self._before.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.forced = self.signal is not None and not self._waiting
+        self.forced = self.forced or (number == signal.SIGINT and self.signal is not None and not self._waiting)
         self.signal = number
-        if self.forced or self._waiting:
+        if self._waiting or (self.forced and number == signal.SIGINT):
             raise KeyboardInterrupt

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgemem.text.chat import Conversation
 
 CONTEXT = 32
 """Tokens that a note keeps as context: more than a detokenizer looks back."""
@@ -23,6 +26,11 @@ class Note:
     pending: tuple[int, ...] = ()
     context: tuple[int, ...] = ()
     conversation: Any = None
+
+    @classmethod
+    def of(cls, conversation: Conversation) -> Note:
+        """What is needed to continue a conversation."""
+        return cls(conversation.unread, conversation=conversation.to_json())
 
     def write(self) -> str:
         """The note as text, which is empty if the note is."""

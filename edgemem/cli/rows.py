@@ -1,24 +1,103 @@
-"""Reads rows of features: from an NPY file, from a CSV file, or line by line from stdin, a pipe or a device."""
+"""Rows of features: where they are read from, in which format, and how what follows from them is written.
+
+A format is a function that turns what a file gives into batches of rows. It names the line or the row of every error,
+and gives out the rows before a bad one first.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, get_args
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemem.cli.interrupt import Interrupt
+from edgemem.cli.options import option
+from edgemem.cli.text_rows import CsvRows, JsonRows, TextRows
 from edgemem.contract import InputSpec
 from edgemem.dtypes import numpy_dtype
 from edgemem.errors import InputError
+from edgemem.runtimes.on_nan import OnNan
 
 _NPY_MAGIC = b"\x93NUMPY"
-_BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
+_RAW: dict[str, np.dtype[Any]] = {"f32le": np.dtype("<f4"), "s16le": np.dtype("<i2")}
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """How rows of features are read, and how predictions are written."""
+
+    on_nan: OnNan = option(
+        "--on-nan",
+        default="stop",
+        type=click.Choice(get_args(OnNan)),
+        help="Rows with NaN or infinity: stop (default), skip (an empty line), hold the last good row, or pass.",
+    )
+    format: str | None = option(
+        "--input-format",
+        type=click.Choice(["csv", "jsonl", "npy", *_RAW]),
+        help="Format of INPUT. Default: npy by its first bytes, else csv.",
+    )
+    header: bool = option(
+        "--header", default=False, is_flag=True, help="The first line is a header. Default: where it holds only names."
+    )
+    columns: str | None = option(
+        "--columns", metavar="A,B", help="The columns or JSON fields to read, by name or number, in the model's order."
+    )
+    delimiter: str | None = option(
+        "--delimiter", metavar="CHAR", help="Between columns; 'tab' for a tab. Default: a comma, else blanks."
+    )
+    timestamp: str | None = option(
+        "--timestamp", metavar="COLUMN", help="Copy this column or JSON field to the start of the row's prediction."
+    )
+    output_header: bool = option(
+        "--output-header", default=False, is_flag=True, help="Write a line with the names of the outputs first."
+    )
+
+    def check(self, spec: InputSpec, as_json: bool) -> None:
+        """Raise :class:`click.UsageError` if the options do not fit the model's input or each other."""
+        width = math.prod(spec.shape)
+        if self.delimiter is not None and self.delimiter != "tab" and len(self.delimiter) != 1:
+            raise click.UsageError(f"--delimiter takes one character or 'tab', got {self.delimiter!r}.")
+        if self.columns is not None and (count := len(self.columns.split(","))) != width:
+            raise click.UsageError(f"--columns names {count}, the model takes {width} values.")
+        text = [flag for flag, value in (("--columns", self.columns), ("--timestamp", self.timestamp)) if value]
+        csv = [flag for flag, value in (("--header", self.header), ("--delimiter", self.delimiter)) if value]
+        if csv and self.format not in (None, "csv"):
+            raise click.UsageError(f"{csv[0]} is for csv, not for {self.format}.")
+        if text and self.format not in (None, "csv", "jsonl"):
+            raise click.UsageError(f"{text[0]} is for csv and jsonl, not for {self.format}.")
+        if self.output_header and as_json:
+            raise click.UsageError("--output-header is for lines of predictions, not for --json.")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The next rows of a source.
+
+    Attributes:
+        values: ``[N, *shape]``.
+        numbers: Of each, its line or row in the source, from 1.
+        timestamps: Of each, its text; ``None`` where none is read.
+        done: How much of the source's ``total`` has been read with them.
+    """
+
+    values: NDArray[Any]
+    numbers: Sequence[int]
+    timestamps: Sequence[str] | None
+    done: int
+
+    def row(self, index: int) -> Rows:
+        """One of them alone."""
+        one = slice(index, index + 1)
+        times = None if self.timestamps is None else self.timestamps[one]
+        return replace(self, values=self.values[one], numbers=self.numbers[one], timestamps=times)
 
 
 @dataclass(frozen=True)
@@ -26,105 +105,147 @@ class RowSource:
     """Rows to read.
 
     Attributes:
-        batches: Pairs of the next rows ``[N, F]`` and how much of ``total`` has been read with them.
+        batches: The next rows; it raises an :class:`~edgemem.errors.InputError` at a bad row, and if there is none.
         total: Bytes or rows in total; ``None`` for a live source, whose length is unknown and which gives single rows.
+        place: Names a row by its number, for messages.
     """
 
-    batches: Iterator[tuple[NDArray[Any], int]]
+    batches: Iterator[Rows]
     total: int | None
+    place: Callable[[int], str]
 
 
-def open_rows(path: Path, spec: InputSpec, most_rows: int, interrupt: Interrupt) -> RowSource:
+def open_rows(
+    path: Path,
+    spec: InputSpec,
+    most_rows: int,
+    interrupt: Interrupt,
+    options: RowOptions | None = None,
+    idle: Callable[[], float] = lambda: math.inf,
+) -> RowSource:
     """Open a source of rows.
 
     Args:
-        path: An NPY or CSV file; ``-`` is stdin. Like stdin, a pipe or a device is read line by line.
+        path: A file; ``-`` is stdin. Like stdin, a pipe or a device gives each row as soon as it is there.
         spec: What one row must contain.
         most_rows: Most rows in one batch.
-        interrupt: Ends the wait for a line.
+        interrupt: Ends the wait for a row.
+        options: How rows are read.
+        idle: Called while nothing arrives; see :meth:`~edgemem.cli.interrupt.Interrupt.blocks`.
 
     Raises:
         InputError: The file cannot be read or does not contain such rows; also raised while iterating.
     """
-    if str(path) == "-":
-        return RowSource(_parsed(interrupt.lines(sys.stdin.buffer), "stdin", spec, 1), None)
+    options = options or RowOptions()
+    is_stdin = str(path) == "-"
+    name = "stdin" if is_stdin else str(path)
     try:
-        if not path.is_file():
-            return RowSource(_parsed(interrupt.lines(path.open("rb")), str(path), spec, 1), None)
-        with path.open("rb") as file:
-            is_npy = file.read(len(_NPY_MAGIC)) == _NPY_MAGIC
-        if is_npy:
-            array = _open_npy(path, spec)
-            return RowSource(_npy_batches(array, spec, most_rows), len(array))
-        return RowSource(_parsed(path.open("rb"), str(path), spec, most_rows), path.stat().st_size)
+        is_live = is_stdin or not path.is_file()
+        file: IO[bytes] = _stdin() if is_stdin else path.open("rb", buffering=0)
+        is_npy = options.format == "npy"
+        if options.format is None and not is_live:
+            with path.open("rb") as start:
+                is_npy = start.read(len(_NPY_MAGIC)) == _NPY_MAGIC
+        total = None if is_live else path.stat().st_size
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
+    if is_npy:
+        if is_live:
+            raise InputError(f"{name} cannot be mapped into memory as npy needs.", hint="Give a file, csv, or f32le.")
+        array = _open_npy(path, spec)
+        batches, unit, total = _npy_batches(array, spec, most_rows), "row", len(array)
+    elif raw := _RAW.get(options.format or ""):
+        blocks = interrupt.blocks(file, name, idle)
+        batches, unit = _raw_batches(blocks, raw, name, spec, 1 if is_live else most_rows), "row"
+    else:
+        lines = interrupt.lines(file, name, idle)
+        chosen = (options.columns.split(",") if options.columns else None, options.timestamp)
+        delimiter = "\t" if options.delimiter == "tab" else options.delimiter
+        parser: TextRows = (
+            JsonRows(spec, *chosen)
+            if options.format == "jsonl"
+            else CsvRows(spec, *chosen, has_header=options.header, delimiter=delimiter)
+        )
+        batches, unit = _text_batches(lines, parser, name, spec, 1 if is_live else most_rows), "line"
+    return RowSource(_not_empty(batches, name), total, lambda number: f"{name}, {unit} {number}")
 
 
-def _parsed(lines: Iterable[bytes], name: str, spec: InputSpec, most_rows: int) -> Iterator[tuple[NDArray[Any], int]]:
-    """Rows of numbers from lines of CSV, in batches. The rows before a bad one are given out before its error."""
-    width = math.prod(spec.shape)
-    rows: list[list[float]] = []
+def _stdin() -> IO[bytes]:
+    if sys.stdin is None:
+        raise InputError("stdin is closed.", hint="Name a file as INPUT.")
+    return sys.stdin.buffer
+
+
+def _not_empty(batches: Iterator[Rows], name: str) -> Iterator[Rows]:
+    is_empty = True
+    for rows in batches:
+        is_empty = False
+        yield rows
+    if is_empty:
+        raise InputError(f"{name} contains no rows.")
+
+
+def host_dtype(spec: InputSpec) -> np.dtype[Any]:
+    """The dtype of rows as they are given to a stream, which rounds to bfloat16 itself."""
+    return np.dtype(np.float32) if spec.dtype == "bfloat16" else numpy_dtype(spec.dtype)
+
+
+def _text_batches(
+    lines: Iterator[bytes], parser: TextRows, name: str, spec: InputSpec, most_rows: int
+) -> Iterator[Rows]:
+    values: list[list[float]] = []
+    numbers: list[int] = []
+    times: list[str] = []
     done = 0
 
-    def batch() -> tuple[NDArray[Any], int]:
-        whole = np.array(rows, dtype=numpy_dtype(spec.dtype)).reshape(len(rows), *spec.shape)
-        rows.clear()
-        return whole, done
+    def batch() -> Rows:
+        whole = np.array(values, dtype=host_dtype(spec)).reshape(len(values), *spec.shape)
+        made = Rows(whole, tuple(numbers), None if parser.timestamp is None else tuple(times), done)
+        for each in (values, numbers, times):
+            each.clear()
+        return made
 
-    first = True
     try:
         for number, line in enumerate(lines, start=1):
             done += len(line)
-            cells = _cells(line, f"{name}, line {number}")
-            if not cells:
+            if (row := parser.parse(line, f"{name}, line {number}")) is None:
                 continue
-            header, first = first and not any(_is_number(cell) for cell in cells), False
-            if header:
-                continue
-            rows.append(_numbers(cells, width, spec.dtype, f"{name}, line {number}"))
-            if len(rows) == most_rows:
+            values.append(row[0])
+            times.append(row[1])
+            numbers.append(number)
+            if len(values) == most_rows:
                 yield batch()
     except InputError:
-        if rows:
+        if values:
             yield batch()
         raise
-    if rows:
+    if values:
         yield batch()
 
 
-def _cells(line: bytes, where: str) -> list[str]:
-    """The cells of a line, split at commas, or else at blanks; none for a blank line or a ``#`` comment."""
-    try:
-        text = line.decode("utf-8").lstrip(_BYTE_ORDER_MARK).strip()
-    except UnicodeDecodeError:
-        raise InputError(f"{where} is not text.", hint="Give rows as CSV, or in a .npy file.") from None
-    if not text or text.startswith("#"):
-        return []
-    return [cell.strip().strip('"') for cell in text.split(",")] if "," in text else text.split()
+def _raw_batches(
+    blocks: Iterator[bytes], raw: np.dtype[Any], name: str, spec: InputSpec, most_rows: int
+) -> Iterator[Rows]:
+    """Numbers without anything between them, one row behind the other."""
+    row_bytes = raw.itemsize * math.prod(spec.shape)
+    rest, number, done = b"", 1, 0
+    for block in blocks:
+        rest += block
+        whole = len(rest) // row_bytes
+        values = np.frombuffer(rest, raw, whole * math.prod(spec.shape)).reshape(whole, *spec.shape)
+        for start in range(0, whole, most_rows):
+            rows = _converted(values[start : start + most_rows], spec)
+            done += len(rows) * row_bytes
+            yield Rows(rows, range(number, number + len(rows)), None, done)
+            number += len(rows)
+        rest = rest[whole * row_bytes :]
+    if rest:
+        raise InputError(f"{name} ends inside row {number}: {len(rest)} of {row_bytes} bytes.")
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell
-
-
-def _numbers(cells: list[str], width: int, dtype: str, where: str) -> list[float]:
-    for column, cell in enumerate(cells, start=1):
-        if not _is_number(cell):
-            raise InputError(f"{where}, column {column}: {cell!r} is not a number.")
-    if len(cells) != width:
-        column = min(len(cells), width) + 1
-        raise InputError(f"{where}, column {column}: the row has {len(cells)} numbers, the model takes {width}.")
-    row = [float(cell) for cell in cells]
-    largest = float(np.finfo(dtype).max) if dtype.startswith("float") else math.inf
-    for column, value in enumerate(row, start=1):
-        if largest < abs(value) < math.inf:
-            raise InputError(f"{where}, column {column}: {cells[column - 1]} does not fit in {dtype}.")
-    return row
+def _converted(values: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
+    with np.errstate(over="ignore"):  # infinity, which is found like any other
+        return values.astype(host_dtype(spec))
 
 
 def _open_npy(path: Path, spec: InputSpec) -> NDArray[Any]:
@@ -143,7 +264,7 @@ def _open_npy(path: Path, spec: InputSpec) -> NDArray[Any]:
     return np.asarray(array)
 
 
-def _npy_batches(array: NDArray[Any], spec: InputSpec, most_rows: int) -> Iterator[tuple[NDArray[Any], int]]:
+def _npy_batches(array: NDArray[Any], spec: InputSpec, most_rows: int) -> Iterator[Rows]:
     for start in range(0, len(array), most_rows):
-        rows = array[start : start + most_rows].astype(numpy_dtype(spec.dtype))
-        yield rows, start + len(rows)
+        rows = _converted(array[start : start + most_rows], spec)
+        yield Rows(rows, range(start + 1, start + 1 + len(rows)), None, start + len(rows))

@@ -15,6 +15,7 @@ from edgemem.cli.ending import Ending
 from edgemem.cli.interrupt import Interrupt
 from edgemem.cli.note import Note
 from edgemem.cli.run_options import GenerationSettings, RunOptions
+from edgemem.cli.snapshots import Saver
 from edgemem.cli.totals import Totals
 from edgemem.errors import EdgememError
 from edgemem.runtimes import Session, Stream
@@ -44,11 +45,11 @@ def run_chat(session: Session, options: RunOptions) -> None:
     conversation = _open_conversation(session, stream, options)
     if not options.sampling.ignore_eos:
         settings = replace(settings, end_ids=settings.end_ids | conversation.turn_ends())
-    with Interrupt() as interrupt, open_lines(options, interrupt) as (lines, is_terminal):
-        chat = Chat(session, stream, conversation, settings, interrupt, is_terminal, options.as_json)
-        with Ending(interrupt, input_counts=False) as end:
+    saver = options.snapshots.saver(stream, lambda: Note.of(conversation))
+    with Interrupt() as interrupt, open_lines(options, interrupt, saver.tick) as (lines, is_terminal):
+        chat = Chat(session, stream, conversation, settings, interrupt, is_terminal, options.as_json, saver)
+        with Ending(interrupt, saver.save, input_counts=False) as end:
             chat.run(lines)
-        options.snapshots.save(stream, chat.note)
 
         def report() -> None:
             if not options.as_json:
@@ -74,7 +75,7 @@ def _open_conversation(session: Session, stream: Stream, options: RunOptions) ->
     note = options.snapshots.restore(stream)
     conversation = Conversation(template, tokenizer, options.prompt.system, unread=note.pending)
     if note.conversation is not None:
-        if options.prompt.system is not None:
+        if options.prompt.system is not None and options.snapshots.state is None:
             resume = options.snapshots.resume
             raise click.UsageError(f"--system begins a conversation, but {resume} is in the middle of one.")
         conversation.restore(note.conversation, note.pending)
@@ -93,6 +94,7 @@ class Chat:
         interrupt: Ends a reply between two steps.
         is_terminal: Whether messages are typed at a terminal: an error then ends only the message.
         as_json: Write each reply as one line of JSON.
+        saver: Saves the conversation as it goes on.
         replies: Replies given.
         totals: What was generated.
     """
@@ -104,15 +106,11 @@ class Chat:
     interrupt: Interrupt
     is_terminal: bool
     as_json: bool
+    saver: Saver
     replies: int = field(default=0, init=False)
     totals: Totals = field(default_factory=Totals, init=False)
 
     _notice_shown: str | None = field(default=None, init=False)
-
-    @property
-    def note(self) -> Note:
-        """What a snapshot needs to continue the conversation."""
-        return Note(self.conversation.unread, conversation=self.conversation.to_json())
 
     def run(self, lines: Iterable[str]) -> None:
         """Answer each line, and carry out the commands among them.
@@ -138,7 +136,7 @@ class Chat:
         tokens = self.conversation.say(message, fresh=fresh)
         self._show_notice()
         detokenizer = self.conversation.tokenizer.detokenizer()
-        generation = self.settings.generate(self.session, self.stream, tokens, detokenizer, self.interrupt)
+        generation = self.settings.generate(self.session, self.stream, tokens, detokenizer, self._is_stopped)
         pieces: list[Piece] = []
         try:
             for piece in generation:
@@ -160,6 +158,10 @@ class Chat:
                 self.interrupt.check()
             self.interrupt.clear()
         self._close(generation, pieces)
+        self.saver.tick(early=self.is_terminal)
+
+    def _is_stopped(self) -> bool:
+        return self.interrupt.signal is not None
 
     def _close(self, generation: Generation, pieces: list[Piece]) -> None:
         if self.as_json:
@@ -187,7 +189,7 @@ class Chat:
         command, _, rest = line.partition(" ")
         rest = rest.strip()
         if command == "/save" and rest:
-            self.stream.save(Path(rest).expanduser(), self.note.write())
+            self.stream.save(Path(rest).expanduser(), Note.of(self.conversation).write())
             click.echo(f"Saved to {rest}.", err=True)
         elif command == "/reset" and not rest:
             self.stream.reset()

@@ -7,10 +7,12 @@ from pathlib import Path
 import click
 
 from edgemem.cli.options import EngineOptions, flags_given, option_group
+from edgemem.cli.rows import RowOptions
 from edgemem.cli.run_chat import run_chat
 from edgemem.cli.run_features import run_features
-from edgemem.cli.run_options import PromptOptions, RunOptions, SamplingOptions, SnapshotOptions
+from edgemem.cli.run_options import PromptOptions, RunOptions, SamplingOptions
 from edgemem.cli.run_tokens import run_tokens
+from edgemem.cli.snapshots import SnapshotOptions
 
 
 @click.command()
@@ -23,8 +25,9 @@ from edgemem.cli.run_tokens import run_tokens
 )
 @option_group("prompt", PromptOptions)
 @option_group("sampling", SamplingOptions)
+@option_group("rows", RowOptions)
 @option_group("engine", EngineOptions)
-@click.option("--guard", is_flag=True, help="Stop at the first NaN or infinity and name its step.")
+@click.option("--guard", is_flag=True, help="Also stop at the first NaN or infinity in outputs or states.")
 @option_group("snapshots", SnapshotOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON at the end instead; with --chat, a line per reply.")
 def run(
@@ -32,6 +35,7 @@ def run(
     source: Path | None,
     prompt: PromptOptions,
     sampling: SamplingOptions,
+    rows: RowOptions,
     engine: EngineOptions,
     guard: bool,
     snapshots: SnapshotOptions,
@@ -40,21 +44,24 @@ def run(
     """Stream text or features through BUNDLE.
 
     A model of tokens continues a prompt: --prompt, --prompt-ids, or the text of INPUT. A model of features reads INPUT,
-    a .npy file [T, F] or a CSV file with one row per step, and prints one CSV line of predictions per row. INPUT - is
-    stdin, which is also read if nothing else is given. Rows from stdin are answered one by one, as they arrive.
+    a file of CSV, lines of JSON, .npy [T, F] or bare numbers with one row per step, and prints one CSV line of
+    predictions per row. INPUT - is stdin, which is also read if nothing else is given. Rows from stdin are answered one
+    by one, as they arrive.
 
     With --resume and no prompt, a model of tokens continues the text that it was writing.
 
     With --chat each line is a message, formatted by the model's chat template; /help lists the commands.
     """
     snapshots.check()
-    options = RunOptions(source, prompt, sampling, snapshots, as_json)
+    options = RunOptions(source, prompt, sampling, rows, snapshots, as_json)
     with engine.open(bundle, guard=guard) as session:
         session.contract.require_plain("edgemem run")
         if not session.contract.input.is_tokens:
             if flags := flags_given(prompt) + flags_given(sampling):
                 raise click.UsageError(f"{flags[0]} is for models of tokens; {bundle} takes features.")
             run_features(session, options)
+        elif flags := flags_given(rows):
+            raise click.UsageError(f"{flags[0]} is for models of features; {bundle} takes tokens.")
         elif prompt.chat:
             run_chat(session, options)
         else:

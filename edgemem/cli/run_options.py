@@ -5,7 +5,7 @@ A setting is what the user named, else what the model's authors recommend, else 
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,10 +14,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemem.cli.interrupt import Interrupt
-from edgemem.cli.note import Note
 from edgemem.cli.options import option
-from edgemem.errors import EdgememError, InputError
+from edgemem.cli.rows import RowOptions
+from edgemem.cli.snapshots import SnapshotOptions
+from edgemem.errors import InputError
 from edgemem.generation_defaults import GenerationDefaults
 from edgemem.runtimes import Session, Stream
 from edgemem.text.detokenizer import Detokenizer
@@ -135,9 +135,9 @@ class GenerationSettings:
         stream: Stream,
         prompt: NDArray[np.int64],
         detokenizer: Detokenizer | None,
-        interrupt: Interrupt,
+        stop: Callable[[], bool],
     ) -> Generation:
-        """Continue a prompt until a signal comes, or the settings end the text."""
+        """Continue a prompt until ``stop`` says so, or the settings end the text."""
         return generate(
             stream,
             prompt,
@@ -146,49 +146,9 @@ class GenerationSettings:
             max_tokens=self.max_tokens,
             end_ids=self.end_ids,
             stop_texts=self.stop_texts,
-            stop=lambda: interrupt.signal is not None,
+            stop=stop,
             chunk=session.contract.max_chunk,
         )
-
-
-@dataclass(frozen=True)
-class SnapshotOptions:
-    """Where the stream's state is saved and restored."""
-
-    save_to: Path | None = option(
-        "--snapshot",
-        metavar="FILE",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Save the stream's state to FILE at the end, also after Ctrl-C.",
-    )
-    resume: Path | None = option(
-        "--resume",
-        metavar="FILE",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="Continue from a snapshot.",
-    )
-
-    def check(self) -> None:
-        """Fail at once if the snapshot could not be written at the end.
-
-        Raises:
-            EdgememError: Its folder is missing or not writable.
-        """
-        if self.save_to is None:
-            return
-        folder = self.save_to.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            problem = "is not writable" if folder.is_dir() else "is not a folder"
-            raise EdgememError(f"cannot write the snapshot {self.save_to}: {folder} {problem}.")
-
-    def restore(self, stream: Stream) -> Note:
-        """Restore the stream, if there is a snapshot to continue from, and return its note."""
-        return Note() if self.resume is None else Note.read(stream.restore(self.resume))
-
-    def save(self, stream: Stream, note: Note) -> None:
-        """Save the stream, if a file was named."""
-        if self.save_to is not None:
-            stream.save(self.save_to, note.write())
 
 
 @dataclass(frozen=True)
@@ -199,6 +159,7 @@ class RunOptions:
         source: The file that INPUT names; ``None`` if there is none.
         prompt: What a model of tokens continues.
         sampling: How it continues it.
+        rows: How rows of features are read and written.
         snapshots: Where the state is saved and restored.
         as_json: Whether JSON is printed.
     """
@@ -206,5 +167,6 @@ class RunOptions:
     source: Path | None
     prompt: PromptOptions
     sampling: SamplingOptions
+    rows: RowOptions
     snapshots: SnapshotOptions
     as_json: bool

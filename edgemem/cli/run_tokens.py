@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -37,37 +38,68 @@ def run_tokens(session: Session, options: RunOptions) -> None:
     note = options.snapshots.restore(stream)
     bos = session.bundle.manifest.generation.bos_token_id
     prompt = _prompt_tokens(options, tokenizer, note.pending, bos, starts=stream.position == 0)
-    recent = deque([*note.context, *prompt[-CONTEXT:].tolist()], maxlen=CONTEXT)
-    pieces: list[Piece] = []
+    writer = Writer([*note.context, *prompt[-CONTEXT:].tolist()], tokenizer is not None, options.as_json)
     with Interrupt() as interrupt:
-        detokenizer = None if tokenizer is None else tokenizer.detokenizer(recent)
-        generation = settings.generate(session, stream, prompt, detokenizer, interrupt)
-        with Ending(interrupt, input_counts=False) as end:
+        detokenizer = None if tokenizer is None else tokenizer.detokenizer(writer.recent)
+        saver = options.snapshots.saver(stream, lambda: writer.note(generation.unread))
+
+        def stop() -> bool:
+            saver.tick()
+            return interrupt.signal is not None
+
+        generation = settings.generate(session, stream, prompt, detokenizer, stop)
+        with Ending(interrupt, saver.save, input_counts=False) as end:
             for piece in generation:
-                if piece.token is not None:
-                    recent.append(piece.token)
-                # Pieces are kept for JSON only: an endless text must not fill the memory.
-                if options.as_json:
-                    pieces.append(piece)
-                elif text := piece.text if tokenizer else f"{piece.token} ":
-                    click.echo(text, nl=False)
+                writer.write(piece)
             if generation.ended_by == "interrupt":
                 interrupt.check()
-        unread = tuple(generation.unread)
-        options.snapshots.save(stream, Note(unread, tuple(recent)[: -len(unread) or None]))
-        totals = Totals().add(generation)
 
         def report() -> None:
+            totals = Totals().add(generation)
             if options.as_json:
-                text = {} if tokenizer is None else {"text": "".join(piece.text for piece in pieces)}
-                ids = [piece.token for piece in pieces if piece.token is not None]
                 figures = totals.to_json(generation.ended_by)
-                print_json({**text, "ids": ids, **figures, **where(session, stream)})
+                print_json({**writer.to_json(), **figures, **where(session, stream)})
             else:
                 click.echo()
                 click.echo(totals.summary(stream.position), err=True)
 
         end.close(report)
+
+
+class Writer:
+    """Writes a text as it is generated.
+
+    Args:
+        context: The last tokens before it.
+        is_text: Whether the tokens are text; otherwise their ids are written.
+        as_json: Whether everything is kept for one object at the end instead.
+
+    Attributes:
+        recent: The last tokens.
+    """
+
+    def __init__(self, context: Sequence[int], is_text: bool, as_json: bool) -> None:
+        self.recent = deque(context, maxlen=CONTEXT)
+        self._is_text, self._as_json = is_text, as_json
+        self._pieces: list[Piece] = []
+
+    def write(self, piece: Piece) -> None:
+        """Write a piece. Pieces are kept for JSON only: an endless text must not fill the memory."""
+        if piece.token is not None:
+            self.recent.append(piece.token)
+        if self._as_json:
+            self._pieces.append(piece)
+        elif text := piece.text if self._is_text else f"{piece.token} ":
+            click.echo(text, nl=False)
+
+    def note(self, unread: Sequence[int]) -> Note:
+        """What a snapshot needs to continue the text, while the stream has not read ``unread``."""
+        return Note(tuple(unread), tuple(self.recent)[: -len(unread) or None])
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that was written, as plain JSON values."""
+        text = {"text": "".join(piece.text for piece in self._pieces)} if self._is_text else {}
+        return {**text, "ids": [piece.token for piece in self._pieces if piece.token is not None]}
 
 
 def _check_usage(session: Session, options: RunOptions, tokenizer: Tokenizer | None) -> None:
@@ -85,7 +117,7 @@ def _prompt_tokens(
     options: RunOptions, tokenizer: Tokenizer | None, pending: Sequence[int], bos: int | None, *, starts: bool
 ) -> NDArray[np.int64]:
     """The tokens ``[N]`` to feed first: those that a resumed stream has not read yet, then the prompt."""
-    prompt, prompt_ids, resume = options.prompt.prompt, options.prompt.prompt_ids, options.snapshots.resume
+    prompt, prompt_ids, resume = options.prompt.prompt, options.prompt.prompt_ids, options.snapshots.source
     if prompt is None and prompt_ids is None and (options.source or resume is None):
         text = _read_text(options.source or STDIN)
         prompt, prompt_ids = (text, None) if tokenizer else (None, text)

@@ -1,6 +1,7 @@
 # ruff: noqa: PT012 - what is tested is which line of a block is the last to run
 """Ctrl-C lets the current step finish."""
 
+import errno
 import os
 import signal
 import threading
@@ -9,21 +10,22 @@ import pytest
 
 from edgemem.cli.ending import Ending
 from edgemem.cli.interrupt import Interrupt
-from edgemem.errors import BundleError, InputError
+from edgemem.errors import EdgememError, InputError, NonFiniteError
 
 
 @pytest.fixture(autouse=True)
 def _default_handlers():
     """The handlers of a program in the foreground, whatever the tests run in; put back afterwards."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_waits_for_the_check(number):
     done = []
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
@@ -93,27 +95,71 @@ def test_it_can_be_used_in_any_thread():
     assert failures == []
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), BrokenPipeError(), InputError("bad row")])
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), BrokenPipeError(), FULL, InputError("bad row"), NonFiniteError("inf")]
+)
 def test_an_ending_with_a_complete_state_waits_until_it_is_saved(error):
     saved, reported = [], []
-    ending = Ending(Interrupt(), input_counts=True)
-    with pytest.raises((SystemExit, BrokenPipeError, InputError)):
+    ending = Ending(Interrupt(), lambda: saved.append(True), input_counts=True)
+    with pytest.raises((SystemExit, OSError, InputError, NonFiniteError)):
         with ending:
             raise error
-        saved.append(True)
         ending.close(lambda: reported.append(True))
     assert saved
     assert bool(reported) == isinstance(error, KeyboardInterrupt)
 
 
-@pytest.mark.parametrize("error", [BundleError("gone"), ZeroDivisionError(), InputError("bad prompt")])
+@pytest.mark.parametrize("error", [ZeroDivisionError(), InputError("bad prompt")])
 def test_any_other_ending_is_raised_at_once(error):
-    with pytest.raises(type(error)), Ending(Interrupt(), input_counts=False):
+    with pytest.raises(type(error)), Ending(Interrupt(), pytest.fail, input_counts=False):
         raise error
+
+
+def test_a_save_that_fails_does_not_hide_the_error_that_ended_the_run(capsys):
+    def save():
+        raise EdgememError("cannot save")
+
+    with pytest.raises(EdgememError, match="cannot save"):
+        Ending(Interrupt(), save, input_counts=True).close(pytest.fail)
+    ending = Ending(Interrupt(), save, input_counts=True)
+    with pytest.raises(InputError, match="bad row"):
+        with ending:
+            raise InputError("bad row")
+        ending.close(pytest.fail)
+    assert capsys.readouterr().err == "Error: cannot save\n"
+
+
+def test_after_a_signal_a_terminal_that_is_gone_does_not_change_the_exit_code():
+    def report():
+        raise OSError(errno.EIO, "Input/output error")
+
+    interrupt = Interrupt()
+    interrupt.signal = signal.SIGHUP
+    ending = Ending(interrupt, lambda: None, input_counts=True)
+    with pytest.raises(SystemExit) as error:
+        with ending:
+            raise KeyboardInterrupt
+        ending.close(report)
+    assert error.value.code == 129
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_comes_twice_by_itself_still_waits_for_the_check(number):
+    done = []
+    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+        done.append("the rest of the step")
+        interrupt.check()
+    assert done
+    assert not interrupt.forced
 
 
 def test_a_forced_ending_is_raised_at_once_because_the_state_may_be_incomplete():
     interrupt = Interrupt()
     interrupt.forced = True
-    with pytest.raises(KeyboardInterrupt), Ending(interrupt, input_counts=True):
+    with pytest.raises(KeyboardInterrupt), Ending(interrupt, pytest.fail, input_counts=True):
         raise KeyboardInterrupt

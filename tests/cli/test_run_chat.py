@@ -129,6 +129,12 @@ def test_a_conversation_continues_from_a_snapshot(talker, invoke, tmp_path):
     assert "in the middle of one" in refused.stderr
 
 
+def test_a_conversation_goes_on_from_a_state_with_the_same_command(tmp_path, invoke):
+    bundle = write_talker(tmp_path / "bundle", chat_templates.CHATML, "Say tea.")
+    command = ("run", bundle, "--chat", "--system", "Say tea.", *GREEDY, "--state", tmp_path / "state")
+    assert "".join(invoke(*command, input=lines(message)).stdout for message in USER) == EVERY_REPLY
+
+
 def test_a_conversation_continues_after_a_reply_that_was_cut_short(talker, invoke, tmp_path):
     state = tmp_path / "state"
     cut = invoke("run", talker, "--chat", *GREEDY, "--max-tokens", "2", "--snapshot", state, input=lines(USER[0]))

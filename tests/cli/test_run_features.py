@@ -160,7 +160,6 @@ BAD_ROWS = [
     ("1", "column 2: the row has 1 numbers, the model takes 2"),
     ("1_0,2", "column 1: '1_0' is not a number"),
     ("1,1e39", "column 2: 1e39 does not fit in float32"),
-    ("1;2", "column 1: '1;2' is not a number"),
 ]
 
 
@@ -174,7 +173,7 @@ def test_the_error_names_the_bad_row_and_the_rows_before_it_are_kept(summer, inv
     result = invoke("run", summer, *arguments, "--snapshot", tmp_path / "state", input=text)
     assert result.exit_code == 1
     assert result.stdout == "1.0,2.0\n4.0,6.0\n"
-    assert result.stderr == f"Error: {name}, line 3, {message}.\n"
+    assert result.stderr.splitlines()[0] == f"Error: {name}, line 3, {message}."
     assert invoke("run", summer, "--resume", tmp_path / "state", input="1,1").stdout == "5.0,7.0\n"
 
 
@@ -202,7 +201,7 @@ def test_bytes_that_are_not_text_are_an_error(summer, invoke):
 def test_the_guard_names_the_step_at_which_a_row_is_not_finite(summer, invoke):
     result = invoke("run", summer, "--guard", input="1,2\n3,4\n5,nan\n6,7\n")
     assert (result.exit_code, result.stdout) == (1, "1.0,2.0\n4.0,6.0\n")
-    assert "position 2" in result.stderr
+    assert "Error: stdin, line 3: features at position 2" in result.stderr
 
 
 class Unpickled:
@@ -247,7 +246,7 @@ def test_options_for_tokens_are_wrong_usage_for_features(summer, invoke, option)
 
 
 @given(
-    st.lists(st.tuples(*[st.floats(width=32, allow_nan=False)] * 3), max_size=20),
+    st.lists(st.tuples(*[st.floats(width=32, allow_nan=False)] * 3), min_size=1, max_size=20),
     st.integers(1, 7),
     st.sampled_from([",", " ", "\t", " , "]),
 )
@@ -256,18 +255,19 @@ def test_any_rows_are_read_as_they_were_written_whatever_the_batches(tmp_path_fa
     path.write_text("".join(f"{between.join(map(repr, row))}\n" for row in rows))
     source = open_rows(path, InputSpec("features", (3,)), most_rows, Interrupt())
     batches = list(source.batches)
-    assert all(1 <= len(batch) <= most_rows for batch, _ in batches)
-    found = np.concatenate([np.empty((0, 3), np.float32), *(batch for batch, _ in batches)])
+    assert all(1 <= len(batch.values) <= most_rows for batch in batches)
+    found = np.concatenate([batch.values for batch in batches])
     np.testing.assert_array_equal(found, np.array(rows, dtype=np.float32).reshape(-1, 3))
-    assert source.total == path.stat().st_size == (batches[-1][1] if batches else 0)
+    assert source.total == path.stat().st_size == batches[-1].done
+    assert [number for batch in batches for number in batch.numbers] == [*range(1, len(rows) + 1)]
 
 
 def test_rows_of_one_feature_need_no_second_axis(tmp_path):
     np.save(tmp_path / "rows", np.arange(5))
     (tmp_path / "rows.csv").write_text("0\n1\n2\n3\n4\n")
     for name in ("rows.npy", "rows.csv"):
-        batches = [batch for batch, _ in open_rows(tmp_path / name, InputSpec("x", (1,)), 3, Interrupt()).batches]
-        assert [batch.tolist() for batch in batches] == [[[0], [1], [2]], [[3], [4]]]
+        batches = [*open_rows(tmp_path / name, InputSpec("x", (1,)), 3, Interrupt()).batches]
+        assert [batch.values.tolist() for batch in batches] == [[[0], [1], [2]], [[3], [4]]]
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
