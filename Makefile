@@ -1,6 +1,9 @@
 # make demo           train a heartbeat spotter, export it, stream a real pulse, measure it (QUICK=1: a rough run)
 # make demo-text      the same with a small language model on Python's documentation
 # make test           lint, types, tests
+# make test-all       the same with the tests that take minutes
+# make fuzz           300,000 mutated files (CASES=N: so many), and hostile command lines
+# make soak           a million steps, past 2^24, 2^31, 2^32 and 2^53
 # make test-gpu       the tests that need an NVIDIA GPU, with the TensorRT that is installed
 # make format         let ruff format and mend the code
 # make docs           write the parts of the docs that come from the code
@@ -13,6 +16,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= demo
 PROMPT ?= The import statement
+CASES ?= 300000
 
 # Every recipe sees the environment's programs first, as after `source .venv/bin/activate`.
 BIN := $(abspath $(VENV))/bin
@@ -29,7 +33,7 @@ BENCH := --quick
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-text demo-quick test lint types unit test-gpu format docs figures clean
+.PHONY: demo demo-text demo-quick test test-all lint types unit fuzz soak test-gpu format docs figures clean
 
 demo: $(VENV)/.demo-installed
 	$(CALMLY) python examples/beats.py --out $(OUT)/beats $(TRAIN_BEATS)
@@ -62,6 +66,16 @@ types: $(VENV)/.dev-installed
 
 unit: $(VENV)/.dev-installed
 	$(CALMLY) OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-all: lint types
+	$(CALMLY) OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile -m "long or not long"
+
+fuzz: $(VENV)/.dev-installed
+	$(CALMLY) OMP_NUM_THREADS=1 python -m tests.fuzz.command_lines
+	$(CALMLY) OMP_NUM_THREADS=1 python -m tests.fuzz.files --cases $(CASES)
+
+soak: $(VENV)/.dev-installed
+	$(CALMLY) OMP_NUM_THREADS=1 python -m tests.fuzz.soak
 
 test-gpu: $(VENV)/.dev-installed
 	pytest tests/gpu

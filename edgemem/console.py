@@ -17,16 +17,40 @@ from rich.text import Text
 _UNWRAPPED_COLUMNS = 100_000
 
 
+# Characters that a terminal may obey rather than show, except for the end of a line and the tab.
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+_C1_IN_JSON = {code: f"\\u{code:04x}" for code in range(127, 160)}
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters escaped, so that what a file holds cannot steer the terminal.
+
+    >>> printable("a\\x1b[2J")
+    'a\\\\x1b[2J'
+    """
+    return text.translate(_CONTROL)
+
+
 class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, with control characters escaped in what is text alone."""
+        super().print(*(printable(part) if isinstance(part, str) else part for part in objects), **options)
+
     def on_broken_pipe(self) -> None:
         """Let a closed pipe reach the one place that handles it for every command."""
         raise BrokenPipeError
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on stdout or stderr: coloured on a terminal, elsewhere plain and never wrapped."""
-    made = _Console(stderr=stderr, highlight=False, soft_wrap=False)
-    return made if made.is_terminal else _Console(stderr=stderr, highlight=False, width=_UNWRAPPED_COLUMNS)
+    """A console on stdout or stderr: coloured on a terminal, elsewhere plain and never wrapped. Text has no markup."""
+    settings: dict[str, Any] = {"stderr": stderr, "highlight": False, "markup": False, "emoji": False}
+    made = _Console(soft_wrap=False, **settings)
+    return made if made.is_terminal else _Console(width=_UNWRAPPED_COLUMNS, **settings)
+
+
+def headed(head: str, rest: str, style: str = "bold") -> Text:
+    """A line whose beginning is emphasised."""
+    return Text.assemble((printable(head), style), printable(rest))
 
 
 def print_table(
@@ -45,8 +69,8 @@ def print_table(
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    on.print(Text(title, style="bold"))
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    on.print(headed(title, ""))
     on.print(table)
     if not on.is_terminal:
         on.print()
@@ -54,7 +78,8 @@ def print_table(
 
 def print_json(value: Any) -> None:
     """Print one JSON value on stdout. NaN and infinity, which JSON lacks, become ``null``."""
-    click.echo(json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+    click.echo(text.translate(_C1_IN_JSON))
 
 
 def _finite(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from edgemem.dtypes import FloatDType
 from edgemem.errors import ConfigError
-from edgemem.versioned import JsonFormat
+from edgemem.versioned import JsonFormat, shown
 
 DECODER = JsonFormat(
     "edgemem.decoder",
@@ -20,6 +20,8 @@ DECODER = JsonFormat(
 )
 
 MemorySpec = dict[str, Any]
+_MOST = {"layers": 1024, "max_chunk": 1 << 20}  # a slip such as 10**9 is refused before anything is allocated
+_MOST_WIDE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ class DecoderConfig:
     @staticmethod
     def _positive(name: str, value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"{name} must be an integer of 1 or more, got {value!r}.")
+            raise ConfigError(f"{name} must be an integer of 1 or more, got {shown(value)}.")
+        if value > (most := _MOST.get(name, _MOST_WIDE)):
+            raise ConfigError(f"{name} must be {most:,} or less, got {shown(value)}.")
 
     @property
     def kv_head_count(self) -> int:
@@ -118,6 +122,16 @@ class DecoderConfig:
     def hidden_size(self) -> int:
         """Hidden width of the gated MLP."""
         return self.mlp_hidden or -(-self.d_model * 8 // (3 * 32)) * 32
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the matrices: those of memories, norms and biases are few."""
+        heads = self.heads + self.kv_head_count
+        layer = self.d_model * (2 * heads * self.head_size + 3 * self.hidden_size)
+        ends = [self.vocab_size or 0, self.features or 0, self.outputs or 0]
+        if self.vocab_size is not None and not self.tie_embeddings:
+            ends.append(self.vocab_size)
+        return self.layers * layer + self.d_model * sum(ends)
 
     def layer_memories(self) -> list[list[MemorySpec]]:
         """The list of memories of every layer.

@@ -67,12 +67,17 @@ def inside(folder: Path, name: str) -> Path:
     """The path of ``name`` in ``folder``.
 
     Raises:
-        BundleError: ``name`` is absolute, or leads out of ``folder``, for example through a symbolic link.
+        BundleError: ``name`` is absolute, leads out of ``folder``, for example through a symbolic link, or is no name.
     """
     pure = PurePosixPath(name)
     path = folder / pure
     leaves = pure.is_absolute() or ".." in pure.parts or "\0" in name
-    if leaves or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        leaves = leaves or not path.resolve().is_relative_to(folder.resolve())
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links
+        raise BundleError(f"the file name {name!r} in {folder} cannot be used: {error}.") from error
+    if leaves:
         raise BundleError(f"the file name {name!r} leaves its folder {folder}.", hint="Do not use this bundle.")
     return path
 

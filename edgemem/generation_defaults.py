@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -31,6 +30,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "guidance_scale": (1.0,),
     "stop_strings": ([],),
 }
+
+
+_MOST = 1 << 63  # of every number
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,14 @@ def _ignored(data: Mapping[str, Any]) -> list[str]:
 def _token_ids(value: Any, where: str) -> tuple[int, ...]:
     listed = [] if value is None else value if isinstance(value, list) else [value]
     for token in listed:
-        if type(token) is not int or token < 0:
+        if type(token) is not int or not 0 <= token < _MOST:
             raise ConfigError(f"{where} is {value!r}, wanted one token id or a list of them.")
     return tuple(dict.fromkeys(listed))
 
 
 def _whole(data: Mapping[str, Any], name: str, where: str, least: int = 0) -> int | None:
     value = data.get(name)
-    if value is not None and (type(value) is not int or value < least):
+    if value is not None and (type(value) is not int or not least <= value < _MOST):
         raise ConfigError(f"{where}: {name} is {value!r}, wanted a whole number of {least} or more.")
     return value
 
@@ -142,6 +144,6 @@ def _number(data: Mapping[str, Any], name: str, where: str, fits: Callable[[floa
     value = data.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or not fits(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_MOST < value < _MOST or not fits(value):
         raise ConfigError(f"{where}: {name} is {value!r}, wanted a number {wanted}.")
     return float(value)

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from edgemem.errors import EdgememError
 from edgemem.files import read_file, write_atomic
+from edgemem.reading import MOST_JSON_BYTES, parse_json
 
 T = TypeVar("T")
 _SHOWN_CHARACTERS = 60
-_MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class JsonFormat:
             EdgememError: It cannot be read, or :meth:`check` refuses it; the class is :attr:`error`.
         """
         try:
-            content = read_file(path, _MOST_BYTES)
+            content = read_file(path, MOST_JSON_BYTES)
         except OSError as error:
             raise self.refusal(f"{path} cannot be read: {error}") from error
         return self.read(content, str(path))
@@ -125,7 +125,7 @@ class JsonFormat:
     def is_at(self, path: Path) -> bool:
         """Whether ``path`` is a JSON file of this format, of any version and whatever else it holds."""
         try:
-            data = parse_json(read_file(path, _MOST_BYTES))
+            data = parse_json(read_file(path, MOST_JSON_BYTES))
         except (OSError, ValueError):
             return False
         return isinstance(data, dict) and data.get("format") == self.name
@@ -253,7 +253,10 @@ def shown(value: Any) -> str:
     >>> shown("x" * 100)[:5], shown({"a": 1})
     ("'xxxx", "{'a': 1}")
     """
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write integers of thousands of digits
+        text = "a number of thousands of digits"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
@@ -270,13 +273,11 @@ def _digest(content: bytes, digest: str) -> str:
     return hashlib.sha256(content.replace(_entry(digest), _entry(""), 1)).hexdigest()
 
 
-def parse_json(content: bytes) -> Any:
-    """The value of a JSON text in UTF-8.
+def read_json(path: Path, *, loose: bool = False) -> Any:
+    """What a JSON file holds; see :func:`~edgemem.reading.parse_json`.
 
     Raises:
-        ValueError: It is not JSON.
+        OSError: The file cannot be read.
+        ValueError: It does not hold such JSON.
     """
-    try:
-        return json.loads(content.decode("utf-8"))
-    except RecursionError as error:
-        raise ValueError("its values are nested too deeply") from error
+    return parse_json(read_file(path, MOST_JSON_BYTES), loose=loose)

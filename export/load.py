@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from edgemem.export.sources import RANDOM_SEED, DecoderSource, Source, from_conf
 from edgemem.export.text_files import text_files
 from edgemem.models.checkpoint import CONFIG, load_checkpoint
 from edgemem.protocol import StreamingModule, raised_at
+from edgemem.versioned import read_json
 
 
 def load_source(
@@ -66,7 +66,7 @@ def load_source(
 def is_transformers_folder(folder: Path) -> bool:
     """Whether ``folder`` holds a transformers configuration, of any model type."""
     try:
-        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        data = read_json(folder / CONFIG, loose=True)
     except (OSError, ValueError):
         return False
     return isinstance(data, dict) and isinstance(data.get("model_type"), str)

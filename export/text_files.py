@@ -5,8 +5,9 @@ The names of the files and of their entries are those of Hugging Face's ``transf
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from edgemem.bundle import CHAT_TEMPLATE
 from edgemem.errors import BundleError, ConfigError, ExportError, MissingDependencyError
 from edgemem.generation_defaults import GenerationDefaults
 from edgemem.text.chat_template import ChatTemplate
+from edgemem.versioned import read_json
 
 TOKENIZER = "tokenizer.json"
 
@@ -81,7 +83,7 @@ def text_files(folder: Path) -> TextFiles:
 def _object(path: Path) -> dict[str, Any]:
     """The JSON object of a file; empty if there is no such file."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, loose=True)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -120,8 +122,17 @@ def _tokenizer(folder: Path, special: Mapping[str, str]) -> dict[str, Any] | Non
     data = _object(path)
     if not isinstance(data.get("model"), dict):
         raise ExportError(f"{path} is not a tokenizer: it has no model.")
-    _add_named(data, special)
+    with _reading_tokens(path):
+        _add_named(data, special)
     return data
+
+
+@contextlib.contextmanager
+def _reading_tokens(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise ExportError(f"{path} is not a tokenizer: its tokens are malformed ({error!r}).") from error
 
 
 def _add_named(data: dict[str, Any], special: Mapping[str, str]) -> None:
@@ -191,7 +202,8 @@ def _generation(folder: Path, special: Mapping[str, str], tokenizer: dict[str, A
         key = f"{name}_token_id"
         token = next((source[key] for source in sources if source.get(key) is not None), None)
         if token is None and tokenizer is not None and f"{name}_token" in special:
-            token = token_id(tokenizer, special[f"{name}_token"])
+            with _reading_tokens(folder / TOKENIZER):
+                token = token_id(tokenizer, special[f"{name}_token"])
         given[key] = token
     try:
         return GenerationDefaults.from_hugging_face(given, str(path))

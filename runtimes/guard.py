@@ -16,6 +16,8 @@ from edgemem.runtimes.memory import Array
 from edgemem.runtimes.on_nan import AS_IT_WAS
 
 Rows = Iterable[int] | int | None
+LAST_POSITION = 1 << 62
+"""The last position that a stream may be put to. From there no stream reaches the end of int64."""
 
 
 def check_new(
@@ -92,8 +94,9 @@ def checked_positions(contract: Contract, positions: Any, batch: int) -> NDArray
     array = np.asarray(positions)
     if array.dtype.kind not in "iu" or array.shape not in ((), (batch,)):
         raise InputError(f"positions of dtype {array.dtype} and shape {list(array.shape)}, wanted integers [{batch}].")
-    if array.min() < 0:
-        raise InputError(f"positions must be 0 or more, got {int(array.min())}.")
+    if array.min() < 0 or array.max() > LAST_POSITION:
+        wrong = int(array.min() if array.min() < 0 else array.max())
+        raise InputError(f"positions must be from 0 to {LAST_POSITION}, got {wrong}.")
     limit = contract.max_position
     if limit is not None and array.max() > limit:
         raise InputError(f"positions of this model end at {limit}, got {int(array.max())}.")

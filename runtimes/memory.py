@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemem.dtypes import element_type, numpy_dtype
+from edgemem.errors import EdgememError
+from edgemem.machine.memory import total_bytes
 
 Array = NDArray[Any]
 Bytes = NDArray[np.uint8]
+_SURELY_THERE = 64 << 20  # bytes for which nobody asks how much memory there is
 
 
 @dataclass(frozen=True)
@@ -196,8 +199,20 @@ class HostMemory:
     on_host = True
 
     def allocate(self, nbytes: int) -> HostBlock:
-        """See :meth:`Memory.allocate`."""
-        return HostBlock(nbytes, self.alignment)
+        """See :meth:`Memory.allocate`.
+
+        Raises:
+            EdgememError: The machine has not so much memory.
+        """
+        try:
+            if nbytes > _SURELY_THERE and nbytes > (total_bytes() or nbytes):
+                raise MemoryError  # the system may promise more than it has
+            return HostBlock(nbytes, self.alignment)
+        except (MemoryError, ValueError, OverflowError) as error:
+            raise EdgememError(
+                f"the streams need {nbytes:,} bytes, more than this machine gives.",
+                hint="Open a stream with a smaller batch, or export the model with a smaller memory or --max-chunk.",
+            ) from error
 
 
 class HostBlock:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ from edgemem.bundle import package_versions
 from edgemem.contract import POSITION, Contract
 from edgemem.dtypes import numpy_dtype
 from edgemem.errors import SnapshotError
+from edgemem.reading import MOST_JSON_BYTES, parse_json
 from edgemem.runtimes.buffers import HELD, LAST, Buffers, item_dtype
 from edgemem.runtimes.memory import Array
 from edgemem.versioned import JsonFormat
@@ -68,6 +71,14 @@ def pack(fingerprint: str, contract: Contract, parts: Parts) -> bytes:
     facts |= {"note": parts.note} if parts.note else {}
     # One entry, as safetensors keeps entries in no fixed order: equal states give equal bytes.
     return save(tensors, metadata={FORMAT: json.dumps({**facts, "sha256": _digest(facts, tensors)}, sort_keys=True)})
+
+
+def most_bytes(contract: Contract, batch: int) -> int:
+    """Most bytes of a snapshot of ``batch`` streams; of a growing state there is no telling."""
+    kept = sum(array.nbytes for array in Buffers(contract, batch).arrays.values())
+    given = sum(math.prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in contract.input_specs)
+    limit = batch * (contract.state_bytes + given + 8) + kept + MOST_JSON_BYTES
+    return limit if contract.has_fixed_size else sys.maxsize
 
 
 def unpack(data: bytes, fingerprint: str, contract: Contract, batch: int) -> Parts:
@@ -132,8 +143,8 @@ def _check_buffers(contract: Contract, batch: int, found: Mapping[str, Array]) -
 def _facts(data: bytes) -> dict[str, str]:
     """Our entry in the metadata of a safetensors file: a length in 8 bytes, little-endian, then a header in JSON."""
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        facts = json.loads(header["__metadata__"][FORMAT])
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        facts = parse_json(header["__metadata__"][FORMAT])
         return {str(key): str(value) for key, value in facts.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SnapshotError(

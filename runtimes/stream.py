@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgemem.dtypes import decode_bfloat16
 from edgemem.errors import InputError, SnapshotError
-from edgemem.files import write_atomic
+from edgemem.files import read_file, write_atomic
 from edgemem.runtimes import snapshot
 from edgemem.runtimes.buffers import LAST
 from edgemem.runtimes.engine import Engine
@@ -292,7 +292,7 @@ class Stream(Exclusive):
         """
         if isinstance(source, (str, Path)):
             try:
-                source = Path(source).read_bytes()
+                source = read_file(Path(source), snapshot.most_bytes(self._contract, self.batch))
             except OSError as error:
                 raise SnapshotError(f"the snapshot {source!s} cannot be read: {error.strerror or error}") from error
         parts = snapshot.unpack(source, self._session.fingerprint, self._contract, self.batch)

@@ -2,7 +2,15 @@ import json
 
 import pytest
 
-from edgemem.console import console, print_json, print_table, readable_bytes, readable_count
+from edgemem.console import (
+    console,
+    headed,
+    print_json,
+    print_table,
+    printable,
+    readable_bytes,
+    readable_count,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,3 +48,22 @@ def test_outside_a_terminal_a_row_is_one_plain_line_of_any_length(capsys):
         ["b", "é"],
         [],
     ]
+
+
+def test_control_characters_are_shown_and_not_obeyed(capsys):
+    hostile = "a\x1b[2J\x07\x7f\x9b31m\tb"
+    assert printable(hostile) == "a\\x1b[2J\\x07\\x7f\\x9b31m\tb"
+    print_table(console(), hostile, ("name",), [(hostile,)])
+    console().print(hostile)
+    console().print(headed(hostile, hostile))
+    print_json({hostile: hostile})
+    out = capsys.readouterr().out
+    assert not set("\x1b\x07\x7f\x9b") & set(out)
+    assert json.loads(out[out.index("{") :]) == {hostile: hostile}
+
+
+@pytest.mark.parametrize("text", ["x[/]y", "[bold]x[/bold]", "edgemem[export]", ":smile:"])
+def test_brackets_and_colons_are_text(capsys, text):
+    console().print(text)
+    console().print(headed(text, text))
+    assert capsys.readouterr().out == f"{text}\n{text}{text}\n"

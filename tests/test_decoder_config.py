@@ -146,6 +146,25 @@ def test_a_memory_that_does_not_exist_is_refused_when_the_decoder_is_built() -> 
         Decoder(config(memory=[{"type": "windw"}]))
 
 
+@pytest.mark.parametrize("changes", [{"layers": 10**9}, {"d_model": 10**9}, {"max_chunk": 10**9}, {"layers": 10**5000}])
+def test_a_size_beyond_any_model_is_refused_before_anything_is_allocated(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"{next(iter(changes))} must be [\d,]+ or less, got "):
+        config(**changes)
+
+
+def test_a_model_larger_than_memory_is_refused_before_it_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgemem.models.decoder.total_bytes", lambda: 1 << 20)
+    large = config(d_model=1024)
+    with pytest.raises(ConfigError, match=r"parameters of this configuration take 96 MiB, .* has 1 MiB"):
+        Decoder(large)
+
+
+def test_parameters_are_counted_but_for_the_few_of_memories_and_norms() -> None:
+    for each in (config(), config(vocab_size=None, features=3, outputs=5), config(tie_embeddings=False, kv_heads=2)):
+        exact = sum(parameter.numel() for parameter in Decoder(each).parameters())
+        assert 0 <= exact - each.parameters < 0.05 * exact
+
+
 def test_sizes_left_out_follow_from_the_others() -> None:
     given_nothing = config()
     assert (given_nothing.kv_head_count, given_nothing.head_size, given_nothing.hidden_size) == (4, 4, 64)

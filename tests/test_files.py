@@ -61,6 +61,13 @@ def test_a_name_inside_its_folder_is_allowed(tmp_path: Path, name: str) -> None:
     assert inside(tmp_path, name) == tmp_path / name
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "loop", "loop/x", "\ud800"])
+def test_a_name_that_the_system_cannot_follow_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(BundleError, match="cannot be used"):
+        inside(tmp_path, name)
+
+
 @pytest.mark.parametrize("name", ["..", "../x", "a/../../x", "a/..", "/etc/passwd", "//x", "nul\0byte"])
 def test_a_name_that_climbs_out_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BundleError, match="leaves its folder"):

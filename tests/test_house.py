@@ -13,7 +13,7 @@ from tests import house
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("console", "dtypes", "external_data", "files", "overrides", "plugins", "unchanged"),
+    ("console", "dtypes", "external_data", "files", "overrides", "plugins", "reading", "unchanged"),
     ("versioned",),
     ("contract", "generation_defaults"),
     ("decoder_config", "precision"),
@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("bench",),
     ("cli",),
+    ("__main__",),
 )
 """A part of edgemem may import only parts of the rows above its own. ``"edgemem"`` is ``edgemem/__init__.py``."""
 

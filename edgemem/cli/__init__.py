@@ -3,15 +3,18 @@
 Each sub-command has its own file, which is imported when the command is called. What ends a command early is handled
 only here:
 
-=====================================  =========  ========================
-cause                                  exit code  on stderr
-=====================================  =========  ========================
-:class:`~edgemem.errors.EdgememError`  1          ``Error:`` and the hint
-wrong usage                            2          usage and ``Error:``
-Ctrl-C                                 130        nothing
-the reader closed the pipe             141        nothing
-output that cannot be written          1          ``Error:``
-=====================================  =========  ========================
+==============================================  =========  ========================
+cause                                           exit code  on stderr
+==============================================  =========  ========================
+:class:`~edgemem.errors.EdgememError`           1          ``Error:`` and the hint
+the system refuses (a full disk, a closed       1          ``Error:``
+stdout, a name too long, too little memory)
+wrong usage                                     2          usage and ``Error:``
+Ctrl-C                                          130        nothing
+the reader closed the pipe                      141        nothing
+==============================================  =========  ========================
+
+A traceback is left for what should not happen: a fault of edgemem's.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Any
 
 import click
 
+from edgemem.console import printable
 from edgemem.errors import EdgememError
 
 _COMMANDS = {
@@ -60,30 +64,56 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            result = super().invoke(ctx)
+            try:
+                result = super().invoke(ctx)
+            except (click.exceptions.Exit, SystemExit):
+                sys.stdout.flush()
+                raise
             sys.stdout.flush()
             return result
-        except EdgememError as error:
-            raise _Failure(str(error)) from error
+        except click.ClickException as error:
+            vars(error)["message"] = printable(error.message)
+            raise
         except KeyboardInterrupt:
             ctx.exit(128 + signal.SIGINT)
         except BrokenPipeError:
             _discard_output()
             ctx.exit(128 + signal.SIGPIPE)
-        except OSError as error:  # such as a full disk behind stdout
+        except (EdgememError, OSError, MemoryError) as error:
             _discard_output()
-            raise _Failure(f"{error.filename or 'the output'}: {error.strerror or error}.") from error
+            raise _failure(error) from error
+
+
+def _failure(error: Exception) -> _Failure:
+    """What to print of an error that the user can mend."""
+    words = str(error)
+    if isinstance(error, MemoryError):
+        words = f"there is not enough memory{': ' * bool(words)}{words or '.'}"
+    elif isinstance(error, OSError) and error.strerror:
+        what = "the output" if error.filename is None else os.fsdecode(error.filename)
+        words = f"{what}: {error.strerror}."
+    return _Failure(printable(words))
+
+
+def _open_standard_streams() -> None:
+    """Open what the caller closed: stdin is empty, what stderr gets is dropped, and writing to stdout fails.
+
+    Otherwise the next file that is opened gets the number of the closed one, and what is printed.
+    """
+    for name, mode, flags in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
+        if getattr(sys, name) is None:  # the lowest free number, which open() takes, is that of the closed one
+            setattr(sys, name, open(os.open(os.devnull, flags), mode, errors="replace"))  # noqa: SIM115 (stays open)
 
 
 def _discard_output() -> None:
-    """Drop what is still buffered; otherwise the interpreter complains at exit that it cannot be written."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Drop what is still buffered and cannot be written; otherwise the interpreter complains about it at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+            os.close(nowhere)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,3 +124,14 @@ def main() -> None:
         # A character that the terminal cannot show becomes a '?', not a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+
+
+def program() -> None:
+    """Run the program. What the group does not see, such as help for a full disk, ends here."""
+    _open_standard_streams()
+    try:
+        main()
+    except OSError as error:
+        _discard_output()
+        _failure(error).show()
+        sys.exit(1)

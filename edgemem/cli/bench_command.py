@@ -17,7 +17,8 @@ from edgemem.bench.measure import Progress as Report
 from edgemem.bench.result import BenchResult
 from edgemem.bench.subject import Options, Plan
 from edgemem.bench.suite import run as run_suite
-from edgemem.console import console, print_json, print_table
+from edgemem.cli.options import MOST_STEPS, MOST_THREADS, FiniteRange, count
+from edgemem.console import console, print_json, print_table, printable
 from edgemem.errors import EdgememError
 from edgemem.files import write_atomic
 from edgemem.runtimes import DEVICES, known_runtimes
@@ -27,18 +28,16 @@ STDOUT = Path("-")
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--steps", type=click.IntRange(min=20), help="Steps of the main loop. [default: 2000, quick: 200]")
+@click.option("--steps", type=count(20, MOST_STEPS), help="Steps of the main loop. [default: 2000, quick: 200]")
 @click.option("--quick", is_flag=True, help="A short run with rough figures.")
 @click.option("--no-baselines", is_flag=True, help="Measure only the bundle.")
+@click.option("--rate", metavar="HZ", type=FiniteRange(0.001, 1e6), help="Also run a loop with deadlines at HZ.")
 @click.option(
-    "--rate", metavar="HZ", type=click.FloatRange(min=0, min_open=True), help="Also run a loop with deadlines at HZ."
-)
-@click.option(
-    "--idle-gap", metavar="MS", type=click.FloatRange(min=0, min_open=True), help="Also time steps after a pause of MS."
+    "--idle-gap", metavar="MS", type=FiniteRange(0, 60_000, min_open=True), help="Also time steps after a pause of MS."
 )
 @click.option("--operators", is_flag=True, help="Also time each operator of a step (onnxruntime).")
 @click.option("--runtime", type=click.Choice(["auto", *known_runtimes()]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine and of the baselines.")
+@click.option("--threads", type=count(1, MOST_THREADS), help="Threads of the engine and of the baselines.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--json", "json_file", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
               help="Write the result as JSON; - prints it in place of the tables.")  # fmt: skip
@@ -94,20 +93,20 @@ def bench(
         write_atomic(json_file, f"{text}\n".encode())
     if html_file is not None:
         write_atomic(html_file, page.render(result).encode())
-        click.echo(f"Report: {html_file}", err=True)
+        click.echo(printable(f"Report: {html_file}"), err=True)
 
 
 def show(on: Console, result: BenchResult) -> None:
     """Print the result as tables."""
-    on.print(f"{result.subject.name}: {result.headline()}", style="bold", markup=False)
+    on.print(f"{result.subject.name}: {result.headline()}", style="bold")
     on.print()
     for table in result.tables():
         if table.rows:
             print_table(on, table.title, table.columns, table.rows, right=table.right)
         else:
-            on.print(table.title, style="bold", markup=False)
+            on.print(table.title, style="bold")
         for note in table.notes:
-            on.print(note, markup=False)
+            on.print(note)
         on.print()
 
 
@@ -124,7 +123,7 @@ def _check_writable(file: Path | None) -> None:
 def progress_bars(on: Console) -> Iterator[Report]:
     """Progress bars that are redrawn between timed sections; a thread that redraws would be measured too."""
     bars = Progress(
-        TextColumn("{task.description:<24}"),
+        TextColumn("{task.description:<24}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -13,7 +13,8 @@ import click
 
 from edgemem.bundle import Bundle, open_bundle
 from edgemem.cli.export_tools import checking
-from edgemem.console import console, print_json, print_table, readable_bytes
+from edgemem.cli.options import count
+from edgemem.console import console, headed, print_json, print_table, readable_bytes
 from edgemem.errors import EngineError, MissingDependencyError, RuntimeUnavailableError
 from edgemem.machine.facts import board
 from edgemem.runtimes.trt.engine import build_to, shipped_folder
@@ -36,16 +37,16 @@ _LINT_HINT = 'pip install "edgemem[export]"'
     help="What to build for (default: local, or the target that BUNDLE was packed for).",
 )
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to write (default: inside BUNDLE).")
-@click.option("--max-batch", type=click.IntRange(min=1), help="Maximum number of streams in one call (default: 1).")
+@click.option("--max-batch", type=count(1), help="Maximum number of streams in one call (default: 1).")
 @click.option(
     "--workspace",
-    type=click.IntRange(min=1),
+    type=count(1),
     metavar="MIB",
     help="Maximum scratch memory (default: the target's).",
 )
 @click.option(
     "--top-k",
-    type=click.IntRange(0, TOP_K_LIMIT),
+    type=count(0, TOP_K_LIMIT),
     help="Let the engine pick the K largest outputs (default: 0).",
 )
 @click.option(
@@ -222,13 +223,19 @@ def _print(result: dict[str, Any], target: Target) -> None:
     if "built" in result:
         size = sum(engine["plan_bytes"] for engine in result["engines"])
         on.print(
-            f"[bold]{result['built']}[/]: {len(result['engines'])} engine{'s' * (len(result['engines']) > 1)} for "
-            f"{target.title}, {readable_bytes(size)}, built in {result['seconds']:.1f} s."
+            headed(
+                result["built"],
+                f": {len(result['engines'])} engine{'s' * (len(result['engines']) > 1)} for "
+                f"{target.title}, {readable_bytes(size)}, built in {result['seconds']:.1f} s.",
+            )
         )
     elif "packed" in result:
         on.print(
-            f"[bold]{result['packed']}[/]: the bundle and a recipe for {target.title} ({target.system}). "
-            f"Copy the folder there and run:\n  {result['command']}"
+            headed(
+                result["packed"],
+                f": the bundle and a recipe for {target.title} ({target.system}). "
+                f"Copy the folder there and run:\n  {result['command']}",
+            )
         )
     elif result["findings"]:
         print_table(

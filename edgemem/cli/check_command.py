@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgemem.cli.export_tools import checking, needs_export_packages, print_report
+from edgemem.cli.options import MOST_STEPS, count
 from edgemem.cli.text_scores import print_scores, score_file, scores_json
 from edgemem.cli.transformers_options import TRUST_REMOTE_CODE_HELP
 from edgemem.console import console, print_json
@@ -18,7 +19,7 @@ from edgemem.console import console, print_json
 @click.option(
     "--against", metavar="SOURCE", help="What BUNDLE was exported from (default: the decoder in the bundle itself)."
 )
-@click.option("--steps", type=click.IntRange(min=2), help="Steps to stream (default: twice past the longest window).")
+@click.option("--steps", type=count(2, MOST_STEPS), help="Steps to stream (default: twice past the longest window).")
 @click.option("--trust-remote-code", is_flag=True, help=TRUST_REMOTE_CODE_HELP)
 @click.option(
     "--text",
@@ -26,7 +27,7 @@ from edgemem.console import console, print_json
     type=click.Path(path_type=Path),
     help="Also measure how well BUNDLE predicts this text, in bits per byte; with --against, SOURCE too.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random data.")
+@click.option("--seed", type=count(0), default=0, show_default=True, help="Seed of the random data.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(
     bundle: Path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import signal
@@ -18,6 +17,7 @@ from edgemem.cli.trial import Finding
 from edgemem.console import console, print_json, print_table, readable_bytes
 from edgemem.machine.cuda import probe_cuda
 from edgemem.machine.facts import facts
+from edgemem.reading import parse_json
 from edgemem.runtimes import Runtime, known_runtimes
 
 _TIMEOUT_S = 180.0
@@ -101,7 +101,7 @@ def run_apart(command: Sequence[str], timeout_s: float) -> tuple[Finding, str]:
     log = _COLOUR.sub("", done.stderr).strip()[-2000:]
     for line in reversed(done.stdout.splitlines()):
         try:
-            return Finding(**json.loads(line)), log
+            return Finding(**parse_json(line)), log
         except (ValueError, TypeError):
             continue
     return Finding(False, "", _how_it_died(done.returncode)), log

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
 
 from edgemem.cli.export_tools import checking, needs_export_packages, print_report
-from edgemem.cli.options import option_group
+from edgemem.cli.options import MOST_STEPS, count, option_group
 from edgemem.cli.transformers_options import TransformersOptions
-from edgemem.console import console, print_json, readable_bytes
+from edgemem.console import console, headed, print_json, readable_bytes
 from edgemem.precision import DEFAULT_BLOCK_SIZE
 
 _MOST_NOTES = 5
@@ -22,10 +21,8 @@ _MOST_NOTES = 5
 @click.argument("source")
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder of the bundle to write.")
 @click.option("--sealed", is_flag=True, help="Write rings inside the graph: every state is a whole input and output.")
-@click.option("--max-chunk", type=click.IntRange(min=1), help="Most time steps of one call (default: the model's own).")
-@click.option(
-    "--steps", type=click.IntRange(min=2), help="Steps of the check (default: twice past the longest window)."
-)
+@click.option("--max-chunk", type=count(1), help="Most time steps of one call (default: the model's own).")
+@click.option("--steps", type=count(2, MOST_STEPS), help="Steps of the check (default: twice past the longest window).")
 @click.option(
     "--dtype",
     type=click.Choice(["fp32", "fp16", "bf16"]),
@@ -63,12 +60,14 @@ def export(
     errors = console(stderr=True)
     loaded = load_source(source, **asdict(transformers))
     if loaded.has_random_weights:
-        errors.print("[yellow]Random weights:[/] a configuration has no weights. Good for measuring, not for using.")
+        errors.print(
+            headed("Random weights:", " a configuration has no weights. Good for measuring, not for using.", "yellow")
+        )
     with checking(errors) as (announce, progress):
         wanted = ExportOptions(block_size=int(block_size or DEFAULT_BLOCK_SIZE), **options)
         bundle = export_bundle(loaded, out, wanted, announce=announce, progress=progress)
     for note in notes(bundle)[:_MOST_NOTES]:
-        errors.print(f"[yellow]TensorRT:[/] {escape(note)}")
+        errors.print(headed("TensorRT:", f" {note}", "yellow"))
     if as_json:
         print_json({"bundle": str(out), "fingerprint": bundle.fingerprint, **bundle.manifest.to_json()})
         return
@@ -76,9 +75,12 @@ def export(
     files = sum(size for _, size in bundle.manifest.files.values())
     out_console = console()
     out_console.print(
-        f"[bold]{out}[/]: {readable_bytes(files)}; state {readable_bytes(contract.state_bytes)} a stream in "
-        f"{len(contract.states)} tensors; up to {contract.max_chunk} steps a call."
+        headed(
+            str(out),
+            f": {readable_bytes(files)}; state {readable_bytes(contract.state_bytes)} a stream in "
+            f"{len(contract.states)} tensors; up to {contract.max_chunk} steps a call.",
+        )
     )
     if not bundle.manifest.precision.is_plain:
-        out_console.print(f"{escape(str(bundle.manifest.precision))}.")
+        out_console.print(f"{bundle.manifest.precision}.")
     print_report(out_console, bundle.manifest.verification)

@@ -34,7 +34,7 @@ def checking(on: Console) -> Iterator[tuple[Callable[[str], None], Callable[[str
     """Show the current stage, and a bar for each phase of a check; outside a terminal only the stages."""
     bars = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

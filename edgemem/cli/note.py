@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgemem.text.chat import Conversation
 
+from edgemem.reading import parse_json
+
 CONTEXT = 32
 """Tokens that a note keeps as context: more than a detokenizer looks back."""
 
@@ -42,8 +44,10 @@ class Note:
     def read(cls, text: str) -> Note:
         """Read what :meth:`write` wrote. A note of another program is ignored."""
         try:
-            facts = json.loads(text)
-            pending, context = (tuple(int(token) for token in facts.get(name, ())) for name in ("pending", "context"))
-            return cls(pending, context, facts.get("conversation"))
+            facts = parse_json(text)
+            pending, context = (tuple(facts.get(name, ())) for name in ("pending", "context"))
         except (ValueError, TypeError, AttributeError):
             return cls()
+        if not all(type(token) is int for token in (*pending, *context)):
+            return cls()
+        return cls(pending, context, facts.get("conversation"))

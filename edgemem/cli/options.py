@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,29 @@ from typing import Any
 import click
 
 import edgemem
+from edgemem.overrides import override
 from edgemem.runtimes import DEVICES, Session, known_runtimes
+
+MOST_THREADS = 256
+MOST_STEPS = 10_000_000
+MOST = (1 << 31) - 1
+"""The largest number that an option takes, where nothing sets another limit."""
+
+
+def count(least: int, most: int = MOST) -> click.IntRange:
+    """The type of an option that is a whole number from ``least`` to ``most``."""
+    return click.IntRange(least, most)
+
+
+class FiniteRange(click.FloatRange):
+    """The type of an option that is a real number: neither NaN, which no comparison refuses, nor infinity."""
+
+    @override
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 def option(*flags: str, default: Any = None, **settings: Any) -> Any:
@@ -63,7 +86,7 @@ class EngineOptions:
         show_default=True,
         help="The engine.",
     )
-    threads: int | None = option("--threads", metavar="N", type=click.IntRange(min=1), help="Threads of the engine.")
+    threads: int | None = option("--threads", metavar="N", type=count(1, MOST_THREADS), help="Threads of the engine.")
     device: str = option(
         "--device", default="auto", type=click.Choice(DEVICES), show_default=True, help="Where the model runs."
     )

@@ -252,7 +252,7 @@ def _open_npy(path: Path, spec: InputSpec) -> NDArray[Any]:
     """The array of an NPY file ``[T, F]`` (``[T]`` if F is 1), mapped into memory rather than read."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except Exception as error:  # numpy reads the header as Python, with the errors of that
         raise InputError(f"{path} is not an array of numbers: {error}") from None
     wanted = f"[T, {', '.join(map(str, spec.shape))}]" if spec.shape else "[T]"
     if array.ndim == 1 and math.prod(spec.shape) == 1:

@@ -17,6 +17,7 @@ from edgemem.cli.note import Note
 from edgemem.cli.run_options import GenerationSettings, RunOptions
 from edgemem.cli.snapshots import Saver
 from edgemem.cli.totals import Totals
+from edgemem.console import printable
 from edgemem.errors import EdgememError
 from edgemem.runtimes import Session, Stream
 from edgemem.text.chat import Conversation
@@ -189,8 +190,12 @@ class Chat:
         command, _, rest = line.partition(" ")
         rest = rest.strip()
         if command == "/save" and rest:
-            self.stream.save(Path(rest).expanduser(), Note.of(self.conversation).write())
-            click.echo(f"Saved to {rest}.", err=True)
+            try:
+                file = Path(rest).expanduser()
+            except RuntimeError as error:  # "~name" of nobody
+                raise EdgememError(f"cannot write {rest}: {error}") from error
+            self.stream.save(file, Note.of(self.conversation).write())
+            click.echo(f"Saved to {printable(rest)}.", err=True)
         elif command == "/reset" and not rest:
             self.stream.reset()
             self.conversation.reset()

@@ -14,7 +14,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemem.cli.options import option
+from edgemem.cli.options import FiniteRange, count, option
 from edgemem.cli.rows import RowOptions
 from edgemem.cli.snapshots import SnapshotOptions
 from edgemem.errors import InputError
@@ -50,31 +50,31 @@ class SamplingOptions:
     max_tokens: int | None = option(
         "--max-tokens",
         metavar="N",
-        type=click.IntRange(min=0),
+        type=count(0),
         help=f"Most tokens to generate. 0: no limit. Default: the model's, else {MAX_TOKENS}.",
     )
     temperature: float | None = option(
         "--temperature",
         metavar="T",
-        type=click.FloatRange(min=0),
+        type=FiniteRange(min=0),
         help=f"0: greedy. Default: the model's, else {TEMPERATURE}; the next three also default to the model's.",
     )
     top_k: int | None = option(
-        "--top-k", metavar="K", type=click.IntRange(min=0), help="Sample from the K most probable tokens. 0: all."
+        "--top-k", metavar="K", type=count(0), help="Sample from the K most probable tokens. 0: all."
     )
     top_p: float | None = option(
         "--top-p",
         metavar="P",
-        type=click.FloatRange(min=0, max=1, min_open=True),
+        type=FiniteRange(min=0, max=1, min_open=True),
         help="Sample from the most probable tokens that together reach probability P. 1: all.",
     )
     min_p: float | None = option(
         "--min-p",
         metavar="P",
-        type=click.FloatRange(min=0, max=1),
+        type=FiniteRange(min=0, max=1),
         help="Sample from the tokens that are at least P times as probable as the most probable one. 0: all.",
     )
-    seed: int | None = option("--seed", metavar="N", type=click.IntRange(min=0), help="Makes the text repeatable.")
+    seed: int | None = option("--seed", metavar="N", type=count(0), help="Makes the text repeatable.")
     stop_texts: tuple[str, ...] = option(
         "--stop", default=(), metavar="TEXT", multiple=True, help="End before this text. Can be given several times."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -19,9 +20,13 @@ from edgemem.cli.run_options import STDIN, RunOptions
 from edgemem.cli.totals import Totals, where
 from edgemem.console import print_json
 from edgemem.errors import InputError
+from edgemem.reading import MOST_TEXT_BYTES, read_at_most
 from edgemem.runtimes import Session
 from edgemem.text.generate import Piece
 from edgemem.text.tokenizer import Tokenizer, open_tokenizer
+from edgemem.versioned import shown
+
+_MOST_DIGITS = 18  # of an int64 whose value does not matter
 
 
 def run_tokens(session: Session, options: RunOptions) -> None:
@@ -140,22 +145,20 @@ def _prompt_tokens(
 
 
 def _read_text(path: Path) -> str:
-    if path != STDIN:
-        try:
-            return path.read_text(encoding="utf-8", errors="surrogateescape")
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    if sys.stdin.isatty():
+    if path == STDIN and sys.stdin.isatty():
         click.echo("Reading the prompt from the terminal; end it with Ctrl-D.", err=True)
-    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+    try:
+        with contextlib.nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb") as file:
+            return read_at_most(file, MOST_TEXT_BYTES).decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _parse_ids(text: str) -> NDArray[np.int64]:
     ids = text.replace(",", " ").split()
     for number, token in enumerate(ids, start=1):
         if not token.isascii() or not token.isdigit():
-            raise InputError(f"prompt id {number} is {token!r}, which is not a whole number of 0 or more.")
-    try:
-        return np.array([int(token) for token in ids], dtype=np.int64)
-    except OverflowError:
-        raise InputError("a prompt id does not fit in 64 bits.") from None
+            raise InputError(f"prompt id {number} is {shown(token)}, which is not a whole number of 0 or more.")
+        if len(token) > _MOST_DIGITS:
+            raise InputError(f"prompt id {number} is {shown(token)}, which does not fit in 64 bits.")
+    return np.array([int(token) for token in ids], dtype=np.int64)

@@ -13,6 +13,7 @@ import edgemem
 from edgemem.bundle import Bundle
 from edgemem.console import print_table
 from edgemem.errors import InputError
+from edgemem.reading import MOST_TEXT_BYTES, read_at_most
 from edgemem.text.scoring import Score, score_text
 from edgemem.text.tokenizer import open_tokenizer
 
@@ -56,7 +57,8 @@ def score_file(bundle: Bundle, source: Source | None, file: Path, progress: Call
     if tokenizer is None:
         raise InputError(f"{bundle.path} has no tokenizer, so its input is not text.")
     try:
-        text = file.read_bytes().decode("utf-8", "surrogateescape")
+        with file.open("rb") as opened:
+            text = read_at_most(opened, MOST_TEXT_BYTES).decode("utf-8", "surrogateescape")
     except OSError as error:
         raise InputError(f"the text {file} cannot be read: {error.strerror or error}") from error
     runtime = "torch" if bundle.manifest.precision.dtype == "bfloat16" else "onnxruntime"

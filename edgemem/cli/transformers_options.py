@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import click
 
-from edgemem.cli.options import option
+from edgemem.cli.options import count, option
 from edgemem.errors import ConfigError
 
 TRUST_REMOTE_CODE_HELP = (
@@ -28,7 +28,7 @@ class TransformersOptions:
     max_length: int | None = option(
         "--max-length",
         metavar="N",
-        type=click.IntRange(min=1),
+        type=count(1),
         help="Transformers: keep the whole past, exactly, for up to N tokens; the stream ends there.",
     )
     trust_remote_code: bool = option("--trust-remote-code", default=False, is_flag=True, help=TRUST_REMOTE_CODE_HELP)

@@ -197,11 +197,11 @@ def is_number(value: object) -> bool:
 
 
 def at_least(owner: str, option: str, value: int, least: int) -> int:
-    """``value``, if it is an integer of ``least`` or more.
+    """``value``, if it is an integer of ``least`` or more, and of 31 bits or fewer.
 
     Raises:
         ConfigError: It is not.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 31:
         raise ConfigError(f"memory {owner!r}: {option} must be an integer of {least} or more, got {value!r}.")
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import safetensors.torch
@@ -16,6 +17,7 @@ from edgemem.models.blockwise import read_matrix
 from edgemem.models.decoder import Decoder
 
 CONFIG = "config.json"
+_LARGE = 1 << 24  # parameters that take a while to allocate
 WEIGHTS = "model.safetensors"
 # Files that describe how a model reads and writes text; the names are those of transformers.
 TEXT_FILES = (
@@ -64,7 +66,14 @@ def load_checkpoint(folder: str | Path) -> Decoder:
     """
     path = Path(folder)
     config = DecoderConfig.load(path / CONFIG)
-    return load_weights(Decoder(config), path / WEIGHTS)
+    weights = path / WEIGHTS
+    size = weights.stat().st_size if weights.is_file() else sys.maxsize  # that it is missing is found later
+    if size < config.parameters // 2 and config.parameters > _LARGE:  # int4 takes half a byte
+        raise ConfigError(
+            f"{weights} cannot be read: {size:,} bytes are too few for {config.parameters:,} parameters.",
+            hint="The weights belong to another configuration, or are cut short.",
+        )
+    return load_weights(Decoder(config), weights)
 
 
 def load_weights(model: Decoder, path: Path) -> Decoder:

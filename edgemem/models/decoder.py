@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from edgemem.contract import POSITION, Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.decoder_config import DecoderConfig
 from edgemem.dtypes import FloatDType
+from edgemem.errors import ConfigError
+from edgemem.machine.memory import total_bytes
 from edgemem.memories import Attention, Clock, Dims
 from edgemem.protocol import TORCH_DTYPES
 
@@ -81,11 +83,16 @@ class Decoder(nn.Module):
     Weight matrices are stored ``[in, out]``, as ONNX multiplies them.
 
     Raises:
-        ConfigError: The configuration names a memory or an option that does not exist.
+        ConfigError: The configuration names a memory or an option that does not exist, or does not fit in memory.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        if 0 < (there_is := total_bytes()) < (needed := 4 * config.parameters):
+            raise ConfigError(
+                f"the {config.parameters:,} parameters of this configuration take {needed >> 20:,} MiB, and this "
+                f"machine has {there_is >> 20:,} MiB of memory."
+            )
         self.config = config
         if config.vocab_size is not None:
             self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.d_model))

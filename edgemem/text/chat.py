@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemem.errors import SnapshotError
+from edgemem.errors import BundleError, SnapshotError
 from edgemem.text.chat_template import ChatTemplate, Message
 from edgemem.text.tokenizer import Tokenizer
 
@@ -78,7 +78,7 @@ class Conversation:
 
         Raises:
             InputError: The template rejects the message, or the tokenizer cannot represent it.
-            BundleError: The template fails.
+            BundleError: The template fails, or writes nothing.
         """
         if self.user is None:
             text = self.template.render(self._messages(message), reply_follows=True)
@@ -88,6 +88,11 @@ class Conversation:
         else:
             ids = self._after_reply(self._text_after_reply(self.user, message))
         ids = np.concatenate((np.array(self.unread, dtype=np.int64), ids))
+        if ids.size == 0:
+            raise BundleError(
+                "the chat template writes nothing for this message, so there is nothing for the model to read.",
+                hint="Export the model again with a chat template that writes the messages.",
+            )
         self.user, self.reply, self.end, self.overrun = message, "", None, ""
         self.unread = tuple(ids.tolist())
         return ids

@@ -48,6 +48,8 @@ class ChatTemplate:
             self._template = _environment(self).from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise BundleError(f"{where}, line {error.lineno}: {error.message}.") from error
+        except Exception as error:  # Python compiles what Jinja makes of it, and has limits of its own
+            raise BundleError(f"{where} is not a template: {type(error).__name__}: {error}") from error
 
     @property
     def bos_token(self) -> str:

@@ -7,9 +7,9 @@ bundle, which the ``tokenizers`` package reads.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from edgemem.text.detokenizer import ByteDetokenizer, Detokenizer, PrefixDetoken
 if TYPE_CHECKING:
     import tokenizers
 
+T = TypeVar("T")
 BYTES = "bytes"
 _ANCHOR = "\n"  # no tokenizer joins it with the word after it
 
@@ -105,15 +106,12 @@ class JsonTokenizer(Tokenizer):
             raise MissingDependencyError(
                 f"{path.name} needs the tokenizers package.", hint='Install it with: pip install "edgemem[text]"'
             ) from None
-        try:
-            self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        # The package raises a plain Exception for every error in the file.
-        except Exception as error:
-            raise BundleError(f"{path} is not a tokenizer: {error}") from error
+        self._path = path
+        self._tokenizer: tokenizers.Tokenizer = self._ask(tokenizers.Tokenizer.from_file, str(path))
         # Some files still ask for the truncation and padding of training batches. A stream needs neither.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        added = self._tokenizer.get_added_tokens_decoder()
+        added = self._ask(self._tokenizer.get_added_tokens_decoder)
         self._control = frozenset(added)
         self._skipped = frozenset(token for token, entry in added.items() if entry.special)
         alone, after = self._ids("a"), self._ids(f"{_ANCHOR}a")
@@ -130,7 +128,7 @@ class JsonTokenizer(Tokenizer):
         if not start:
             ids = self._continuing_ids(text)
         else:
-            encoding = self._tokenizer.encode(text, add_special_tokens=special_tokens)
+            encoding = self._ask(self._tokenizer.encode, text, add_special_tokens=special_tokens)
             mask = encoding.special_tokens_mask
             # The text continues, so the special tokens after its last token, which close it, are dropped.
             ids = encoding.ids[: len(mask) - mask[::-1].index(0)] if 0 in mask else []
@@ -140,7 +138,7 @@ class JsonTokenizer(Tokenizer):
 
     @override
     def decode(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens)))
+        return str(self._ask(self._tokenizer.decode, list(tokens)))
 
     @override
     def detokenizer(self, context: Iterable[int] = ()) -> Detokenizer:
@@ -150,13 +148,27 @@ class JsonTokenizer(Tokenizer):
     def is_control(self, token: int) -> bool:
         return token in self._control
 
+    def _ask(self, call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """What the package answers. It raises a plain ``Exception`` for every error in the file, and panics for some.
+
+        Raises:
+            BundleError: The package cannot work with the file.
+        """
+        try:
+            return call(*arguments, **options)
+        except BaseException as error:
+            # The class of a panic of Rust, which cannot be imported, derives from BaseException alone.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise BundleError(f"{self._path} is not a tokenizer that works: {error}") from error
+
     def _ids(self, text: str) -> list[int]:
         """Ids of ``text`` without special tokens."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self._ask(self._tokenizer.encode, text, add_special_tokens=False).ids)
 
     def _before_text(self) -> list[int]:
         """The special tokens that the tokenizer puts before a text; in an empty text they look like those after it."""
-        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        encoding = self._ask(self._tokenizer.encode, "a", add_special_tokens=True)
         mask = encoding.special_tokens_mask
         return list(encoding.ids[: mask.index(0)]) if 0 in mask else []
 

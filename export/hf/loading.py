@@ -6,7 +6,6 @@ Nothing is downloaded, and nothing from the folder is executed: weights are safe
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from edgemem.export.hf.source import TransformersSource
 from edgemem.export.text_files import text_files
 from edgemem.precision import DTYPES
 from edgemem.protocol import TORCH_DTYPES
+from edgemem.versioned import read_json
 
 CONFIG = "config.json"
 
@@ -186,7 +186,7 @@ def _transformers() -> Any:
 
 
 def _config(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
-    data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    data = read_json(folder / CONFIG, loose=True)
     family = data.get("model_type")
     if family not in transformers.CONFIG_MAPPING and not ("auto_map" in data and trust_remote_code):
         code = "auto_map" in data

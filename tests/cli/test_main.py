@@ -112,6 +112,58 @@ def test_a_bug_shows_its_traceback(failing):
     assert isinstance(CliRunner().invoke(main, ["doctor"]).exception, ZeroDivisionError)
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(36, "File name too long", "x[/]y"), "x[/]y: File name too long."),
+        (OSError(28, "No space left on device"), "the output: No space left on device."),
+        (MemoryError(), "there is not enough memory."),
+        (MemoryError("7 TiB"), "there is not enough memory: 7 TiB"),
+        (EdgememError("a\x1b[2J"), "a\\x1b[2J"),
+        (click.UsageError("a\x1b[2J"), "a\\x1b[2J"),
+    ],
+)
+def test_what_the_system_refuses_is_a_line_too_and_steers_no_terminal(failing, invoke, error, words):
+    failing(error)
+    result = invoke("doctor")
+    assert result.exit_code == (2 if isinstance(error, click.UsageError) else 1)
+    assert result.stderr.endswith(f"Error: {words}\n")
+
+
+STREAMS = {
+    "run {0} --prompt a --max-tokens 2 <&-": (0, ""),
+    "run {0} <&-": (2, "the prompt is empty"),
+    "inspect {0} >&-": (1, "Error: the output: Bad file descriptor."),
+    "inspect {0} > /dev/full": (1, "Error: the output: No space left on device."),
+    "--help > /dev/full": (1, "Error: the output: No space left on device."),
+    "inspect {0}-none <&- >&- 2>&-": (1, ""),
+}
+
+
+@pytest.mark.parametrize("command", STREAMS)
+def test_standard_streams_may_be_closed_or_full(reciter, command):
+    code, words = STREAMS[command]
+    line = f"exec {sys.executable} -m edgemem {command.format(reciter)}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_ctrl_c_while_modules_are_imported_ends_quietly_with_130():
+    code = (
+        "import os, signal, sys; import edgemem.__main__ as program\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path, target=None): name == 'click' and os.kill(os.getpid(), signal.SIGINT)\n"
+        "assert 'click' not in sys.modules\n"
+        "sys.meta_path.insert(0, Finder()); program.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_ctrl_c_ends_quietly_with_130(failing, invoke):
     failing(KeyboardInterrupt())
     result = invoke("doctor")

@@ -223,6 +223,12 @@ def test_wrong_usage_exits_with_2(reciter, invoke, arguments):
     assert result.stdout == ""
 
 
+def test_a_prompt_without_an_end_is_an_error(reciter, invoke, monkeypatch):
+    monkeypatch.setattr("edgemem.cli.run_tokens.MOST_TEXT_BYTES", 1000)
+    result = invoke("run", reciter, "/dev/zero")
+    assert (result.exit_code, result.stderr) == (1, "Error: /dev/zero cannot be read: It gives more than 1,000 bytes\n")
+
+
 @pytest.mark.parametrize("arguments", [("--prompt", "a"), ("--prompt-ids", "1", "--stop", "a")])
 def test_text_needs_a_tokenizer(id_reciter, invoke, arguments):
     result = invoke("run", id_reciter, *arguments)
@@ -230,7 +236,7 @@ def test_text_needs_a_tokenizer(id_reciter, invoke, arguments):
     assert "no tokenizer" in result.stderr
 
 
-@pytest.mark.parametrize("ids", ["1,x", "1,-2", "1.5", "256", "99999999999999999999", "²"])
+@pytest.mark.parametrize("ids", ["1,x", "1,-2", "1.5", "256", "99999999999999999999", "9" * 5000, "²"])
 def test_prompt_ids_that_the_model_does_not_have_are_an_error(id_reciter, invoke, ids):
     result = invoke("run", id_reciter, "--prompt-ids", ids)
     assert (result.exit_code, result.stdout) == (1, "")

@@ -273,7 +273,7 @@ def test_a_stream_goes_on_from_an_injected_position(session: Session) -> None:
             r"shape \[1, 4\], wanted float32 \[1, 3\]",
         ),
         (lambda s: s.update({"0.decayed.m": np.zeros((1, 3))}), 0, "dtype float64"),
-        (lambda s: None, -1, "0 or more, got -1"),
+        (lambda s: None, -1, "from 0 to 4611686018427387904, got -1"),
         (lambda s: None, 1.5, "dtype float64"),
         (lambda s: None, [1, 2], r"shape \[2\], wanted integers \[1\]"),
     ],
@@ -288,6 +288,30 @@ def test_a_wrong_state_is_refused_and_the_stream_is_as_it_was(
     with pytest.raises(InputError, match=message):
         stream.load_state(state, positions)
     assert stream.snapshot() == before
+
+
+def test_streams_for_which_there_is_no_memory_are_refused(session: Session) -> None:
+    for batch in (2**40, 2**62):
+        with pytest.raises(
+            EdgememError, match=r"the streams need [\d,]+ bytes, more than this machine gives"
+        ) as caught:
+            session.stream(batch)
+        assert "smaller batch" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("position", [-1, 2**62 + 1, 2**63 - 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("dtype", [None, np.uint64])
+def test_a_position_that_int64_cannot_count_on_from_is_refused(
+    session: Session, position: int, dtype: type[np.uint64] | None
+) -> None:
+    stream = session.stream()
+    given = np.array([position], np.uint64) if dtype and position > 0 else position
+    with pytest.raises(InputError, match=f"positions must be from 0 to 4611686018427387904, got {position}"):
+        stream.load_state(stream.state(), given)
+    assert stream.position == 0
+    stream.load_state(stream.state(), 2**62)
+    stream.step(1)
+    assert stream.position == 2**62 + 1
 
 
 def test_a_position_carried_as_a_state_must_agree(features_bundle: Bundle) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgemem.errors import InputError, SnapshotError
+from edgemem.errors import BundleError, InputError, SnapshotError
 from edgemem.text import JsonTokenizer
 from edgemem.text.chat import Conversation
 from edgemem.text.chat_template import ChatTemplate
@@ -168,6 +168,13 @@ def test_a_template_without_replies_feeds_each_message_as_a_new_conversation(tok
     answer(conversation, "b", end="</s>")
     assert said(conversation, conversation.say("c")) == "[INST]c[/INST]"
     assert "each message is fed as a new conversation" in (conversation.notice or "")
+
+
+def test_a_template_that_writes_nothing_is_a_bundle_error(tokenizers):
+    conversation = Conversation(ChatTemplate("", SPECIAL), tokenizers["byte_level"][0])
+    with pytest.raises(BundleError, match="the chat template writes nothing"):
+        conversation.say("tea?")
+    assert conversation.user is None
 
 
 def test_a_rejected_message_leaves_the_conversation_as_it_was(tokenizers):

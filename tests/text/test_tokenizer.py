@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -84,6 +86,22 @@ def test_a_tokenizer_file_that_is_damaged_is_a_bundle_error(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"model": 1')
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
         JsonTokenizer(tmp_path / "tokenizer.json")
+
+
+def test_a_panic_of_the_package_is_a_bundle_error_and_ctrl_c_is_not(tiny):
+    class PanicException(BaseException):
+        pass
+
+    tokenizer = JsonTokenizer.__new__(JsonTokenizer)
+    tokenizer._path = Path("tokenizer.json")
+    for raised, seen in (
+        (PanicException("index out of bounds"), BundleError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ):
+        tokenizer._tokenizer = SimpleNamespace(decode=Mock(side_effect=raised))
+        with pytest.raises(seen) as caught:
+            tokenizer.decode([1])
+        assert seen is KeyboardInterrupt or "index out of bounds" in str(caught.value)
 
 
 def test_the_error_about_a_missing_package_names_the_command_that_installs_it(tmp_path, monkeypatch):
