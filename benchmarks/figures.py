@@ -371,17 +371,8 @@ def rows(figures: list[Figure]) -> list[tuple[str, ...]]:
     ]
 
 
-@click.command()
-@click.option("--quick", is_flag=True, help="Fewer steps: rough figures in about a minute.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def main(quick: bool, as_json: bool) -> None:
-    """Measure every figure and print it with its target. The exit code is 1 if a target is missed."""
-    import torch
-
-    torch.set_num_threads(THREADS)
-    load_before = load_average()
-    with progress_bars(console(stderr=True)) as progress:
-        figures = measure_all(QUICK if quick else Effort(), progress)
+def report(figures: list[Figure], quick: bool, as_json: bool, load_before: list[float]) -> None:
+    """Print the figures; the exit code is 1 if a target is missed."""
     machine = Environment.of(THREADS, load_before, load_average())
     if as_json:
         data: dict[str, Any] = {
@@ -400,6 +391,20 @@ def main(quick: bool, as_json: bool) -> None:
         )
     if not all(figure.reached for figure in figures):
         raise SystemExit(1)
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Fewer steps: rough figures in about a minute.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def main(quick: bool, as_json: bool) -> None:
+    """Measure every figure and print it with its target. The exit code is 1 if a target is missed."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    load_before = load_average()
+    with progress_bars(console(stderr=True)) as progress:
+        figures = measure_all(QUICK if quick else Effort(), progress)
+    report(figures, quick, as_json, load_before)
 
 
 if __name__ == "__main__":

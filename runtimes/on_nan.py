@@ -37,6 +37,7 @@ class NanPolicy:
     Attributes:
         checked: The data inputs that are checked: real values, unless the policy is ``"pass"``.
         holds: Whether the last good items are kept.
+        skips: Whether a step can be skipped.
 
     Raises:
         InputError: There is no such policy, or steps of several items or inputs cannot be skipped.
@@ -52,7 +53,7 @@ class NanPolicy:
         real = [spec for spec in contract.data if "float" in spec.dtype]
         self.checked = () if policy == "pass" and not guard else tuple(real)
         self.holds = policy == "hold" and bool(real)
-        self._can_skip = policy in ("skip", "hold") and contract.is_plain
+        self.skips = policy in ("skip", "hold") and bool(real) and contract.is_plain
         self._buffers = buffers
         if self.holds:
             buffers.keep_last(self.checked)
@@ -76,7 +77,7 @@ class NanPolicy:
                 items[spec.name], good = _held(items[spec.name], good, last, finite_items(spec, last[:, np.newaxis]))
             if good.all():
                 continue
-            if not self._can_skip:
+            if not self.skips:
                 raise not_finite(spec, items[spec.name], positions)
             skipped = ~good
         return skipped
@@ -88,6 +89,11 @@ class NanPolicy:
                 if (given := items[spec.name]).shape[1]:
                     good = finite_items(spec, given[:, -1:])[:, 0]
                     self._buffers.arrays[LAST + spec.name][good] = given[good, -1]
+
+    def remember_good(self, step: Array) -> None:
+        """As :meth:`remember` for one step ``[B, 1, ...]`` of the only input, which is known to be finite."""
+        if self.holds:
+            self._buffers.arrays[LAST + self.checked[0].name][...] = step[:, 0]
 
 
 def _held(
@@ -110,7 +116,7 @@ def finite_items(spec: InputSpec, items: Array) -> NDArray[np.bool_]:
 def step_check(spec: InputSpec, step: Array) -> Callable[[], bool]:
     """A function that tells whether a value of ``step``, which is written again and again, is not finite.
 
-    It takes less than 1 µs for 64 values: the flags lie in a bytearray, in which Python finds a zero fastest.
+    It takes about 0.4 µs for 64 values: the flags lie in a bytearray, in which Python finds a zero fastest.
     """
     found = bytearray(step.size)
     flags = np.frombuffer(found, bool).reshape(step.shape)

@@ -18,7 +18,6 @@ from edgemem.dtypes import decode_bfloat16
 from edgemem.errors import InputError, SnapshotError
 from edgemem.files import read_file, write_atomic
 from edgemem.runtimes import snapshot
-from edgemem.runtimes.buffers import LAST
 from edgemem.runtimes.engine import Engine
 from edgemem.runtimes.exclusive import Exclusive, exclusive, in_use
 from edgemem.runtimes.feeder import Feeder
@@ -59,6 +58,7 @@ class Stream(Exclusive):
         self._positions = lane.positions
         self._step_input = lane.arena.step_inputs[contract.input.name]  # [B, takes, *input.shape]
         self._step_output = lane.arena.step_outputs[contract.output.name][:, 0]  # [B, *output.shape]
+        self._notes = policy.holds or policy.skips
         self._is_bad = step_check(contract.input, self._step_input) if policy.checked else None
         self._vocab_size = contract.input.vocab_size or 0
         self._limit = contract.max_position
@@ -141,7 +141,7 @@ class Stream(Exclusive):
         if self._guard or self._lane.ended or k > self._lane.engine.picks:
             return largest(self.step(x), k)
         self._take(x)
-        if self._is_bad is not None and (self._policy.holds or self._is_bad()):
+        if self._is_bad is not None and (self._notes or self._is_bad()):
             return largest(self._taken_step(), k)
         lane = self._lane
         lane.run(lane.calls[lane.arena.side])
@@ -340,16 +340,16 @@ class Stream(Exclusive):
             self._step_input[...] = step_array(spec, named((spec,), x, "step")[spec.name], self.batch)
 
     def _taken_step(self) -> Any:
-        """A step from ``_step_input``, once it is known to be finite."""
-        if self._is_bad is not None:
-            name, self._feeder.skipped = self._contract.input.name, None
-            if self._is_bad():
-                return self._feeder.feed({name: self._step_input.copy()}, "last")
-            if self._policy.holds:
-                output = self._guarded_step() if self._guard else self._step()
-                self._buffers.arrays[LAST + name][...] = self._step_input[:, 0]
-                return output
-        return self._guarded_step() if self._guard else self._step()
+        """A step from ``_step_input``, by what the policy for values that are not finite makes of it."""
+        is_bad = self._is_bad is not None and self._is_bad()
+        if not is_bad and not self._notes:
+            return self._guarded_step() if self._guard else self._step()
+        if is_bad:
+            return self._feeder.feed({self._contract.input.name: self._step_input.copy()}, "last")
+        self._feeder.skipped = None
+        output = self._guarded_step() if self._guard else self._step()
+        self._policy.remember_good(self._step_input)
+        return output
 
     def _step(self) -> Array:
         """One step, by the shortest path where all rows stand at one position in host memory.

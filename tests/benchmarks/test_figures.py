@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,23 +16,6 @@ from edgemem.bench.statistics import Interval
 from edgemem.bundle import Bundle
 from edgemem.decoder_config import DecoderConfig
 from edgemem.export import ExportOptions, Source, export_bundle, from_config
-
-PATH = Path(__file__).parents[2] / "benchmarks" / "figures.py"
-
-
-@pytest.fixture(scope="module")
-def figures() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("figures", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["figures"] = module
-    with pytest.MonkeyPatch.context() as patch:
-        # The script sets these for its own process, as it is imported.
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("OPENBLAS_NUM_THREADS", "1")
-        spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
