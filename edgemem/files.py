@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
-import shutil
+import signal
 import stat
-import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path, PurePosixPath
 
 from edgemem.errors import BundleError, EdgememError
+from edgemem.leftovers import REPLACED, beside, claimed, remove, temporary
 
 _HASH_BLOCK_BYTES = 1 << 20
 _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket", stat.S_IFLNK: "a link"}
-_FILE_MODE, _FOLDER_MODE = 0o644, 0o755  # temporary files are created readable only by their owner
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def open_file(path: Path, most_bytes: int | None = None) -> FileIO:
@@ -82,70 +84,152 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def check_replaceable(path: Path) -> None:
+    """Refuse a path at which there is something that writing a file would break.
+
+    Raises:
+        EdgememError: There is a folder, a link, a device, a FIFO or a socket.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        mode = os.lstat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise EdgememError(
+                f"cannot write {path}: it is {_KINDS.get(stat.S_IFMT(mode), 'a device')}, wanted a file.",
+                hint="Name a file, or a name that is free.",
+            )
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``. Readers see the old content or the new content, never a part.
 
+    An existing file keeps its permissions.
+
     Raises:
-        EdgememError: The folder is missing or not writable, or the disk is full. The old file is unchanged.
+        EdgememError: There is something else than a file, the folder is missing or not writable, or the disk is full.
+            What was there is unchanged.
     """
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), _FILE_MODE)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise EdgememError(f"cannot write {path}: {error.strerror or error}") from error
-        raise
-
-
-def _swap(path: Path, new: Path) -> None:
-    """Replace ``path`` by ``new``. The old content is never lost, even if Ctrl-C interrupts this."""
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-    try:
-        os.rename(path, old / path.name)
-        os.rename(new, path)
-    except BaseException:
-        with contextlib.suppress(OSError):  # there is nothing to put back, or the new folder is already there
-            os.rename(old / path.name, path)
-        with contextlib.suppress(OSError):
-            old.rmdir()
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    check_replaceable(path)
+    with _reporting(path):
+        mode = _mode(path)
+        with temporary(path, 0o666 if mode is None else 0o600) as (new, handle):
+            if mode is not None:
+                os.fchmod(handle, mode)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+            os.fsync(handle)
+            os.replace(new, path)
+            _sync(path.parent)
 
 
 @contextlib.contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """A new folder to fill. It replaces ``path`` when the block ends without an error.
 
-    Until then, and after any error, ``path`` is unchanged.
+    Until then, and after any error, ``path`` is unchanged; SIGTERM ends the block too. If the process is killed,
+    ``path`` is the old folder or the new one. (A file system that cannot exchange two folders may be left without
+    either, until :func:`~edgemem.leftovers.recover` puts the old one back.) Files and folders keep their permissions.
 
     Raises:
         EdgememError: The parent folder cannot be written, or the disk is full.
     """
-    new: Path | None = None
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    with _reporting(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _ended_by_sigterm(), temporary(target, 0o777, folder=True) as (new, handle):
+            yield new
+            _settle(new, handle, target)
+            _swap(new, target)
+            _sync(target.parent)
+
+
+def _settle(new: Path, handle: int, old: Path) -> None:
+    """Give everything in a new folder the permissions that it had, and write it to the disk."""
+    usual = os.fstat(handle).st_mode & 0o666
+    for place in new.rglob("*"):
+        if place.is_symlink():
+            continue
+        opened = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if place.is_file():
+                kept = _mode(old / place.relative_to(new))
+                os.fchmod(opened, usual if kept is None else kept)
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+    if (kept := _mode(old, stat.S_ISDIR)) is not None:
+        os.fchmod(handle, kept)
+    os.fsync(handle)
+
+
+def _mode(path: Path, is_kind: Callable[[int], bool] = stat.S_ISREG) -> int | None:
+    """The permissions of a file; ``None`` where there is none."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        new.chmod(_FOLDER_MODE)
-        yield new
-        for file in new.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fchmod(handle.fileno(), _FILE_MODE)
-                    os.fsync(handle.fileno())
-        if path.exists():
-            _swap(path, new)
-        else:
-            os.rename(new, path)
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return None
+    return stat.S_IMODE(mode) if is_kind(mode) else None
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put a new folder in the place of ``path``; what was there is removed, or stays under a temporary name."""
+    if not os.path.lexists(path):
+        os.rename(new, path)
+    elif not _exchange(new, path):
+        old = beside(path, REPLACED)
+        with claimed(path):
+            try:
+                os.rename(path, old)
+                os.rename(new, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    if not os.path.lexists(path):
+                        os.rename(old, path)
+                raise
+            remove(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places at once (Linux); whether the file system could."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return not renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+
+
+def _sync(folder: Path) -> None:
+    """Write the names in a folder to the disk, where its file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _reporting(path: Path) -> Iterator[None]:
+    """Make an EdgememError of every OSError."""
+    try:
+        yield
     except OSError as error:
         raise EdgememError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that what must be removed is; only where nobody else handles it."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
     finally:
-        if new is not None:
-            shutil.rmtree(new, ignore_errors=True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from edgemem.errors import EdgememError
 from edgemem.files import read_file, write_atomic
+from edgemem.leftovers import recover
 from edgemem.reading import MOST_JSON_BYTES, parse_json
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ class JsonFormat:
             EdgememError: It cannot be read, or :meth:`check` refuses it; the class is :attr:`error`.
         """
         try:
-            content = read_file(path, MOST_JSON_BYTES)
+            content = _content(path)
         except OSError as error:
             raise self.refusal(f"{path} cannot be read: {error}") from error
         return self.read(content, str(path))
@@ -125,7 +126,7 @@ class JsonFormat:
     def is_at(self, path: Path) -> bool:
         """Whether ``path`` is a JSON file of this format, of any version and whatever else it holds."""
         try:
-            data = parse_json(read_file(path, MOST_JSON_BYTES))
+            data = parse_json(_content(path))
         except (OSError, ValueError):
             return False
         return isinstance(data, dict) and data.get("format") == self.name
@@ -258,6 +259,16 @@ def shown(value: Any) -> str:
     except ValueError:  # Python does not write integers of thousands of digits
         text = "a number of thousands of digits"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+def _content(path: Path) -> bytes:
+    """What a file holds, after whoever was killed while it replaced the folder is made up for."""
+    try:
+        return read_file(path, MOST_JSON_BYTES)
+    except FileNotFoundError:
+        if path.parent.exists() or not recover(path.parent):
+            raise
+        return read_file(path, MOST_JSON_BYTES)
 
 
 def _encoded(data: Mapping[str, Any]) -> bytes:

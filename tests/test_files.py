@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgemem import files
 from edgemem.errors import BundleError, EdgememError
 from edgemem.files import inside, read_file, replace_folder, sha256_file, write_atomic
 
@@ -99,12 +101,81 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["file"]
 
 
-def test_a_new_file_is_readable_as_any_other_file_is(tmp_path: Path) -> None:
+@pytest.fixture(params=[0o022, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield int(request.param)
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+def test_new_files_and_folders_have_the_permissions_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:
     write_atomic(tmp_path / "file", b"")
-    assert (tmp_path / "file").stat().st_mode & 0o444 == 0o444
+    with replace_folder(tmp_path / "folder") as new:
+        (new / "private").touch(0o600)
+        write_atomic(new / "file", b"")
+    assert [mode(path) for path in sorted(tmp_path.rglob("*file"))] == [0o666 & ~umask] * 2
+    assert mode(tmp_path / "folder" / "private") == 0o666 & ~umask
+    assert mode(tmp_path / "folder") == 0o777 & ~umask
 
 
-@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "os.fdopen"])
+@pytest.mark.parametrize("kept", [0o600, 0o640, 0o666])
+def test_an_existing_file_and_folder_keep_their_permissions(tmp_path: Path, old: Path, kept: int) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "file").chmod(kept)
+    (old / "inner").chmod(kept)
+    old.chmod(kept | 0o111)
+    write_atomic(tmp_path / "file", b"new")
+    with replace_folder(old) as new:
+        write_atomic(new / "inner", b"new")
+    assert (mode(tmp_path / "file"), mode(old / "inner"), mode(old)) == (kept, kept, kept | 0o111)
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"mine")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "broken").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "fifo")
+    before = names_in(tmp_path)
+    cases = {"link": "a link", "broken": "a link", "fifo": "a FIFO", ".": "a folder", "/dev/null": "a device"}
+    for name, what in cases.items():
+        with pytest.raises(EdgememError, match=f"cannot write .*: it is {what}, wanted a file"):
+            write_atomic(tmp_path / name, b"new")
+    assert names_in(tmp_path) == before
+    assert (tmp_path / "target").read_bytes() == b"mine"
+
+
+def test_a_link_to_a_folder_stays_a_link_to_the_new_one(tmp_path: Path, old: Path) -> None:
+    (tmp_path / "current").symlink_to(old)
+    fill(tmp_path / "current")
+    assert names_in(tmp_path) == ["current", "folder"]
+    assert (tmp_path / "current").is_symlink()
+    assert names_in(old) == ["sub"]
+
+
+def test_everything_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    fsync, exchange = os.fsync, files._exchange
+
+    def synced(handle: int) -> None:
+        calls.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(files, "_exchange", lambda *paths: calls.append("exchange") or exchange(*paths))
+    with replace_folder(old) as new:
+        (new / "sub").mkdir()
+        (new / "sub" / "inner").write_text("new")
+    assert sorted(calls[:-3]) == ["inner", "sub"]
+    assert calls[-3:] == [new.name, "exchange", tmp_path.name]
+
+
+@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "os.write", "os.open"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_a_disk_that_fails_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int
@@ -220,7 +291,7 @@ def test_an_error_in_the_block_is_passed_on_and_the_old_folder_stays(
     assert (old / "inner").read_text() == "old"
 
 
-@pytest.mark.parametrize("where", ["os.fsync", "tempfile.mkdtemp"])
+@pytest.mark.parametrize("where", ["os.fsync", "os.mkdir"])
 def test_a_disk_that_fails_leaves_the_old_folder(
     tmp_path: Path, old: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -236,6 +307,7 @@ def test_a_disk_that_fails_leaves_the_old_folder(
 def test_a_swap_that_is_cut_short_puts_the_old_folder_back(
     tmp_path: Path, old: Path, monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException
 ) -> None:
+    monkeypatch.setattr("edgemem.files._exchange", lambda *_: False)
     rename, calls = os.rename, []
 
     def failing(source: Any, target: Any) -> None:
@@ -254,6 +326,7 @@ def test_a_swap_that_is_cut_short_puts_the_old_folder_back(
 def test_if_the_old_folder_cannot_be_put_back_it_is_still_not_deleted(
     tmp_path: Path, old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edgemem.files._exchange", lambda *_: False)
     rename, calls = os.rename, []
 
     def failing(source: Any, target: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests import house
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "leftovers"),
     ("console", "dtypes", "external_data", "files", "overrides", "plugins", "reading", "unchanged"),
     ("versioned",),
     ("contract", "generation_defaults"),
