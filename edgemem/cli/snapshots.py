@@ -15,6 +15,7 @@ import click
 from edgemem.cli.note import Note
 from edgemem.cli.options import option
 from edgemem.errors import EdgememError
+from edgemem.files import check_replaceable
 from edgemem.runtimes import Stream
 
 SAVE_EVERY_S = 60.0
@@ -77,7 +78,7 @@ class SnapshotOptions:
 
         Raises:
             UsageError: The options do not fit each other.
-            EdgememError: Its folder is missing or not writable.
+            EdgememError: Its folder is missing or not writable, or it is something else than a file.
         """
         if self.state is not None and (self.save_to or self.resume):
             raise click.UsageError("--state saves and continues: give it without --snapshot and --resume.")
@@ -89,6 +90,7 @@ class SnapshotOptions:
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             problem = "is not writable" if folder.is_dir() else "is not a folder"
             raise EdgememError(f"cannot write the snapshot {self.target}: {folder} {problem}.")
+        check_replaceable(self.target)
 
     def restore(self, stream: Stream) -> Note:
         """Restore the stream, if there is a snapshot to continue from, and return its note."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from pathlib import Path
@@ -160,3 +161,18 @@ def test_options_that_do_not_fit_each_other_are_wrong_usage(tmp_path: Path) -> N
         SnapshotOptions(save_every_s=1.0).check()
     with pytest.raises(EdgememError, match="is not a folder"):
         SnapshotOptions(state=tmp_path / "none" / "state").check()
+
+
+def test_a_snapshot_takes_the_place_of_a_file_alone(summer: Path, invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("mine")
+    os.mkfifo(tmp_path / "fifo")
+    for target, what in (("/dev/null", "a device"), (tmp_path / "link", "a link"), (tmp_path / "fifo", "a FIFO")):
+        result = invoke("run", summer, "-", "--snapshot", target, input="1,2\n")
+        assert (result.exit_code, result.stdout) == (1, ""), "it is found before a row is read"
+        assert f"it is {what}, wanted a file" in " ".join(result.stderr.split())
+
+
+def test_a_snapshot_keeps_the_permissions_of_the_one_before(summer: Path, invoke: Any, tmp_path: Path) -> None:
+    (tmp_path / "state").touch(0o600)
+    assert invoke("run", summer, "-", "--snapshot", tmp_path / "state", input="1,2\n").exit_code == 0
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o600
