@@ -14,7 +14,9 @@ from typing import Any
 
 from edgemem.bundle import CHAT_TEMPLATE
 from edgemem.errors import BundleError, ConfigError, ExportError, MissingDependencyError
+from edgemem.files import read_file
 from edgemem.generation_defaults import GenerationDefaults
+from edgemem.reading import MOST_JSON_BYTES
 from edgemem.text.chat_template import ChatTemplate
 from edgemem.versioned import read_json
 
@@ -163,7 +165,7 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     path = folder / CHAT_TEMPLATE
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8")
+            return read_file(path, MOST_JSON_BYTES).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ExportError(f"{path} cannot be read: {error}") from error
     given = settings.get("chat_template") or _object(folder / "chat_template.json").get("chat_template")

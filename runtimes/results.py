@@ -9,6 +9,7 @@ import numpy as np
 
 from edgemem.contract import Contract
 from edgemem.dtypes import numpy_dtype
+from edgemem.errors import InputError
 from edgemem.runtimes.memory import Array
 
 Result = Any
@@ -38,7 +39,13 @@ class Results:
         if outputs == "all":
             for spec in self._specs:
                 shape = (batch, steps * spec.step_items, *spec.item_shape)
-                self._found[spec.name] = np.empty(shape, numpy_dtype(spec.host_dtype))
+                try:
+                    self._found[spec.name] = np.empty(shape, numpy_dtype(spec.host_dtype))
+                except (MemoryError, ValueError) as error:
+                    raise InputError(
+                        f"the outputs {spec.name!r} of {steps:,} steps, {list(shape)}, do not fit in memory.",
+                        hint='Feed fewer steps at a time, or ask for outputs="last".',
+                    ) from error
 
     def add(self, outputs: Mapping[str, Array]) -> None:
         """Take the outputs of the next piece, ``[B, N, *item_shape]`` by name."""

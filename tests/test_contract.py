@@ -200,6 +200,13 @@ BROKEN: list[tuple[Callable[[], object], str]] = [
     (lambda: InputSpec("", (1,)), "name"),
     (lambda: InputSpec("x", (), "int64", 0), "vocabulary"),
     (lambda: InputSpec("x", (), "float32", 5), "vocabulary"),
+    (lambda: InputSpec("x", (), "int64", 1.5), "vocabulary"),  # type: ignore[arg-type]
+    (lambda: InputSpec("x", (1 << 20, 1 << 20)), "4,398,046,511,104 bytes for each stream"),
+    (lambda: OutputSpec("y", (2,), gives=1 << 40), "bytes for each stream"),
+    (lambda: StateSpec("s", (1 << 62, 1 << 62)), "bytes for each stream"),
+    (lambda: StateSpec("s", (1,), input=0), "must be text"),  # type: ignore[arg-type]
+    (lambda: StateSpec("s", (1,), "int32", initial=1 << 40), "is no int32"),
+    (lambda: StateSpec("s", (1,), "int32", initial=float("inf")), "is no int32"),
     (lambda: OutputSpec("y", (3,), "complex64"), "complex64"),  # type: ignore[arg-type]
     (lambda: OutputSpec("y", (2, -3)), "shape"),
     (lambda: Contract((TOKENS,), (LOGITS,), (StateSpec("s", (1,)), StateSpec("s", (2,)))), "share a name"),
@@ -208,6 +215,7 @@ BROKEN: list[tuple[Callable[[], object], str]] = [
     (lambda: Contract((TOKENS,), (OutputSpec("present.s", (1,)),), (StateSpec("s", (1,)),)), "share a name"),
     (lambda: Contract((TOKENS,), (LOGITS,), (), max_chunk=0), "max_chunk"),
     (lambda: Contract((TOKENS,), (LOGITS,), (), max_chunk=2.5), "max_chunk"),  # type: ignore[arg-type]
+    (lambda: Contract((TOKENS,), (LOGITS,), (), max_chunk=1 << 31), "max_chunk"),
     (lambda: Contract((TOKENS,), (LOGITS,), (), max_position=0), "max_position"),
     (lambda: Contract((TOKENS,), (LOGITS,), (), max_position=True), "max_position"),
     (lambda: Contract((TOKENS,), (LOGITS,), (), position="given"), "given"),  # type: ignore[arg-type]

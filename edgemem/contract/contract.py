@@ -75,8 +75,8 @@ class Contract:
             raise ContractError(f"position {self.position!r} is neither 'input' nor 'none'.")
         if not isinstance(self.output_indices, bool):
             raise ContractError(f"output_indices must be true or false, got {self.output_indices!r}.")
-        if not isinstance(self.max_chunk, int) or self.max_chunk < 1:
-            raise ContractError(f"max_chunk must be 1 or more, got {self.max_chunk}.")
+        if type(self.max_chunk) is not int or not 1 <= self.max_chunk < 1 << 31:
+            raise ContractError(f"max_chunk must be 1 or more, and of 31 bits or fewer, got {self.max_chunk}.")
         limit = self.max_position
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise ContractError(f"max_position must be 1 or more, got {limit!r}.")

@@ -20,15 +20,24 @@ from edgemem.errors import ContractError
 
 Role = Literal["data", "held", "fixed"]
 UpdateRule = Literal["replace", "append"]
+_MOST_BYTES = 1 << 36
 _KEY = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
-def _check(owner: str, name: object, shape: tuple[object, ...], dtype: str) -> None:
+def _check(owner: str, name: object, shape: tuple[int, ...], items: int, dtype: str) -> None:
+    """Refuse what is no tensor, or no tensor that a machine could hold: ``items`` of ``shape`` in one step."""
     if not isinstance(name, str) or not name:
         raise ContractError(f"{owner}: its name must be text.")
     if any(not _is_count(size) for size in shape):
         raise ContractError(f"{owner}: shape {shape} must hold sizes of 1 or more.")
     _check_dtype(owner, dtype)
+    if _is_count(items):
+        _check_size(owner, math.prod(shape) * items * element_type(dtype).nbytes)
+
+
+def _check_size(owner: str, nbytes: int) -> None:
+    if nbytes > _MOST_BYTES:
+        raise ContractError(f"{owner}: it takes {nbytes:,} bytes for each stream, at most {_MOST_BYTES:,} are allowed.")
 
 
 def _check_dtype(owner: str, dtype: str) -> None:
@@ -70,14 +79,14 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         owner = f"input {self.name!r}"
-        _check(owner, self.name, self.shape, self.dtype)
+        _check(owner, self.name, self.shape, self.takes, self.dtype)
         if self.role not in get_args(Role):
             raise ContractError(f"{owner}: role {self.role!r} is not one of {', '.join(get_args(Role))}.")
         if self.role != "data":
             object.__setattr__(self, "time_axis", None)
         if self.role == "fixed":
             object.__setattr__(self, "batch_axis", None)
-        if self.vocab_size is not None and (self.vocab_size < 1 or not element_type(self.dtype).is_integer):
+        if self.vocab_size is not None and not (_is_count(self.vocab_size) and element_type(self.dtype).is_integer):
             raise ContractError(f"{owner}: a vocabulary of {self.vocab_size} ids of dtype {self.dtype}.")
         if (self.role == "fixed") == (self.value is None):
             raise ContractError(f"{owner}: a fixed input has a value, and no other has one; got {self.value!r}.")
@@ -146,7 +155,7 @@ class OutputSpec:
 
     def __post_init__(self) -> None:
         owner = f"output {self.name!r}"
-        _check(owner, self.name, self.shape, self.dtype)
+        _check(owner, self.name, self.shape, self.gives, self.dtype)
         if not _is_count(self.gives) or (self.gives > 1 and self.time_axis is None):
             raise ContractError(
                 f"{owner}: gives must be 1 or more, and 1 where there is no time axis; got {self.gives!r}."
@@ -216,6 +225,11 @@ class StateSpec:
                 f"{owner}: an appended state is (H, W, D) with the batch axis first, got shape {self.shape} and batch "
                 f"axis {self.batch_axis}."
             )
+        if not isinstance(self.input, str) or not isinstance(self.output, str):
+            raise ContractError(
+                f"{owner}: its names in the graph must be text, got {self.input!r} and {self.output!r}."
+            )
+        _check_size(owner, self.nbytes)
         self._check_initial(owner)
         insert_axes(self.fixed_shape, {"batch": self.batch_axis})
 
@@ -225,6 +239,11 @@ class StateSpec:
                 raise ContractError(f"{owner}: an initial tensor of {len(self.initial)} bytes, wanted {self.nbytes}.")
         elif not isinstance(self.initial, int | float):
             raise ContractError(f"{owner}: initial value {self.initial!r} is not a number.")
+        elif element_type(self.dtype).is_integer:
+            try:
+                numpy_dtype(self.dtype).type(self.initial)
+            except (OverflowError, ValueError) as error:
+                raise ContractError(f"{owner}: initial value {self.initial!r} is no {self.dtype}.") from error
 
     @property
     def input_name(self) -> str:

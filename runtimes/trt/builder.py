@@ -16,9 +16,10 @@ from typing import Any
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.contract import POSITION, Contract
 from edgemem.errors import EngineError
+from edgemem.files import read_file
 from edgemem.runtimes.trt.flavour import BuildLog, Flavour
 from edgemem.runtimes.trt.io import TOP_INDICES, TOP_VALUES, IoTensor, io_difference, network_io
-from edgemem.runtimes.trt.options import BuildOptions
+from edgemem.runtimes.trt.options import MOST_BYTES, BuildOptions
 from edgemem.runtimes.trt.profiles import Profile, profiles
 
 Announce = Callable[[str], None]
@@ -332,6 +333,6 @@ def _interruptible() -> Iterator[threading.Event]:
 def read_timing_cache(path: Path) -> bytes:
     """What an earlier build left at ``path``; empty where there is nothing."""
     try:
-        return path.read_bytes()
+        return read_file(path, MOST_BYTES)
     except OSError:
         return b""

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from edgemem.bundle import Bundle, GraphFile
-from edgemem.files import write_atomic
+from edgemem.files import read_file, write_atomic
 from edgemem.runtimes.trt import cache
 from edgemem.runtimes.trt.flavour import Flavour
-from edgemem.runtimes.trt.options import BuildOptions
+from edgemem.runtimes.trt.options import MOST_BYTES, BuildOptions
 
 
 class KernelCache:
@@ -64,7 +64,7 @@ class KernelCache:
     def _read(self) -> bytes:
         """What an earlier start left; empty where there is nothing, or not what was written."""
         try:
-            data = self.path.read_bytes()
+            data = read_file(self.path, MOST_BYTES)
         except OSError:
             return b""
         size = hashlib.sha256().digest_size

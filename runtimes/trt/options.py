@@ -11,6 +11,9 @@ from edgemem.versioned import Fields
 TOP_K_LIMIT = 3840
 """Most entries that TensorRT's TopK layer gives."""
 
+MOST_BYTES = 1 << 36
+"""Most bytes of a plan, or of what a build keeps for the next one."""
+
 
 @dataclass(frozen=True)
 class BuildOptions:

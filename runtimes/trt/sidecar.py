@@ -19,11 +19,11 @@ from typing import Any
 
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.errors import EngineError
-from edgemem.files import write_atomic
+from edgemem.files import read_file, write_atomic
 from edgemem.runtimes.trt.builder import Built
 from edgemem.runtimes.trt.flavour import Flavour, version_tuple
 from edgemem.runtimes.trt.io import IoTensor, engine_io, io_difference
-from edgemem.runtimes.trt.options import BuildOptions
+from edgemem.runtimes.trt.options import MOST_BYTES, BuildOptions
 from edgemem.versioned import Fields, JsonFormat
 
 SIDECAR = JsonFormat(
@@ -199,7 +199,7 @@ def load(
     _refuse(_machine_difference(sidecar, flavour), where, hint)
     _refuse(_options_difference(sidecar.options, options), where, hint)
     try:
-        plan = plan_path(folder, graph).read_bytes()
+        plan = read_file(plan_path(folder, graph), MOST_BYTES)
     except OSError as error:
         raise EngineError(f"{plan_path(folder, graph)} cannot be read: {error.strerror or error}", hint=hint) from error
     _refuse(_content_difference(sidecar, plan, bundle, graph), where, hint)

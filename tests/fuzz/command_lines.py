@@ -150,6 +150,7 @@ PATHS = [
     *("x[/]y", "[bold]x", ":smile:", "\x1b[2J", "é東", "\udcff", "x\ny", "~", "-"),
     *("/dev/null", "/dev/zero", "/proc/self/mem"),
 ]  # fmt: skip
+_STREAMS = (b"", b"\n", b"\xff\xfe\n", b"nan,inf\n", b"1e400,1\n", b"1,2,3\n", b"1" * 100_000, b"\0", b"\x1b[2J\n")
 _SHAPES = [
     "(9223372036854775807,)",
     "(4611686018427387904, 4)",
@@ -254,17 +255,21 @@ def _with_files(known: dict[str, list[str]]) -> Iterator[Line]:
             yield Line(("run", bundle, "--snapshot", "saved", "--max-tokens", "3"), full=full)
         yield Line(("build", bundle, "--target", "orin-nano", "--out", "packed"))
         yield Line(("build", bundle, "--target", "orin-nano", "--check-only", "--json"))
-    for data in (
-        b"",
-        b"\n",
-        b"\xff\xfe\n",
-        b"nan,inf\n",
-        b"1e400,1\n",
-        b"1,2,3\n",
-        b"1" * 100_000,
-        b"\0",
-        b"\x1b[2J\n",
+    for text in (
+        "[1e400, 1]",
+        f"[{'1' * 5000}, 1]",
+        DEEP,
+        "[NaN, null]",
+        '["\\ud800", 1]',
+        "1",
+        '{"a": 1}',
+        "[[1], 2]",
     ):
+        yield Line(("run", "summer", "--input-format", "jsonl"), f"[1, 2]\n{text}\n".encode())
+        yield Line(("run", "summer", "--input-format", "jsonl", "--columns", "a,b"), f"{text}\n".encode())
+    for raw in ("f32le", "s16le", "npy"):
+        yield from (Line(("run", "summer", name, "--input-format", raw)) for name in known["file"] if name != "fifo")
+    for data in _STREAMS:
         for name in ("summer", "reciter", "ids", "chat"):
             yield Line(("run", name, "--max-tokens", "2") if name != "summer" else ("run", name), data)
             yield Line(("run", name, "-", "--json"), data)

@@ -14,6 +14,7 @@ import edgemem
 from edgemem.bundle import Bundle
 from edgemem.errors import EdgememError, InputError
 from edgemem.runtimes import Session, Stream
+from edgemem.runtimes.results import Results
 from tests.runtimes import tiny
 
 TOLERANCE = 2e-5  # float32 sums of a dozen values of size 10
@@ -288,6 +289,11 @@ def test_a_wrong_state_is_refused_and_the_stream_is_as_it_was(
     with pytest.raises(InputError, match=message):
         stream.load_state(state, positions)
     assert stream.snapshot() == before
+
+
+def test_outputs_for_which_there_is_no_memory_are_refused(tokens_bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="the outputs 'logits' of 4,611,686,018,427,387,904 steps"):
+        Results(tokens_bundle.contract, 1, 1 << 62, "all")
 
 
 def test_streams_for_which_there_is_no_memory_are_refused(session: Session) -> None:
