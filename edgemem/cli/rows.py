@@ -141,7 +141,7 @@ def open_rows(
     name = "stdin" if is_stdin else str(path)
     try:
         is_live = is_stdin or not path.is_file()
-        file: IO[bytes] = _stdin() if is_stdin else path.open("rb", buffering=0)
+        file: IO[bytes] = sys.stdin.buffer if is_stdin else path.open("rb", buffering=0)
         is_npy = options.format == "npy"
         if options.format is None and not is_live:
             with path.open("rb") as start:
@@ -168,12 +168,6 @@ def open_rows(
         )
         batches, unit = _text_batches(lines, parser, name, spec, 1 if is_live else most_rows), "line"
     return RowSource(_not_empty(batches, name), total, lambda number: f"{name}, {unit} {number}")
-
-
-def _stdin() -> IO[bytes]:
-    if sys.stdin is None:
-        raise InputError("stdin is closed.", hint="Name a file as INPUT.")
-    return sys.stdin.buffer
 
 
 def _not_empty(batches: Iterator[Rows], name: str) -> Iterator[Rows]:

@@ -135,6 +135,8 @@ class Saver:
                 self.save()
             except EdgememError as error:
                 click.echo(f"Warning: {error}", err=True)
+            took_s = time.monotonic() - now_s  # the next one begins earlier, by what it may take
+            self._due_s -= min(2 * took_s, self._every_s / 2)
         return max(0.0, self._due_s - time.monotonic())
 
     def save(self) -> None:

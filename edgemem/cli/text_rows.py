@@ -14,6 +14,7 @@ import numpy as np
 from edgemem.contract import InputSpec
 from edgemem.dtypes import numpy_dtype
 from edgemem.errors import InputError
+from edgemem.reading import parse_json
 
 _BYTE_ORDER_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"
 _NAME = re.compile(r"[^\W\d][\w .()/%°²-]*")
@@ -80,7 +81,7 @@ class CsvRows:
         if (last := max([*(self._chosen or ()), -1 if self._time is None else self._time], default=-1)) >= len(cells):
             raise InputError(f"{where}: the row has {len(cells)} columns, column {last + 1} is wanted.")
         chosen = [i for i in range(len(cells)) if i != self._time] if self._chosen is None else self._chosen
-        values = [_number(cells[i], f"{where}, column {i + 1}") for i in chosen]
+        values = _values([cells[i] for i in chosen], chosen, where)
         if len(values) != self._width:
             column = chosen[self._width] + 1 if len(values) > self._width else len(cells) + 1
             raise InputError(
@@ -95,6 +96,8 @@ class CsvRows:
             return []
         if self._delimiter is None and "," not in text:
             return [cell.strip('"') for cell in text.split()]
+        if '"' not in text:
+            return [cell.strip() for cell in text.split(self._delimiter or ",")]
         try:
             cells = next(csv.reader([text], delimiter=self._delimiter or ",", skipinitialspace=True))
         except csv.Error as error:
@@ -142,8 +145,8 @@ class JsonRows:
         if not text.strip():
             return None
         try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(text, loose=True)
+        except ValueError as error:
             raise InputError(f"{where} is not JSON: {error}.") from None
         if isinstance(row, list):
             fields = {str(i): value for i, value in enumerate(row, start=1)}
@@ -170,21 +173,15 @@ class JsonRows:
 
 
 def _numbers(value: Any, where: str) -> list[float]:
-    """The numbers of a JSON value, in order; arrays may be nested, however deep."""
-    found: list[float] = []
-    left = [value]
-    while left:
-        value = left.pop()
-        if isinstance(value, list):
-            left += reversed(value)
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InputError(f"{where}: {value!r} is not a number.")
-        else:
-            try:
-                found.append(float(value))
-            except OverflowError:
-                found.append(math.inf if value > 0 else -math.inf)
-    return found
+    """The numbers of a JSON value, in order; arrays may be nested."""
+    if isinstance(value, list):
+        return [number for each in value for number in _numbers(each, where)]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{where}: {value!r} is not a number.")
+    try:
+        return [float(value)]
+    except OverflowError:
+        return [math.inf if value > 0 else -math.inf]
 
 
 def _text(line: bytes, where: str) -> str:
@@ -204,15 +201,21 @@ def _is_number(cell: str) -> bool:
     return "_" not in cell
 
 
-def _number(cell: str, where: str) -> float:
-    if not _is_number(cell):
-        hint = None
-        if cell.startswith(("{", "[")):
-            hint = "Lines of JSON need --input-format jsonl."
-        elif found := re.search(r"[;|\t:]", cell):
-            hint = f"Columns that are separated by {found[0]!r} need --delimiter {found[0]!r}."
-        raise InputError(f"{where}: {cell!r} is not a number.", hint=hint)
-    return float(cell)
+def _values(cells: Sequence[str], columns: Sequence[int], where: str) -> list[float]:
+    """The numbers of cells; the error for one that is not a number names its column."""
+    try:
+        values = [float(cell) for cell in cells]
+    except ValueError:
+        values = []
+    if len(values) == len(cells) and not any("_" in cell for cell in cells):
+        return values
+    column, cell = next((column, cell) for column, cell in zip(columns, cells, strict=True) if not _is_number(cell))
+    hint = None
+    if cell.startswith(("{", "[")):
+        hint = "Lines of JSON need --input-format jsonl."
+    elif found := re.search(r"[;|\t:]", cell):
+        hint = f"Columns that are separated by {found[0]!r} need --delimiter {found[0]!r}."
+    raise InputError(f"{where}, column {column + 1}: {cell!r} is not a number.", hint=hint)
 
 
 class _Range:
@@ -236,6 +239,8 @@ class _Range:
             values: The values of a row.
             show: Names a value by its index.
         """
+        if not self._is_whole and values and self._least <= min(values) and max(values) <= self._most:
+            return
         for i, value in enumerate(values):
             if self._is_whole and not value.is_integer():
                 raise InputError(f"{show(i)} is not a whole number ({self._dtype}).")

@@ -97,7 +97,7 @@ def test_json(text: str, options: dict[str, Any], wanted: list[list[float]]) -> 
         ("[1, true]", {}, "True is not a number"),
         ("[1, null]", {}, "None is not a number"),
         ("[1, 2, 3]", {}, "the row has 3 numbers, the model takes 2"),
-        ("[" * 900 + "7" + "]" * 900, {}, "the row has 1 numbers"),
+        ("[" * 60 + "7" + "]" * 60, {}, "the row has 1 numbers"),
         ("[1, 2", {}, "line 1 is not JSON"),
         ("[1, 1" + "0" * 400 + "]", {}, None),
         ("[1, 1" + "0" * 5000 + "]", {}, "line 1 is not JSON"),

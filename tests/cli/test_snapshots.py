@@ -124,6 +124,14 @@ def test_a_saver_saves_what_is_new_when_it_is_time(
         saver.tick(early=True)
         assert saved == [2, 3, 4]
 
+        def slow(path: Path, note: str) -> None:
+            clock.now_s += 2
+
+        monkeypatch.setattr(stream, "save", slow)
+        stream.step([1, 1])
+        clock.now_s = 500
+        assert saver.tick() == 54  # the next save begins at 556 and has twice 2 s until 560
+
         def fail(path: Path, note: str) -> None:
             raise EdgememError("the disk is full.")
 
