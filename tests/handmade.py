@@ -94,12 +94,13 @@ def write_graph(
     return folder
 
 
-def write_reciter(folder: Path, tokenizer: str | None = "bytes") -> Path:
-    """A model of tokens that writes :data:`RECITED` again and again."""
+def write_reciter(folder: Path, tokenizer: str | None = "bytes", max_position: int | None = None) -> Path:
+    """A model of tokens that writes :data:`RECITED` again and again, or up to a position."""
     data = np.frombuffer(RECITED.encode(), dtype=np.uint8).astype(np.int64)
     tensors = {"text": data, "length": np.array([len(data)])}
     facts = {"source": SourceInfo("factory", "reciter"), "input_meaning": "UTF-8 bytes", "tokenizer": tokenizer}
-    return write_graph(folder, _RECITER_GRAPH, RECITER, tensors, **facts)
+    contract = replace(RECITER, max_position=max_position)
+    return write_graph(folder, _RECITER_GRAPH, contract, tensors, **facts)
 
 
 def write_token_reciter(

@@ -22,12 +22,15 @@ class Ending:
         interrupt: Tells a first Ctrl-C from a second one.
         save: Saves the state.
         input_counts: Whether the input before a wrong one is kept: rows are, half a prompt is not.
+
+    Attributes:
+        input_counts: As given; it may change as the run goes on.
     """
 
     def __init__(self, interrupt: Interrupt, save: Callable[[], None], *, input_counts: bool) -> None:
         self._interrupt = interrupt
         self._save = save
-        self._input_counts = input_counts
+        self.input_counts = input_counts
         self._error: BaseException | None = None
 
     @property
@@ -44,7 +47,7 @@ class Ending:
         if isinstance(error, KeyboardInterrupt):
             is_held = not self._interrupt.forced
         elif isinstance(error, InputError):
-            is_held = self._input_counts
+            is_held = self.input_counts
         else:  # a call that raises leaves the stream as it was, and output is written between two calls
             is_held = isinstance(error, (EdgememError, OSError))
         if is_held:

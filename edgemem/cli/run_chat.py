@@ -49,7 +49,7 @@ def run_chat(session: Session, options: RunOptions) -> None:
     saver = options.snapshots.saver(stream, lambda: Note.of(conversation))
     with Interrupt() as interrupt, open_lines(options, interrupt, saver.tick) as (lines, is_terminal):
         chat = Chat(session, stream, conversation, settings, interrupt, is_terminal, options.as_json, saver)
-        with Ending(interrupt, saver.save, input_counts=False) as end:
+        with Ending(interrupt, saver.save, input_counts=True) as end:  # what was not read is in the note
             chat.run(lines)
 
         def report() -> None:

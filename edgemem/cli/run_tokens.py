@@ -55,6 +55,7 @@ def run_tokens(session: Session, options: RunOptions) -> None:
         generation = settings.generate(session, stream, prompt, detokenizer, stop)
         with Ending(interrupt, saver.save, input_counts=False) as end:
             for piece in generation:
+                end.input_counts = generation.tokens > 0  # the prompt has been read, whatever stops the text
                 writer.write(piece)
             if generation.ended_by == "interrupt":
                 interrupt.check()

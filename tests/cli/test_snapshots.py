@@ -17,7 +17,7 @@ import edgemem
 from edgemem.cli.note import Note
 from edgemem.cli.snapshots import Saver, SnapshotOptions, duration_s
 from edgemem.errors import EdgememError
-from tests.handmade import RECITED
+from tests.handmade import RECITED, write_reciter
 
 from .conftest import end_by_signal
 
@@ -68,6 +68,20 @@ def test_a_text_goes_on_from_a_state(reciter: Path, invoke: Any, tmp_path: Path)
     options = ("--state", tmp_path / "state", "--max-tokens", "5", "--temperature", "0")
     first = invoke("run", reciter, "--prompt", "t", *options).stdout
     assert first[:-1] + invoke("run", reciter, *options).stdout[:-1] == RECITED[1:10]
+
+
+def test_a_text_that_reaches_the_last_position_is_saved_and_half_a_prompt_is_not(tmp_path: Path, invoke: Any) -> None:
+    bundle, state = write_reciter(tmp_path / "bundle", max_position=20), tmp_path / "state"
+    result = invoke("run", bundle, "--prompt", "t", "--max-tokens", "50", "--temperature", "0", "--snapshot", state)
+    assert (result.exit_code, result.stdout) == (1, RECITED.encode()[1:21].decode())
+    assert "would pass the 20" in result.stderr
+    with edgemem.open(bundle, threads=1) as session:
+        stream = session.stream()
+        stream.restore(state)
+        assert stream.position == 20
+    state.unlink()
+    assert invoke("run", bundle, "--prompt", "t" * 21, "--snapshot", state).exit_code == 1
+    assert not state.exists()
 
 
 def test_kill_9_loses_no_more_than_the_interval(summer: Path, invoke: Any, start: Any, tmp_path: Path) -> None:

@@ -20,16 +20,26 @@ from edgemem.runtimes import Session
 from edgemem.runtimes.on_nan import step_check
 from tests.runtimes import tiny
 from tests.runtimes.test_rates import two_tensor_model
+from tests.runtimes.trt.machine import machine
 
 BAD = [np.nan, np.inf, -np.inf]
 
 
 @pytest.fixture(scope="module")
-def session(folder: Path) -> Iterator[Session]:
+def bundle(folder: Path) -> Bundle:
     """A ring and a sum; the output is the row itself. Whole numbers are summed without rounding."""
-    bundle = tiny.save_bundle(folder / "on_nan", tiny.OVERFLOW, tiny.overflow_model())
-    with edgemem.open(bundle.path, threads=1, device="cpu") as session:
-        yield session
+    return tiny.save_bundle(folder / "on_nan", tiny.OVERFLOW, tiny.overflow_model())
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "tensorrt"])
+def session(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Session]:
+    """A session whose state is in host memory, and one whose state is on what stands in for a device."""
+    if request.param == "onnxruntime":
+        with edgemem.open(bundle.path, threads=1, device="cpu") as session:
+            yield session
+    else:
+        with machine() as here, here.open(bundle) as session:
+            yield session
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -126,8 +136,8 @@ def test_the_row_that_is_held_is_kept_by_a_snapshot_and_forgotten_by_a_reset(ses
     np.testing.assert_array_equal(later.step([np.nan]), [[np.nan]])
 
 
-def test_a_call_that_fails_leaves_the_row_that_is_held(folder: Path) -> None:
-    with edgemem.open(folder / "on_nan", threads=1, device="cpu", guard=True) as guarded:
+def test_a_call_that_fails_leaves_the_row_that_is_held(bundle: Bundle) -> None:
+    with edgemem.open(bundle.path, threads=1, device="cpu", guard=True) as guarded:
         stream = guarded.stream(on_nan="hold")
         stream.step([5])
         before = stream.snapshot()
@@ -138,8 +148,8 @@ def test_a_call_that_fails_leaves_the_row_that_is_held(folder: Path) -> None:
         np.testing.assert_array_equal(stream.step([np.nan]), [[5]])
 
 
-def test_the_guard_takes_back_a_feed_around_skipped_rows(folder: Path) -> None:
-    with edgemem.open(folder / "on_nan", threads=1, device="cpu", guard=True) as guarded:
+def test_the_guard_takes_back_a_feed_around_skipped_rows(bundle: Bundle) -> None:
+    with edgemem.open(bundle.path, threads=1, device="cpu", guard=True) as guarded:
         stream = guarded.stream(on_nan="skip")
         stream.step([5])
         before = stream.snapshot()
