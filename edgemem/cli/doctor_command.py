@@ -21,6 +21,13 @@ from edgemem.reading import parse_json
 from edgemem.runtimes import Runtime, known_runtimes
 
 _TIMEOUT_S = 180.0
+# Unlike `python -m`, it does not import what lies in the current folder. (`python -P` is for 3.11 and later.)
+_TRIAL = """\
+import sys
+sys.path[:] = filter(None, sys.path)
+from edgemem.cli.trial import main
+main(*sys.argv[1:])
+"""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -85,7 +92,7 @@ def examine(runtime: Runtime, device: str, timeout_s: float = _TIMEOUT_S) -> Row
     """Try a runtime on a device, if its package is installed."""
     if not runtime.installed:
         return Row(runtime.name, device, False, "", "not installed", runtime.install_command)
-    command = (sys.executable, "-m", "edgemem.cli.trial", runtime.name, device)
+    command = (sys.executable, "-c", _TRIAL, runtime.name, device)
     finding, log = run_apart(command, timeout_s)
     return Row(runtime.name, device, **asdict(finding), log="" if finding.works else log)
 

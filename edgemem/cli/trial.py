@@ -1,6 +1,6 @@
 """Run the bundle of one operator with one runtime, to see whether the runtime works on this machine.
 
-``python -m edgemem.cli.trial RUNTIME DEVICE`` prints one line of JSON. An engine that crashes ends only that process.
+:func:`main` prints one line of JSON, in a process of its own: an engine that crashes ends only that process.
 """
 
 from __future__ import annotations
@@ -94,6 +94,3 @@ def main(name: str, device: str) -> None:
     """Print the :class:`Finding` of one runtime on one device as a line of JSON."""
     print("\n" + json.dumps(asdict(run_trial(find_runtime(name), device))), flush=True)
 
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -44,12 +44,16 @@ def test_the_bundle_of_one_operator_holds_what_its_source_says():
     assert model == onnx.parser.parse_model(ONE_OP_GRAPH)
 
 
-def test_a_runtime_that_works_is_reported_with_its_version():
+def test_a_runtime_that_works_is_reported_with_its_version_whatever_lies_in_the_current_folder(tmp_path, monkeypatch):
     import onnxruntime
 
+    for name in ("numpy", "onnxruntime", "json", "edgemem"):
+        (tmp_path / f"{name}.py").write_text("open('was_run', 'w')")
+    monkeypatch.chdir(tmp_path)
     row = examine(find_runtime("onnxruntime"), "cpu")
     assert row == Row("onnxruntime", "cpu", True, onnxruntime.__version__, "ran on cpu")
     assert row.name == "onnxruntime on cpu"
+    assert not (tmp_path / "was_run").exists()
 
 
 def test_the_torch_runtime_gets_the_operator_as_a_module():
