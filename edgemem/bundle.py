@@ -26,7 +26,7 @@ from pathlib import Path
 from edgemem.contract import Contract
 from edgemem.errors import BundleError, EdgememError
 from edgemem.external_data import external_files
-from edgemem.files import hash_of, inside, open_file, replace_folder, sha256_file
+from edgemem.files import hash_of, inside, open_file, read_file, replace_folder, sha256_file
 from edgemem.manifest import MANIFEST_FORMAT, GraphFile, Manifest
 from edgemem.unchanged import Stamp, fixed_folder, keep_writers_out
 
@@ -208,8 +208,8 @@ def _check_graph(bundle: Bundle, graph: GraphFile) -> None:
     """Refuse a graph with data in a file that the manifest does not list: it could change unseen."""
     path = bundle.file(graph.file)
     try:
-        used = external_files(path.read_bytes())
-    except ValueError as error:
+        used = external_files(read_file(path, _MOST_GRAPH_BYTES))
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} is not an ONNX graph: {error}.", hint=MANIFEST_FORMAT.hint) from error
     if unlisted := sorted(used - set(bundle.manifest.files)):
         raise BundleError(

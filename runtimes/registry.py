@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgemem import plugins
 from edgemem.bundle import Bundle, open_bundle
-from edgemem.errors import EngineError, RuntimeUnavailableError
+from edgemem.errors import EdgememError, RuntimeUnavailableError
 from edgemem.machine.cuda import probe_cuda
 from edgemem.machine.facts import board
 from edgemem.runtimes.session import Session
@@ -155,7 +155,7 @@ def open(
     chosen = choose(bundle, device)
     try:
         return chosen.open(bundle, threads=threads, device=device, guard=guard)
-    except (EngineError, RuntimeUnavailableError) as error:
+    except EdgememError as error:
         if not chosen.engines or not FALLBACK.installed:
             raise
         _LOG.warning("%s: %s Using %s instead.", chosen.name, error, FALLBACK.name)

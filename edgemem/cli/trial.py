@@ -93,4 +93,3 @@ def _version(runtime: Runtime) -> str:
 def main(name: str, device: str) -> None:
     """Print the :class:`Finding` of one runtime on one device as a line of JSON."""
     print("\n" + json.dumps(asdict(run_trial(find_runtime(name), device))), flush=True)
-

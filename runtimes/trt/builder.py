@@ -9,17 +9,15 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.contract import POSITION, Contract
 from edgemem.errors import EngineError
-from edgemem.files import read_file
 from edgemem.runtimes.trt.flavour import BuildLog, Flavour
 from edgemem.runtimes.trt.io import TOP_INDICES, TOP_VALUES, IoTensor, io_difference, network_io
-from edgemem.runtimes.trt.options import MOST_BYTES, BuildOptions
+from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.profiles import Profile, profiles
 
 Announce = Callable[[str], None]
@@ -328,11 +326,3 @@ def _interruptible() -> Iterator[threading.Event]:
         yield cancelled
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def read_timing_cache(path: Path) -> bytes:
-    """What an earlier build left at ``path``; empty where there is nothing."""
-    try:
-        return read_file(path, MOST_BYTES)
-    except OSError:
-        return b""

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.errors import EdgememError
+from edgemem.files import read_file, write_atomic
 from edgemem.runtimes.trt import sidecar
 from edgemem.runtimes.trt.flavour import Flavour
-from edgemem.runtimes.trt.options import BuildOptions
+from edgemem.runtimes.trt.options import MOST_BYTES, BuildOptions
 
 
 def cache_folder() -> Path:
@@ -73,6 +74,26 @@ def locked(name: str, announce: Callable[[str], None]) -> Iterator[bool]:
         yield True
     finally:
         os.close(handle)  # releases the lock
+
+
+def write_checked(path: Path, data: bytes) -> None:
+    """Write a file that :func:`read_checked` reads: a SHA-256, and the data.
+
+    Raises:
+        OSError, EdgememError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, hashlib.sha256(data).digest() + data)
+
+
+def read_checked(path: Path) -> bytes:
+    """What :func:`write_checked` wrote; empty where there is nothing, or anything else."""
+    try:
+        content = read_file(path, MOST_BYTES)
+    except OSError:
+        return b""
+    size = hashlib.sha256().digest_size
+    return content[size:] if hashlib.sha256(content[size:]).digest() == content[:size] else b""
 
 
 def write_quietly(write: Callable[[], None], announce: Callable[[str], None]) -> None:

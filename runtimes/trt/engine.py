@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.errors import EngineError
-from edgemem.files import replace_folder, write_atomic
+from edgemem.files import replace_folder
 from edgemem.runtimes.trt import cache, sidecar
 from edgemem.runtimes.trt.builder import (
     Announce,
@@ -16,7 +17,6 @@ from edgemem.runtimes.trt.builder import (
     Progress,
     build_engine,
     known_compute_capabilities,
-    read_timing_cache,
 )
 from edgemem.runtimes.trt.flavour import Flavour
 from edgemem.runtimes.trt.options import BuildOptions
@@ -66,14 +66,19 @@ def open_engine(
     flavour.cuda.require()
     folder = engines or shipped_folder(bundle, flavour)
     rebuild = sidecar.rebuild_command(bundle, flavour, options, engines)
-    if engines is not None or sidecar.sidecar_path(folder, graph).exists():
+    if engines is not None or os.path.lexists(sidecar.sidecar_path(folder, graph)):
         plan, found = sidecar.load(folder, bundle, graph, flavour, options, rebuild=rebuild)
         if not flavour.is_rtx and found.device != flavour.cuda.device:
             announce(
                 f"{folder}: built on {found.device}, this is {flavour.cuda.device}: it may be slower than it could"
             )
-    else:
-        plan = _cached_plan(bundle, graph, flavour, options, announce, progress)
+        return _loaded(plan, bundle, graph, flavour, options, rebuild)
+    return _cached_engine(bundle, graph, flavour, options, rebuild, announce, progress)
+
+
+def _loaded(
+    plan: bytes, bundle: Bundle, graph: GraphFile, flavour: Flavour, options: BuildOptions, rebuild: str
+) -> Any:
     engine, said = flavour.deserialize(plan)
     return sidecar.check_engine(engine, said, bundle, graph, flavour, options, rebuild=rebuild)
 
@@ -111,20 +116,26 @@ def _is_ours(file: Path) -> bool:
     return file.is_file() and file.name.endswith((".plan", ".engine.json"))
 
 
-def _cached_plan(
-    bundle: Bundle, graph: GraphFile, flavour: Flavour, options: BuildOptions, announce: Announce, progress: Progress
-) -> bytes:
+def _cached_engine(
+    bundle: Bundle,
+    graph: GraphFile,
+    flavour: Flavour,
+    options: BuildOptions,
+    rebuild: str,
+    announce: Announce,
+    progress: Progress,
+) -> Any:
     options = _for_this_gpu(flavour, options)
     name = cache.key(bundle, graph, flavour, options)
     folder = cache.cache_folder() / name
-    plan = _from_cache(folder, bundle, graph, flavour, options, announce)
-    if plan is not None:
-        return plan
+    engine = _from_cache(folder, bundle, graph, flavour, options, announce)
+    if engine is not None:
+        return engine
     with cache.locked(name, announce) as writable:
         # Another process may have built it while this one waited.
-        plan = _from_cache(folder, bundle, graph, flavour, options, announce) if writable else None
-        if plan is not None:
-            return plan
+        engine = _from_cache(folder, bundle, graph, flavour, options, announce) if writable else None
+        if engine is not None:
+            return engine
         announce("no engine for this GPU yet: building one, which takes minutes for a large model")
         built = _build(bundle, graph, flavour, options, announce, progress)
         if writable:
@@ -135,7 +146,7 @@ def _cached_plan(
                     sidecar.save(new, graph, built.plan, made)
 
             cache.write_quietly(write, announce)
-    return built.plan
+    return _loaded(built.plan, bundle, graph, flavour, options, rebuild)
 
 
 def _for_this_gpu(flavour: Flavour, options: BuildOptions) -> BuildOptions:
@@ -148,16 +159,16 @@ def _for_this_gpu(flavour: Flavour, options: BuildOptions) -> BuildOptions:
 
 def _from_cache(
     folder: Path, bundle: Bundle, graph: GraphFile, flavour: Flavour, options: BuildOptions, announce: Announce
-) -> bytes | None:
-    """The plan of a cache entry; ``None`` where there is none, or it is damaged and must be built again."""
-    if not sidecar.sidecar_path(folder, graph).exists():
+) -> Any:
+    """The engine of a cache entry; ``None`` where there is none, or whatever is wrong with it: it is built again."""
+    if not os.path.lexists(sidecar.sidecar_path(folder, graph)):
         return None
     try:
         plan, _ = sidecar.load(folder, bundle, graph, flavour, options, rebuild="")
+        return _loaded(plan, bundle, graph, flavour, options, "")
     except EngineError as error:
         announce(f"the cached engine cannot be used: {error.message}")
         return None
-    return plan
 
 
 def _build(
@@ -165,13 +176,8 @@ def _build(
 ) -> Built:
     """Build, with what earlier builds learned of this GPU's kernels."""
     timings = cache.timing_path(flavour)
-    known = b"" if flavour.is_rtx else read_timing_cache(timings)
+    known = b"" if flavour.is_rtx else cache.read_checked(timings)
     built = build_engine(bundle, graph, flavour, options, timing_cache=known, announce=announce, progress=progress)
     if not flavour.is_rtx and built.timing_cache:
-
-        def write() -> None:
-            timings.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(timings, built.timing_cache)
-
-        cache.write_quietly(write, announce)
+        cache.write_quietly(lambda: cache.write_checked(timings, built.timing_cache), announce)
     return built

@@ -7,15 +7,13 @@ version left there.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
 from edgemem.bundle import Bundle, GraphFile
-from edgemem.files import read_file, write_atomic
 from edgemem.runtimes.trt import cache
 from edgemem.runtimes.trt.flavour import Flavour
-from edgemem.runtimes.trt.options import MOST_BYTES, BuildOptions
+from edgemem.runtimes.trt.options import BuildOptions
 
 
 class KernelCache:
@@ -41,7 +39,7 @@ class KernelCache:
         """Let the contexts that are made with an ``IRuntimeConfig`` take kernels from here, and leave new ones."""
         if self._runtime_cache is None:
             self._runtime_cache = config.create_runtime_cache()
-            known = self._read()
+            known = cache.read_checked(self.path)
             if known and self._runtime_cache.deserialize(known):
                 self._kept = known
         config.set_runtime_cache(self._runtime_cache)
@@ -55,18 +53,7 @@ class KernelCache:
             return
 
         def write() -> None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path, hashlib.sha256(compiled).digest() + compiled)
+            cache.write_checked(self.path, compiled)
             self._kept = compiled
 
         cache.write_quietly(write, self._announce)
-
-    def _read(self) -> bytes:
-        """What an earlier start left; empty where there is nothing, or not what was written."""
-        try:
-            data = read_file(self.path, MOST_BYTES)
-        except OSError:
-            return b""
-        size = hashlib.sha256().digest_size
-        digest, kernels = data[:size], data[size:]
-        return kernels if hashlib.sha256(kernels).digest() == digest else b""

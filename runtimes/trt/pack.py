@@ -70,11 +70,11 @@ def pack(bundle: Bundle, target: Target, recipe: Recipe, out: Path) -> None:
             "command": "edgemem build FOLDER",
         }
     )
-    with replace_folder(out) as folder:
+    with replace_folder(out) as folder, bundle.loading() as source:
         for name in (MANIFEST, *bundle.manifest.files):
             copy = inside(folder / BUNDLE, name)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(inside(bundle.path, name), copy)
+            shutil.copyfile(inside(source, name), copy)
         RECIPE_FORMAT.write(folder / RECIPE, data)
 
 

@@ -10,6 +10,7 @@ contract, deserialised at all, engine name, inputs and outputs.
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,11 +20,11 @@ from typing import Any
 
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.errors import EngineError
-from edgemem.files import read_file, write_atomic
+from edgemem.files import open_file, write_atomic
 from edgemem.runtimes.trt.builder import Built
 from edgemem.runtimes.trt.flavour import Flavour, version_tuple
 from edgemem.runtimes.trt.io import IoTensor, engine_io, io_difference
-from edgemem.runtimes.trt.options import MOST_BYTES, BuildOptions
+from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.versioned import Fields, JsonFormat
 
 SIDECAR = JsonFormat(
@@ -199,10 +200,12 @@ def load(
     _refuse(_machine_difference(sidecar, flavour), where, hint)
     _refuse(_options_difference(sidecar.options, options), where, hint)
     try:
-        plan = read_file(plan_path(folder, graph), MOST_BYTES)
+        with open_file(plan_path(folder, graph)) as file:
+            size = os.fstat(file.fileno()).st_size
+            plan = file.readall() if size == sidecar.plan_bytes else b""
     except OSError as error:
         raise EngineError(f"{plan_path(folder, graph)} cannot be read: {error.strerror or error}", hint=hint) from error
-    _refuse(_content_difference(sidecar, plan, bundle, graph), where, hint)
+    _refuse(_content_difference(sidecar, plan, size, bundle, graph), where, hint)
     return plan, sidecar
 
 
@@ -279,9 +282,9 @@ def _options_difference(built: BuildOptions, wanted: BuildOptions) -> str:
     return ""
 
 
-def _content_difference(sidecar: Sidecar, plan: bytes, bundle: Bundle, graph: GraphFile) -> str:
-    if len(plan) != sidecar.plan_bytes:
-        return f"the plan holds {len(plan)} bytes, its sidecar says {sidecar.plan_bytes}: it was cut short or changed"
+def _content_difference(sidecar: Sidecar, plan: bytes, size: int, bundle: Bundle, graph: GraphFile) -> str:
+    if size != sidecar.plan_bytes:
+        return f"the plan holds {size} bytes, its sidecar says {sidecar.plan_bytes}: it was cut short or changed"
     if hashlib.sha256(plan).hexdigest() != sidecar.plan_sha256:
         return "the plan does not have the SHA-256 that its sidecar says: it was changed"
     if sidecar.contract != bundle.contract.fingerprint or sidecar.graph != graph.file:

@@ -364,6 +364,53 @@ def test_a_damaged_cache_entry_is_built_again(bundle, home):
     assert any("cannot be used" in line and "cut short" in line for line in said)
 
 
+def test_a_cached_engine_that_tensorrt_does_not_take_is_built_again(bundle):
+    open_engine(bundle, only(bundle), Acting())
+    flavour, said = Acting(), []
+    right = flavour.makes
+    made = iter([None, lambda name, io: Engine("f" * 64, io), right])
+    deserialize = flavour.deserialize
+
+    def next_one(plan):
+        flavour.makes = next(made)
+        return deserialize(plan)
+
+    flavour.deserialize = next_one
+    assert open_engine(bundle, only(bundle), flavour, announce=said.append)
+    assert len(BUILDS) == 2
+    assert "does not load it" in said[0]
+    assert "carries contract" in said[1]
+
+
+@pytest.mark.parametrize("name", ["model.plan", "model.engine.json"])
+@pytest.mark.parametrize("what", ["fifo", "folder", "link", "garbage", "large"])
+def test_whatever_is_wrong_with_a_cache_entry_it_is_built_again(bundle, home, name, what):
+    open_engine(bundle, only(bundle), Acting())
+    (path,) = home.glob(f"*/{name}")
+    path.unlink()
+    {
+        "fifo": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "link": lambda: path.symlink_to("nowhere"),
+        "garbage": lambda: path.write_bytes(b'{"format": "edgemem.engine"' * 9),
+        "large": lambda: (path.touch(), os.truncate(path, 1 << 40)),
+    }[what]()
+    assert open_engine(bundle, only(bundle), Acting())
+    assert len(BUILDS) == 2
+    assert open_engine(bundle, only(bundle), Acting())
+    assert len(BUILDS) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"timings"), os.mkfifo])
+def test_timings_that_are_damaged_are_not_given_to_a_build(bundle, home, damage):
+    open_engine(bundle, only(bundle), Acting())
+    (path,) = home.glob("timing-*.bin")
+    path.unlink()
+    damage(path)
+    open_engine(bundle, only(bundle), Acting(), options=BuildOptions(max_batch=2))
+    assert [timings for _, _, timings in BUILDS] == [b"", b""]
+
+
 def test_two_that_start_at_once_build_once(bundle):
     start = threading.Barrier(4)
     errors = []
