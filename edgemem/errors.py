@@ -86,7 +86,7 @@ class InputError(EdgememError, ValueError):
 
 
 class NonFiniteError(EdgememError):
-    """The guard found NaN or infinity."""
+    """An input, or with the guard an output or a state, holds NaN or infinity."""
 
 
 class SnapshotError(EdgememError):

@@ -126,7 +126,12 @@ def _checked(spec: InputSpec, array: Array) -> Array:
         return array.astype(np.float32, copy=False)  # samples; their frames get the graph's dtype
     if spec.dtype == "bfloat16":
         return encode_bfloat16(array)
-    return array.astype(numpy_dtype(spec.dtype), copy=False)
+    dtype = numpy_dtype(spec.dtype)
+    if dtype.kind in "iu" and array.dtype != dtype and array.size and not np.can_cast(array.dtype, dtype):
+        for value in (array.min(), array.max()):
+            if not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+                raise InputError(f"{spec.name} holds {value}, which does not fit in {spec.dtype}.")
+    return array.astype(dtype, copy=False)
 
 
 def _show(shape: tuple[object, ...]) -> str:

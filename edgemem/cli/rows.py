@@ -6,9 +6,12 @@ and gives out the rows before a bad one first.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, get_args
@@ -110,7 +113,7 @@ class RowSource:
         place: Names a row by its number, for messages.
     """
 
-    batches: Iterator[Rows]
+    batches: Generator[Rows, None, None]
     total: int | None
     place: Callable[[int], str]
 
@@ -142,18 +145,20 @@ def open_rows(
     try:
         is_live = is_stdin or not path.is_file()
         file: IO[bytes] = sys.stdin.buffer if is_stdin else path.open("rb", buffering=0)
-        is_npy = options.format == "npy"
-        if options.format is None and not is_live:
-            with path.open("rb") as start:
-                is_npy = start.read(len(_NPY_MAGIC)) == _NPY_MAGIC
-        total = None if is_live else path.stat().st_size
+        is_npy = options.format == "npy" or (
+            options.format is None and not is_live and file.read(len(_NPY_MAGIC)) == _NPY_MAGIC
+        )
+        total = None if is_live else file.seek(0, os.SEEK_END)
+        if not is_live:
+            file.seek(0)
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
     if is_npy:
         if is_live:
             raise InputError(f"{name} cannot be mapped into memory as npy needs.", hint="Give a file, csv, or f32le.")
+        file.close()  # it is mapped instead
         array = _open_npy(path, spec)
-        batches, unit, total = _npy_batches(array, spec, most_rows), "row", len(array)
+        batches, unit, total = _npy_batches(array, name, spec, most_rows), "row", len(array)
     elif raw := _RAW.get(options.format or ""):
         blocks = interrupt.blocks(file, name, idle)
         batches, unit = _raw_batches(blocks, raw, name, spec, 1 if is_live else most_rows), "row"
@@ -167,14 +172,18 @@ def open_rows(
             else CsvRows(spec, *chosen, has_header=options.header, delimiter=delimiter)
         )
         batches, unit = _text_batches(lines, parser, name, spec, 1 if is_live else most_rows), "line"
-    return RowSource(_not_empty(batches, name), total, lambda number: f"{name}, {unit} {number}")
+    to_close = contextlib.nullcontext() if is_stdin else contextlib.closing(file)
+    return RowSource(_not_empty(batches, name, to_close), total, lambda number: f"{name}, {unit} {number}")
 
 
-def _not_empty(batches: Iterator[Rows], name: str) -> Iterator[Rows]:
+def _not_empty(
+    batches: Iterator[Rows], name: str, to_close: AbstractContextManager[object]
+) -> Generator[Rows, None, None]:
     is_empty = True
-    for rows in batches:
-        is_empty = False
-        yield rows
+    with to_close:
+        for rows in batches:
+            is_empty = False
+            yield rows
     if is_empty:
         raise InputError(f"{name} contains no rows.")
 
@@ -228,7 +237,7 @@ def _raw_batches(
         whole = len(rest) // row_bytes
         values = np.frombuffer(rest, raw, whole * math.prod(spec.shape)).reshape(whole, *spec.shape)
         for start in range(0, whole, most_rows):
-            rows = _converted(values[start : start + most_rows], spec)
+            rows = _converted(values[start : start + most_rows], spec, name)
             done += len(rows) * row_bytes
             yield Rows(rows, range(number, number + len(rows)), None, done)
             number += len(rows)
@@ -237,9 +246,18 @@ def _raw_batches(
         raise InputError(f"{name} ends inside row {number}: {len(rest)} of {row_bytes} bytes.")
 
 
-def _converted(values: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
-    with np.errstate(over="ignore"):  # infinity, which is found like any other
-        return values.astype(host_dtype(spec))
+def _converted(values: NDArray[Any], spec: InputSpec, name: str) -> NDArray[Any]:
+    dtype = host_dtype(spec)
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):  # infinity, which is found like any other
+            return values.astype(dtype)
+    if values.dtype.kind == "f":
+        raise InputError(f"{name} contains {values.dtype} numbers, the model takes whole ones ({spec.dtype}).")
+    least, most = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    for value in (values.min(), values.max()):
+        if not least <= value <= most:
+            raise InputError(f"{name} contains {value}, which does not fit in {spec.dtype}.")
+    return values.astype(dtype)
 
 
 def _open_npy(path: Path, spec: InputSpec) -> NDArray[Any]:
@@ -251,14 +269,14 @@ def _open_npy(path: Path, spec: InputSpec) -> NDArray[Any]:
     wanted = f"[T, {', '.join(map(str, spec.shape))}]" if spec.shape else "[T]"
     if array.ndim == 1 and math.prod(spec.shape) == 1:
         array = array.reshape(-1, *spec.shape)
-    if array.dtype.kind not in "fiu":
+    if array.dtype.kind not in ("iub" if spec.dtype == "bool" else "fiu"):
         raise InputError(f"{path} has dtype {array.dtype}, the model takes numbers ({spec.dtype}).")
     if array.shape[1:] != spec.shape or array.ndim == 0:
         raise InputError(f"{path} has shape {list(array.shape)}, the model takes {wanted}.")
     return np.asarray(array)
 
 
-def _npy_batches(array: NDArray[Any], spec: InputSpec, most_rows: int) -> Iterator[Rows]:
+def _npy_batches(array: NDArray[Any], name: str, spec: InputSpec, most_rows: int) -> Iterator[Rows]:
     for start in range(0, len(array), most_rows):
-        rows = _converted(array[start : start + most_rows], spec)
+        rows = _converted(array[start : start + most_rows], spec, name)
         yield Rows(rows, range(start + 1, start + 1 + len(rows)), None, start + len(rows))

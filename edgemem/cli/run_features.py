@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -131,9 +132,9 @@ class Prediction:
             KeyboardInterrupt: There was a signal. The output of every row that was fed has been handed on.
             NonFiniteError: A row or, with the guard, what it gives is not finite; those before it were handed on.
         """
-        with _progress_bar(source) as progress:
+        with _progress_bar(source) as progress, contextlib.closing(source.batches) as batches:
             task = progress.add_task("", total=source.total)
-            for rows in source.batches:
+            for rows in batches:
                 try:
                     self._feed(rows, predicted)
                 except NonFiniteError:  # the stream is as it was: find the row, and keep those before it

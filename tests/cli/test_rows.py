@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgemem.cli.interrupt import Interrupt
 from edgemem.cli.rows import RowOptions, open_rows
@@ -144,6 +146,43 @@ def test_timestamps_are_read_as_they_are_written() -> None:
     assert read("[0.50, 1, 2]", json=True, timestamp="1") == [([1, 2], "0.5")]
 
 
+@given(
+    lines=st.lists(
+        st.one_of(
+            st.binary(max_size=12),
+            st.text("0123456789.,;:-+eEnaif_\"'\\[]{}# \t\r\0x²٣", max_size=16).map(str.encode),
+            st.sampled_from([b"1,2", b"[1,2]", b'{"a":1,"b":[2]}', b"a,b", b'"a","b', b"1e400,nan", b"[1e999,-1e999]"]),
+        ),
+        max_size=4,
+    ),
+    dtype=st.sampled_from(["float32", "bfloat16", "float16", "int8", "bool"]),
+    options=st.fixed_dictionaries(
+        {
+            "format": st.sampled_from(["csv", "jsonl", "f32le", "s16le", None]),
+            "header": st.booleans(),
+            "columns": st.sampled_from([None, "a,b", "1,2", "2,a", "9,٣", "²,0", ","]),
+            "delimiter": st.sampled_from([None, ";", "tab", " ", '"', "\0", "\n", "²"]),
+            "timestamp": st.sampled_from([None, "1", "a", "0", "²", ""]),
+        }
+    ),
+)
+@settings(deadline=None)
+def test_any_bytes_are_rows_or_an_error_that_says_where(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], dtype: str, options: dict[str, Any]
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "rows"
+    path.write_bytes(b"\n".join(lines))
+    source = open_rows(path, InputSpec("x", (2,), dtype), 3, Interrupt(), RowOptions(**options))
+    message = str(path)
+    try:
+        for rows in source.batches:
+            assert rows.values.shape == (len(rows.numbers), 2)
+            assert rows.values.dtype == (np.float32 if dtype == "bfloat16" else np.dtype(dtype))
+    except InputError as error:
+        message = str(error)
+    assert str(path) in message
+
+
 @pytest.mark.parametrize("name", ["f32le", "s16le"])
 @pytest.mark.parametrize("most_rows", [1, 7])
 def test_bare_numbers_are_rows_of_so_many_bytes(tmp_path: Path, name: str, most_rows: int) -> None:
@@ -158,6 +197,21 @@ def test_bare_numbers_are_rows_of_so_many_bytes(tmp_path: Path, name: str, most_
     assert len(next(source.batches).values) == 19
     with pytest.raises(InputError, match=r"raw ends inside row 20: \d of \d bytes"):
         next(source.batches)
+
+
+def test_whole_numbers_are_not_rounded_or_wrapped(tmp_path: Path) -> None:
+    spec = InputSpec("x", (1,), "int8")
+    for name, array, message in (
+        ("float", np.array([1.5]), "float.npy contains float64 numbers, the model takes whole ones"),
+        ("large", np.array([1, 300]), "large.npy contains 300, which does not fit in int8"),
+        ("small", np.array([-129]), "small.npy contains -129, which does not fit in int8"),
+    ):
+        np.save(tmp_path / name, array)
+        with pytest.raises(InputError, match=message):
+            next(open_rows(tmp_path / f"{name}.npy", spec, 3, Interrupt()).batches)
+    np.save(tmp_path / "good", np.array([-128, 127]))
+    rows = next(open_rows(tmp_path / "good.npy", spec, 3, Interrupt()).batches)
+    assert (rows.values.dtype, rows.values.ravel().tolist()) == (np.int8, [-128, 127])
 
 
 def test_bare_numbers_that_arrive_in_pieces_are_answered_row_by_row(summer: Path, start: Any) -> None:

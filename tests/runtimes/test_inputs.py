@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from edgemem.bundle import Bundle
+from edgemem.contract import InputSpec
 from edgemem.dtypes import decode_bfloat16, encode_bfloat16
 from edgemem.errors import InputError
 from edgemem.runtimes import Session
+from edgemem.runtimes.inputs import step_array
 from edgemem.runtimes.ort.engine import OrtSession
 
 STEP = [
@@ -81,6 +83,14 @@ def test_a_bad_token_late_in_a_long_chunk_changes_nothing(session: Session) -> N
 def test_features_of_another_shape_or_dtype_are_refused(features_bundle: Bundle, x: object, message: str) -> None:
     with OrtSession(features_bundle, threads=1, device="cpu") as session, pytest.raises(InputError, match=message):
         session.stream().step(x)
+
+
+@pytest.mark.parametrize("value", [300, -129, 2**40])
+def test_a_whole_number_that_does_not_fit_is_not_wrapped(value: int) -> None:
+    spec = InputSpec("level", (1,), "int8")
+    with pytest.raises(InputError, match=f"level holds {value}, which does not fit in int8"):
+        step_array(spec, [value], 1)
+    assert step_array(spec, [-128], 1).tolist() == [[[-128]]]
 
 
 @pytest.mark.parametrize("x", [3, np.int32(3), [3], [[3]], np.uint8([3]), np.array(3)])
