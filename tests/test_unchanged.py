@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import edgemem
+from edgemem import files
 from edgemem.bundle import WEIGHTS, Bundle, open_bundle
 from edgemem.errors import BundleError
 from edgemem.machine.mappings import mappings
@@ -114,6 +116,52 @@ def test_weights_swapped_while_they_are_loaded_are_never_served_under_the_old_fi
         edgemem.open(looker, "onnxruntime", device="cpu") as session,
     ):
         assert outputs(session.stream()) == [1, 7, 63]
+
+
+def write_both(looker: Path, other: Path) -> None:
+    """Write one's weights, then the other's, in place."""
+    for content in ((other / WEIGHTS).read_bytes(), Path(f"{looker}.weights").read_bytes()):
+        (looker / WEIGHTS).write_bytes(content)
+
+
+def rename_both(looker: Path, other: Path) -> None:
+    for source in (other / WEIGHTS, Path(f"{looker}.weights")):
+        shutil.copyfile(source, looker / "new")
+        os.replace(looker / "new", looker / WEIGHTS)
+
+
+def exchange_both(looker: Path, other: Path) -> None:
+    assert files._exchange(looker, other)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("swap", [write_both, rename_both, exchange_both])
+def test_bundles_opened_during_swaps_compute_what_their_fingerprint_says(
+    looker: Path, other: Path, swap: Callable[[Path, Path], None]
+) -> None:
+    scales = {open_bundle(looker).fingerprint: 1.0, open_bundle(other).fingerprint: 2.0}
+    shutil.copyfile(looker / WEIGHTS, f"{looker}.weights")
+    child = os.fork()
+    if child == 0:
+        while True:
+            swap(looker, other)
+            time.sleep(0.0005)
+    opened: list[bool] = []
+    try:
+        for _ in range(500):
+            try:
+                with edgemem.open(looker, "onnxruntime", device="cpu") as session:
+                    assert session.bundle is not None
+                    expected = scales[session.bundle.fingerprint]
+                    assert outputs(session.stream()) == [expected * token for token in (1, 7, 63)]
+                opened.append(True)
+            except BundleError:
+                opened.append(False)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert len(opened) == 500
+    assert any(opened)
 
 
 def test_without_a_lease_a_write_in_place_is_found(looker: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:

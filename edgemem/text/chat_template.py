@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from edgemem.bundle import CHAT_TEMPLATE, Bundle
 from edgemem.errors import BundleError, InputError, MissingDependencyError
+from edgemem.text.time_limit import TimeLimitError, time_limit
 
 if TYPE_CHECKING:
     import jinja2
@@ -19,6 +20,8 @@ Message = Mapping[str, str]
 """``role`` (``"system"``, ``"user"``, ``"assistant"``) and ``content``."""
 
 _MOST_TEMPLATE_BYTES = 1 << 20
+_MOST_SECONDS = 10
+_MOST_PRODUCT = 1_000_000
 
 
 class ChatTemplate:
@@ -45,9 +48,12 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._now = datetime.now()
         try:
-            self._template = _environment(self).from_string(source)
+            with time_limit(_MOST_SECONDS):
+                self._template = _environment(self).from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise BundleError(f"{where}, line {error.lineno}: {error.message}.") from error
+        except TimeLimitError:
+            raise BundleError(f"{where} takes more than {_MOST_SECONDS} seconds to compile.") from None
         except Exception as error:  # Python compiles what Jinja makes of it, and has limits of its own
             raise BundleError(f"{where} is not a template: {type(error).__name__}: {error}") from error
 
@@ -71,13 +77,14 @@ class ChatTemplate:
 
         try:
             # The names that templates use, with the values of transformers when there are no tools and no documents.
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=reply_follows,
-                **self._special_tokens,
-            )
+            with time_limit(_MOST_SECONDS):
+                return self._template.render(
+                    messages=[dict(message) for message in messages],
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=reply_follows,
+                    **self._special_tokens,
+                )
         except _RefusedError as error:
             raise InputError(
                 f"{self._where} rejects the conversation: {error}",
@@ -87,6 +94,8 @@ class ChatTemplate:
             ) from error
         except jinja2.TemplateError as error:
             raise BundleError(f"{self._where} fails: {type(error).__name__}: {error}") from error
+        except TimeLimitError:
+            raise BundleError(f"{self._where} takes more than {_MOST_SECONDS} seconds.") from None
         # A template calls methods of strings and lists, which may raise anything.
         except Exception as error:
             raise BundleError(f"{self._where} fails: {type(error).__name__}: {error}") from error
@@ -100,11 +109,26 @@ class _RefusedError(Exception):
     """The template called ``raise_exception``."""
 
 
+def _sandbox() -> type[jinja2.Environment]:
+    """Jinja's sandbox, without products that fill the memory."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("*", "**"))
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            sizes = [len(value) if isinstance(value, Sized) else value for value in (left, right)]
+            if operator == "**" or not -_MOST_PRODUCT <= sizes[0] * sizes[1] <= _MOST_PRODUCT:
+                raise OverflowError(f"the result of {operator} is too large")
+            return super().call_binop(context, operator, left, right)
+
+    return Environment
+
+
 def _environment(template: ChatTemplate) -> jinja2.Environment:
     """Jinja with the additions that transformers makes for templates."""
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
         """``{% generation %}``, which marks a reply for training and does not change the text."""
@@ -128,7 +152,7 @@ def _environment(template: ChatTemplate) -> jinja2.Environment:
     def raise_exception(message: str) -> None:
         raise _RefusedError(message)
 
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made = _sandbox()(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     made.filters["tojson"] = tojson
     made.globals["raise_exception"] = raise_exception
     made.globals["strftime_now"] = lambda form: template.now().strftime(form)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgemem.bundle import Bundle
 from edgemem.errors import BundleError, InputError, MissingDependencyError
 from edgemem.overrides import override
+from edgemem.reading import MOST_TEXT_BYTES
 from edgemem.text.detokenizer import ByteDetokenizer, Detokenizer, PrefixDetokenizer
 
 if TYPE_CHECKING:
@@ -93,13 +94,14 @@ class JsonTokenizer(Tokenizer):
 
     Args:
         path: The file.
+        content: What the file holds, if that has been read already.
 
     Raises:
         MissingDependencyError: The ``tokenizers`` package is not installed.
         BundleError: The package cannot read the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: bytes | None = None) -> None:
         try:
             import tokenizers
         except ImportError:
@@ -107,7 +109,10 @@ class JsonTokenizer(Tokenizer):
                 f"{path.name} needs the tokenizers package.", hint='Install it with: pip install "edgemem[text]"'
             ) from None
         self._path = path
-        self._tokenizer: tokenizers.Tokenizer = self._ask(tokenizers.Tokenizer.from_file, str(path))
+        made = tokenizers.Tokenizer
+        self._tokenizer: tokenizers.Tokenizer = (
+            self._ask(made.from_file, str(path)) if content is None else self._ask(made.from_buffer, content)
+        )
         # Some files still ask for the truncation and padding of training batches. A stream needs neither.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -193,4 +198,4 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer | None:
     name = bundle.manifest.tokenizer
     if name is None:
         return None
-    return ByteTokenizer() if name == BYTES else JsonTokenizer(bundle.file(name))
+    return ByteTokenizer() if name == BYTES else JsonTokenizer(bundle.file(name), bundle.read(name, MOST_TEXT_BYTES))

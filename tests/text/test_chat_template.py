@@ -9,9 +9,11 @@ from typing import cast
 
 import pytest
 
-from edgemem.bundle import Bundle
+from edgemem.bundle import Bundle, open_bundle
 from edgemem.errors import BundleError, InputError, MissingDependencyError
+from edgemem.text import chat_template
 from edgemem.text.chat_template import ChatTemplate, open_chat_template
+from tests.handmade import write_token_reciter
 from tests.text import chat_templates
 from tests.text.chat_templates import FAITHFUL, assistant, user
 from tests.text.conftest import SPECIAL
@@ -103,6 +105,39 @@ def test_a_bundle_without_a_template_has_none(tmp_path):
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(BundleError, match="cannot be read"):
         open_chat_template(bundle("chat_template.jinja"))
+
+
+ENDLESS = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
+
+
+def test_a_template_that_does_not_end_is_stopped(monkeypatch):
+    monkeypatch.setattr(chat_template, "_MOST_SECONDS", 0.05)
+    with pytest.raises(BundleError, match=r"takes more than 0\.05 seconds"):
+        ChatTemplate(ENDLESS, {}).render([], reply_follows=False)
+
+
+@pytest.mark.parametrize(
+    "product", ["10 ** 10 ** 10", "'a' * 10000000", "[1] * 2000000", "9 ** 9", "9999999 * 9999999"]
+)
+def test_a_product_that_fills_the_memory_is_refused(product):
+    with pytest.raises(BundleError, match="is too large"):
+        ChatTemplate("{{ " + product + " }}", {}).render([], reply_follows=False)
+
+
+def test_small_products_are_computed():
+    template = ChatTemplate("{{ '-' * 3 }}{{ 2 * 1.5 }}{{ 3 * [1] }}", {})
+    assert template.render([], reply_follows=False) == "---3.0[1, 1, 1]"
+
+
+def test_a_template_is_read_as_it_was_hashed_and_is_not_larger_than_any_template(tmp_path):
+    bundle = open_bundle(write_token_reciter(tmp_path / "b", [1], 9, {"chat_template.jinja": "{{ bos_token }}"}))
+    assert open_chat_template(bundle) is not None
+    (bundle.path / "chat_template.jinja").write_text("{{ eos_token }}")
+    with pytest.raises(BundleError, match=r"SHA-256 of chat_template\.jinja differs"):
+        open_chat_template(bundle)
+    files = {"chat_template.jinja": " " * (2 << 20)}
+    with pytest.raises(BundleError, match="at most 1,048,576 are allowed"):
+        open_chat_template(open_bundle(write_token_reciter(tmp_path / "large", [1], 9, files)))
 
 
 def test_chat_imports_no_torch():

@@ -112,7 +112,8 @@ def test_the_error_about_a_missing_package_names_the_command_that_installs_it(tm
 
 def test_the_manifest_names_the_tokenizer(tmp_path):
     def bundle(tokenizer: str | None) -> Bundle:
-        return cast(Bundle, SimpleNamespace(manifest=SimpleNamespace(tokenizer=tokenizer), file=tmp_path.joinpath))
+        manifest = SimpleNamespace(tokenizer=tokenizer)
+        return cast(Bundle, SimpleNamespace(manifest=manifest, file=tmp_path.joinpath, read=lambda *_: b"damaged"))
 
     assert open_tokenizer(bundle(None)) is None
     assert isinstance(open_tokenizer(bundle("bytes")), ByteTokenizer)
