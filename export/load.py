@@ -90,7 +90,7 @@ def _call_factory(source: str) -> object:
         ) from error
     except AttributeError:
         raise ExportError(f"{module_name} has no {attribute!r}.") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ExportError(
             f"importing {module_name} raised {type(error).__name__}: {error}", hint=raised_at(error)
         ) from error
@@ -100,5 +100,5 @@ def _call_factory(source: str) -> object:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RANDOM_SEED)
             return factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ProtocolError(f"{source}() raised {type(error).__name__}: {error}", hint=raised_at(error)) from error

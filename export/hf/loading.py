@@ -29,6 +29,7 @@ from edgemem.protocol import TORCH_DTYPES
 from edgemem.versioned import read_json
 
 CONFIG = "config.json"
+_MOST_LAYERS = 1024
 
 _EXPERTS = "batched_mm"
 """How a mixture of experts is computed: the one implementation of transformers that can be traced."""
@@ -58,6 +59,9 @@ def load_model(folder: Path, *, trust_remote_code: bool = False, dtype: torch.dt
             f"{folder} is not a causal language model: transformers {transformers.__version__} has no {family}.",
             hint="Models of images, speech or sentences have no step to export.",
         )
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:  # each is made, before it is known that it has no weights
+        raise ExportError(f"{folder / CONFIG} asks for {layers:,} layers, at most {_MOST_LAYERS:,} are made.")
     names = {path.name for path in folder.iterdir()}
     safe = any(name.endswith(".safetensors") for name in names)
     if not safe and not any(name.startswith("pytorch_model") for name in names):

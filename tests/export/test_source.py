@@ -53,6 +53,7 @@ def test_a_factory_gives_a_module_of_the_users_own():
         ("tests.export.modules:", ExportError, "does not have the form"),
         ("tests.export.modules:State", ProtocolError, "raised TypeError"),
         ("tests.export.modules:fails", ProtocolError, "raised RuntimeError: no weights here"),
+        ("sys:exit", ProtocolError, r"sys:exit\(\) raised SystemExit"),
         ("tests.export.modules:not_a_module", ProtocolError, "wanted a torch.nn.Module"),
         ("tests.export.modules:Gru.__doc__", ProtocolError, "is a str, wanted a function"),
     ],

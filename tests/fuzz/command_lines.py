@@ -267,6 +267,9 @@ def _with_files(known: dict[str, list[str]]) -> Iterator[Line]:
     ):
         yield Line(("run", "summer", "--input-format", "jsonl"), f"[1, 2]\n{text}\n".encode())
         yield Line(("run", "summer", "--input-format", "jsonl", "--columns", "a,b"), f"{text}\n".encode())
+    for source in ("os:getcwd", "os:nothing", "sys:exit", ":", "a:b", "a.b:", "json:loads", "\x1b:x", "[/]:x", "é:é"):
+        yield Line(("export", source, "--out", "out"))
+        yield Line(("check", "summer", "--against", source))
     for raw in ("f32le", "s16le", "npy"):
         yield from (Line(("run", "summer", name, "--input-format", raw)) for name in known["file"] if name != "fifo")
     for data in _STREAMS:

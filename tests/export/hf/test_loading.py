@@ -136,6 +136,14 @@ def test_a_model_of_images_is_refused(tmp_path):
         load_source(str(tmp_path))
 
 
+def test_more_layers_than_any_model_has_are_refused_before_they_are_made(mamba, tmp_path):
+    folder = copy(mamba, tmp_path / "deep")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**9}))
+    with pytest.raises(ExportError, match="asks for 1,000,000,000 layers, at most 1,024"):
+        load_source(str(folder))
+
+
 def test_a_folder_without_weights_is_refused(mamba, tmp_path):
     folder = copy(mamba, tmp_path / "empty")
     (folder / "model.safetensors").unlink()
