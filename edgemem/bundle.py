@@ -114,6 +114,7 @@ class Bundle:
                 stamps[name] = Stamp.of(file.fileno())
                 if self._hashed.get(name) != stamps[name] or not stamps[name].is_settled:
                     self._verify(name, file)
+                    self._hashed[name] = stamps[name]
             yield folder
             for name, stamp in stamps.items():
                 if not stamp.is_of(folder / name):

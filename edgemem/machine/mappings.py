@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgemem.errors import EdgememError
+
 _MAPS = Path("/proc/self/maps")
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 _FAILED = ctypes.c_void_p(-1).value
@@ -60,7 +62,7 @@ def make_private(folder: Path) -> int:
         The bytes that were moved.
 
     Raises:
-        OSError: There is no memory for them.
+        EdgememError: There is no memory for them.
     """
     within, moved = f"{os.path.realpath(folder)}/", 0
     for mapping in mappings():
@@ -79,11 +81,12 @@ def _replace(mapping: Mapping) -> None:
     libc.mremap.argtypes = (place, length, length, number, place)
     access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
     copy = libc.mmap(None, size, access, kind, -1, 0)
+    if copy != _FAILED:
+        ctypes.memmove(copy, mapping.start, size)
+        copy = libc.mremap(copy, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, mapping.start)
     if copy == _FAILED:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    ctypes.memmove(copy, mapping.start, size)
-    if libc.mremap(copy, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, mapping.start) == _FAILED:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        problem = os.strerror(ctypes.get_errno())
+        raise EdgememError(f"{size:,} bytes of {mapping.name} cannot be copied into memory: {problem}.")
 
 
 def adviser(advice: int) -> Callable[[int, int], bool] | None:

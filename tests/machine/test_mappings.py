@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgemem.errors import EdgememError
 from edgemem.machine import mappings
 from edgemem.machine.mappings import make_private
 
@@ -62,7 +63,7 @@ def test_without_memory_the_mapping_stays(tmp_path: Path, monkeypatch: pytest.Mo
 
     with mapped(tmp_path / "file", b"content") as memory:
         monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Refusing)
-        with pytest.raises(OSError, match="Cannot allocate memory"):
+        with pytest.raises(EdgememError, match=r"4,096 bytes of .*/file cannot be copied into memory: Cannot allocate"):
             make_private(tmp_path)
         monkeypatch.undo()
         assert memory[:] == b"content"
