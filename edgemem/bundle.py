@@ -47,7 +47,7 @@ __all__ = [
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 CHAT_TEMPLATE = "chat_template.jinja"
-_MOST_GRAPH_BYTES = 2 << 30  # of a protocol buffer
+_MOST_BYTES, _MOST_GRAPH_BYTES = 1 << 36, 2 << 30  # of a file, so that hashing it ends; of a protocol buffer
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Bundle:
             BundleError: A file is missing, is of another size, or has another content.
         """
         for name in self.manifest.files:
-            with self._opened(name, self.path) as file:
+            with self._opened(name, self.path, _MOST_BYTES) as file:
                 stamp = Stamp.of(file.fileno())
                 if verify:
                     self._verify(name, file)

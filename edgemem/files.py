@@ -88,9 +88,9 @@ def check_replaceable(path: Path) -> None:
     """Refuse a path at which there is something that writing a file would break.
 
     Raises:
-        EdgememError: There is a folder, a link, a device, a FIFO or a socket.
+        EdgememError: There is a folder, a link, a device, a FIFO or a socket, or it cannot be looked at.
     """
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with _reporting(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         mode = os.lstat(path).st_mode
         if not stat.S_ISREG(mode):
             raise EdgememError(

@@ -345,6 +345,13 @@ def test_a_fifo_or_a_device_in_place_of_a_file_is_refused_at_once(bundle: Bundle
         open_bundle(bundle.path)
 
 
+def test_a_file_that_takes_for_ever_to_hash_is_refused_at_once(bundle: Bundle) -> None:
+    os.truncate(bundle.path / WEIGHTS, 1 << 40)
+    edit(bundle, lambda data: data["files"][WEIGHTS].update(bytes=1 << 40))
+    with pytest.raises(BundleError, match=r"1,099,511,627,776 bytes, at most 68,719,476,736 are allowed"):
+        open_bundle(bundle.path)
+
+
 def test_the_manifest_itself_lies_in_the_folder(bundle: Bundle) -> None:
     (bundle.path / MANIFEST).rename(bundle.path.parent / "outside")
     (bundle.path / MANIFEST).symlink_to(bundle.path.parent / "outside")

@@ -148,6 +148,12 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
     assert (tmp_path / "target").read_bytes() == b"mine"
 
 
+def test_a_name_that_no_file_can_have_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(EdgememError, match="cannot write .*: File name too long"):
+        files.check_replaceable(tmp_path / ("x" * 300))
+    files.check_replaceable(tmp_path / "free")
+
+
 def test_a_link_to_a_folder_stays_a_link_to_the_new_one(tmp_path: Path, old: Path) -> None:
     (tmp_path / "current").symlink_to(old)
     fill(tmp_path / "current")
