@@ -149,7 +149,7 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
 
 
 def test_a_name_that_no_file_can_have_is_found_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(EdgememError, match="cannot write .*: File name too long"):
+    with pytest.raises(EdgememError, match=r"cannot write .*: File name too long"):
         files.check_replaceable(tmp_path / ("x" * 300))
     files.check_replaceable(tmp_path / "free")
 
