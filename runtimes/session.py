@@ -72,7 +72,8 @@ class Session:
             on_nan: What happens to a row of real-valued data that holds NaN or infinity, while the other rows of the
                 batch go on. ``"stop"`` raises :class:`~edgemem.errors.NonFiniteError`, before anything has changed.
                 ``"skip"`` leaves that row's state and position as they were; its output is NaN, or 0 for integers.
-                ``"hold"`` feeds the last good row again, and skips where there was none. ``"pass"`` checks nothing.
+                ``"hold"`` feeds the last good row again, and skips where there was none. ``"pass"`` checks nothing,
+                unless the guard is on.
 
         Raises:
             InputError: The model computes one stream at a time, an input is wrong, or the policy does not fit.

@@ -15,7 +15,7 @@ from typing import IO
 from edgemem.errors import InputError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_BLOCK_BYTES = 1 << 16
+_BLOCK_BYTES = 1 << 12  # what a signal may leave read but not answered
 _LONGEST_LINE_BYTES = 1 << 24
 _LONGEST_WAIT_S = 1.0  # Python sees a signal from just before a wait only after it
 
