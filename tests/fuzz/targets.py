@@ -56,6 +56,7 @@ class Target(ABC):
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         self.files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
         self.expected = self.use()
+        self._written: dict[str, tuple[int, ...]] = {}
 
     @abstractmethod
     def make(self) -> None:
@@ -84,8 +85,19 @@ class Target(ABC):
             elif path.name not in self.files:
                 path.unlink()
         for name, data in self.files.items():
-            (self.folder / name).parent.mkdir(exist_ok=True)
-            (self.folder / name).write_bytes(data)
+            path = self.folder / name
+            if self._written.get(name) != _stamp(path):
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(data)
+                self._written[name] = _stamp(path)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What differs when a file was written again."""
+    if not path.is_file():
+        return ()
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class BundleTarget(Target):
