@@ -106,7 +106,10 @@ class Bundle:
             BundleError: A file was changed since the bundle was opened, or while the block ran.
         """
         with contextlib.ExitStack() as stack:
-            folder = stack.enter_context(fixed_folder(self.path))
+            try:
+                folder = stack.enter_context(fixed_folder(self.path))
+            except OSError as error:
+                raise BundleError(f"{self.path} cannot be read: {error.strerror}.") from error
             stamps = {}
             for name in self.manifest.files:
                 file = stack.enter_context(self._opened(name, folder))

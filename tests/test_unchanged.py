@@ -96,6 +96,13 @@ def test_weights_swapped_after_they_were_hashed_are_not_loaded(
         engine.OrtSession(bundle, device="cpu")
 
 
+def test_a_bundle_that_was_deleted_after_it_was_opened_is_named(looker: Path) -> None:
+    bundle = open_bundle(looker)
+    shutil.rmtree(looker)
+    with pytest.raises(BundleError, match="looker cannot be read: No such file"):
+        engine.OrtSession(bundle, device="cpu")
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("swap", SWAPS)
 def test_weights_swapped_while_they_are_loaded_are_never_served_under_the_old_fingerprint(
