@@ -186,14 +186,24 @@ def test_files_that_have_not_changed_are_hashed_once(looker: Path, monkeypatch: 
     engine.OrtSession(bundle, device="cpu").close()
 
 
-def test_a_stamp_settles_after_a_tick_of_the_clock(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("later_ns", "settled"), [(0, False), (10_000_000, False), (30_000_000, True), (-(10**9), True)]
+)
+def test_a_stamp_settles_after_a_tick_of_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later_ns: int, settled: bool
+) -> None:
+    (tmp_path / "file").touch()
+    stamp = Stamp.of(tmp_path / "file")
+    monkeypatch.setattr(time, "time_ns", lambda: stamp.changed_ns + later_ns)
+    assert stamp.is_settled is settled
+
+
+def test_a_stamp_is_of_one_file_and_one_content(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1")
     stamp = Stamp.of(tmp_path / "file")
-    assert not stamp.is_settled
     assert stamp.is_of(tmp_path / "file")
     assert not stamp.is_of(tmp_path / "nowhere")
     time.sleep(0.03)
-    assert stamp.is_settled
     (tmp_path / "file").write_bytes(b"2")
     assert not stamp.is_of(tmp_path / "file")
 

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -41,6 +42,14 @@ def test_everything_in_the_contract_and_the_manifest_is_shown(reciter, invoke):
     shown += [sha for sha, _ in bundle.manifest.files.values()]
     for text in shown:
         assert text in result.stdout, text
+
+
+def test_whether_the_manifest_has_a_digest_is_shown(summer, invoke):
+    old = Path(__file__).parents[1] / "data" / "version1" / "tokens"
+    assert re.search("manifest's digest +none: version 1", invoke("inspect", old).stdout)
+    assert json.loads(invoke("inspect", old, "--json").stdout)["manifest_digest"] is None
+    digest = json.loads((summer / "manifest.json").read_text())["digest"]
+    assert re.search(f"manifest's digest +{digest}", invoke("inspect", summer).stdout)
 
 
 def test_the_chat_template_and_the_defaults_for_generating_text_are_shown(tmp_path, invoke):
