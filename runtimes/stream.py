@@ -314,7 +314,7 @@ class Stream(Exclusive):
 
         Args:
             state: Every state by name, ``[B, *shape]``, in the contract's dtype; bfloat16 as its bits in uint16.
-            positions: int64 ``[B]``, or one ``int`` for all; 0 or more.
+            positions: int64 ``[B]``, or one ``int`` for all; 0 to 2^62.
 
         Raises:
             InputError: A name, dtype, shape or position is wrong; the stream is as it was.

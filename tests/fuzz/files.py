@@ -29,7 +29,7 @@ from tests.fuzz.targets import TARGETS, Target
 _CASE_SECONDS = 30
 _BATCH = 2000  # of each target, and more of those that are quickly loaded
 _QUICK = {"bundle of features": 3, "snapshot": 3, "engine": 3}
-_MEMORY_BYTES = 8 << 30
+_MEMORY_BYTES = 16 << 30
 BAD = ("another exception", "silent wrong load", "hang", "crash")
 
 
