@@ -178,8 +178,10 @@ def main() -> None:
                 counts[name][outcome] += 1
                 if outcome in BAD:
                     print(f"{name} {number}: {outcome}: {details}", flush=True)
-        print(f"{sum(count.total() for count in counts.values()):,} mutated files: ", end="", flush=True)
-        print({name: dict(count) for name, count in counts.items()}, flush=True)
+            print(
+                f"{sum(count.total() for count in counts.values()):,} mutated files; {name}: {dict(counts[name])}",
+                flush=True,
+            )
     total = sum(counts.values(), Counter())
     print(f"{total.total():,} mutated files: " + ", ".join(f"{word} {count:,}" for word, count in total.items()))
     sys.exit(1 if any(total[word] for word in BAD) else 0)
