@@ -12,9 +12,11 @@ Importing this package loads nothing; using it loads numpy alone. torch and onnx
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # that of typing, whose import takes longer than all the rest here
 if TYPE_CHECKING:
+    from typing import Any
+
     from edgemem.bundle import Bundle, open_bundle
     from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
     from edgemem.errors import EdgememError

@@ -13,8 +13,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
     from edgemem.cli import program
 
-    signal.signal(signal.SIGINT, before)
-    program()
+    program(lambda: signal.signal(signal.SIGINT, before))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -56,6 +57,8 @@ class _Commands(click.Group):
             return None
         module, _, name = _COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), name)
+        if ctx.obj is not None:
+            ctx.obj()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -126,11 +129,15 @@ def main() -> None:
             stream.reconfigure(errors="replace")
 
 
-def program() -> None:
-    """Run the program. What the group does not see, such as help for a full disk, ends here."""
+def program(imported: Callable[[], object] | None = None) -> None:
+    """Run the program. What the group does not see, such as help for a full disk, ends here.
+
+    Args:
+        imported: Called when the modules of the command have been imported.
+    """
     _open_standard_streams()
     try:
-        main()
+        main(obj=imported)
     except OSError as error:
         _discard_output()
         _failure(error).show()
