@@ -100,7 +100,9 @@ def unpack(data: bytes, fingerprint: str, contract: Contract, batch: int) -> Par
             hint="Restore it with the bundle that it was taken with.",
         )
     positions = tensors.pop(POSITION, np.empty(0, np.int64))
-    if positions.shape != (batch,):
+    if positions.ndim != 1:
+        raise SnapshotError(f"the snapshot is malformed: its positions have shape {list(positions.shape)}, wanted [B].")
+    if len(positions) != batch:
         raise SnapshotError(
             f"the snapshot holds {len(positions)} streams, this stream has batch {batch}.",
             hint=f"Open it with session.stream(batch={len(positions)}).",

@@ -17,7 +17,7 @@ import edgemem
 from edgemem.bundle import Bundle
 from edgemem.errors import EdgememError, SnapshotError
 from edgemem.runtimes import Session
-from edgemem.runtimes.snapshot import FORMAT
+from edgemem.runtimes.snapshot import FORMAT, _digest
 from tests.runtimes import tiny
 
 
@@ -126,6 +126,24 @@ def test_one_with_any_byte_changed_is_refused(session: Session, data: st.DataObj
         assert other.snapshot() == before
     else:  # padding of the header carries nothing
         assert other.snapshot() == stream.snapshot()
+
+
+@pytest.mark.parametrize(
+    ("positions", "words"),
+    [
+        (np.array(3), r"its positions have shape \[\]"),
+        (np.array([[3]]), r"its positions have shape \[1, 1\]"),
+        (np.array([1 << 63], np.uint64), "positions must be from 0 to"),
+        (np.array([-1]), "positions must be from 0 to"),
+        (np.array([1.0]), "positions of dtype float64"),
+    ],
+)
+def test_one_with_hostile_positions_is_refused(session: Session, positions: np.ndarray, words: str) -> None:
+    snapshot = session.stream().snapshot()
+    tensors, facts = {**load(snapshot), "position": positions}, facts_of(snapshot)
+    facts.pop("sha256")
+    facts["sha256"] = _digest(facts, tensors)
+    refused(session, save(tensors, metadata={FORMAT: json.dumps(facts)}), words)
 
 
 def test_one_whose_facts_were_changed_is_refused(session: Session) -> None:
