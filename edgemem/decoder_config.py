@@ -93,6 +93,8 @@ class DecoderConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
                 raise ConfigError(f"{name} must be a positive number, got {value!r}.")
+        if self.rope_theta < 1:
+            raise ConfigError(f"rope_theta must be 1 or more, got {self.rope_theta!r}.")
         if not isinstance(self.tie_embeddings, bool):
             raise ConfigError(f"tie_embeddings must be true or false, got {self.tie_embeddings!r}.")
         if not isinstance(self.input_meaning, str):

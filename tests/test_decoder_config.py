@@ -152,6 +152,11 @@ def test_a_size_beyond_any_model_is_refused_before_anything_is_allocated(changes
         config(**changes)
 
 
+def test_a_base_of_rotary_frequencies_below_1_is_refused() -> None:
+    with pytest.raises(ConfigError, match="rope_theta must be 1 or more, got 1e-320"):
+        config(rope_theta=1e-320)
+
+
 def test_a_model_larger_than_memory_is_refused_before_it_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgemem.models.decoder.total_bytes", lambda: 1 << 20)
     large = config(d_model=1024)
