@@ -19,6 +19,7 @@ import edgemem.memories
 from edgemem.bundle import Bundle
 from edgemem.errors import EdgememError
 from edgemem.export import ExportOptions, export_bundle, from_config
+from edgemem.export.sources import DecoderSource
 from edgemem.export.targets.lint import lint
 from edgemem.files import write_atomic
 from edgemem.models import DecoderConfig
@@ -90,6 +91,11 @@ class Case:
     precision: str
     sealed: bool
 
+    @property
+    def options(self) -> ExportOptions:
+        """The options of its export."""
+        return ExportOptions(sealed=self.sealed, verify=False, **PRECISIONS[self.precision])
+
     def __str__(self) -> str:
         return f"{self.memory}, {self.precision}, {'sealed' if self.sealed else 'open'}"
 
@@ -121,7 +127,12 @@ def cases() -> Iterator[Case]:
 
 def exported(case: Case, folder: Path) -> Bundle:
     """The case's model with random weights, as a bundle at ``folder``."""
-    layers = MEMORIES[case.memory]
+    return export_bundle(source(case.memory), folder, case.options)
+
+
+def source(memory: str) -> DecoderSource:
+    """The model of a row, with random weights."""
+    layers = MEMORIES[memory]
     config = DecoderConfig(
         # As narrow as quantisation allows: what compiles does not depend on the size.
         d_model=32,
@@ -132,11 +143,7 @@ def exported(case: Case, folder: Path) -> Bundle:
         outputs=2,
         memory=layers if len(layers) > 1 else layers[0],
     )
-    return export_bundle(
-        from_config(config, str(case)),
-        folder,
-        ExportOptions(sealed=case.sealed, verify=False, **PRECISIONS[case.precision]),
-    )
+    return from_config(config, memory)
 
 
 def outcome(bundle: Bundle, rtx: Flavour) -> Outcome:

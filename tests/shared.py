@@ -34,10 +34,12 @@ def shared_bundle(factory: pytest.TempPathFactory, name: str, write: Callable[[P
 class _TracedOnce:
     """A source that traces each form of its module once: tracing takes longer than all other work of an export."""
 
-    traced: dict[str, ir.Model] = field(default_factory=dict)
+    traced: dict[object, ir.Model] = field(default_factory=dict)
 
     def trace(self, module, contract) -> Graphs:
-        form = f"{type(module).__name__} {self.config}"
+        config = self.config
+        own_head = config is not None and config.vocab_size is not None and not config.tie_embeddings
+        form = (type(module), config and config.dtype, own_head)
         if form not in self.traced:
             self.traced[form] = super().trace(module, contract)[0][1]
         return [(GraphFile(MODEL, 1, contract.max_chunk), self.traced[form].clone())]

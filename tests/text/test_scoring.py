@@ -12,11 +12,11 @@ import torch.nn.functional as F
 import edgemem
 from edgemem.errors import InputError
 from edgemem.export import ExportOptions, Source, export_bundle
-from edgemem.export.sources import DecoderSource
 from edgemem.models import Decoder, DecoderConfig
 from edgemem.runtimes.torch_reference import TorchSession
 from edgemem.text import ByteTokenizer
 from edgemem.text.scoring import score_text
+from tests.shared import TracedDecoder
 
 NAMES = sorted(topics)
 HELD_OUT = "\n\n".join(topics[name] for name in NAMES[::10])[:6000]
@@ -39,7 +39,7 @@ def trained() -> Source:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    return DecoderSource(model.eval(), "trained")
+    return TracedDecoder(model.eval(), "trained")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from edgemem.export import ExportOptions, export_bundle, load_source  # noqa: E4
 from edgemem.runtimes.trt.builder import build_engine  # noqa: E402
 from edgemem.runtimes.trt.flavour import load_flavour  # noqa: E402
 from edgemem.runtimes.trt.options import BuildOptions  # noqa: E402
+from tests.export.hf.traced import TracedTwoGraphs  # noqa: E402
 
 STEPS = 70
 
@@ -104,6 +106,7 @@ def test_a_model_whose_steps_differ_from_its_full_sequence_is_not_written(checkp
 
 def test_a_chunk_that_is_one_loop_takes_small_weights_too(checkpoint, tmp_path):
     source = load_source(str(checkpoint("xlstm")))
+    source = replace(source, graphs=TracedTwoGraphs(source.module))
     plain = export_bundle(source, tmp_path / "plain", ExportOptions(verify=False))
     small = export_bundle(source, tmp_path / "small", ExportOptions(steps=STEPS, dtype="fp16", weights="int8"))
     assert source.graphs.strategy == "lifted"
