@@ -1,4 +1,4 @@
-"""What an attention layer over memories computes, in float64 and straight from the formulas.
+"""What an attention layer over memories computes, in float64 and straight from the formulas of docs/memories.md.
 
 For every query the whole history is read again: nothing is carried from one query to the next, nothing is stored in a
 ring, nothing is done in chunks. Shares no code with edgemem.
@@ -112,11 +112,11 @@ class Layer:
         self.start = history.start
         self.x = {self.start + t: row for t, row in enumerate(x)}
         heads, kv_heads, size = sizes.heads, sizes.kv_heads, sizes.head_dim
-        self.q: dict[int, Array] = {}  # [H, G, D], scaled
+        self.q: dict[int, Array] = {}  # [H, G, D]
         self.pairs = dict(history.pairs)
         for i, row in self.x.items():
             q, k, v = np.split(row @ parameters["qkv"], [heads * size, (heads + kv_heads) * size])
-            self.q[i] = q.reshape(kv_heads, sizes.groups, size) / math.sqrt(size)
+            self.q[i] = q.reshape(kv_heads, sizes.groups, size)
             self.pairs[i] = (k.reshape(kv_heads, size), v.reshape(kv_heads, size))
 
     def output(self) -> Array:
@@ -164,12 +164,16 @@ class Layer:
 
     def exact(self, j: int, h: int, q: Array) -> tuple[float, Array]:
         k, v = self.pairs[j]
-        return float(q @ rotated(k[h], j, self.sizes.theta)), v[h]
+        return self.score(q, rotated(k[h], j, self.sizes.theta)), v[h]
+
+    def score(self, q: Array, k: Array) -> float:
+        """``q · k / √D``."""
+        return float(q @ k) / math.sqrt(self.sizes.head_dim)
 
     def summary(
         self, name: str, spec: Any, i: int, h: int, g: int, pair: tuple[Array, Array], count: int
     ) -> list[tuple[float, Array]]:
-        score = float(self.q[i][h, g] @ pair[0])
+        score = self.score(self.q[i][h, g], pair[0])
         bias = spec.get("bias", "learned")
         if bias == "learned":
             score += float(self.parameters[f"memories.{name}.bias"][h, g])

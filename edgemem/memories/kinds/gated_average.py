@@ -21,7 +21,7 @@ class GatedAverage(DecayingAverage):
 
     type_name = "gated_average"
     about = About(
-        formula="`S_i = g_i S_{i-1} + (1 - g_i)(k_i, v_i)`, `g_i = sigmoid(x_i W_g + b_g)`, read as a mean",
+        formula="`S_i = g_i S_{i-1} + (1 - g_i)(k_i, v_i)`, `g_i = sigmoid(x_i W_g + b_g)`, read as `S_i / n_i`",
         use="for what drifts, where the input decides when to forget.",
         nbytes="4*H*(2*D + 1)",
         example=(

@@ -32,7 +32,7 @@ class GatedDelta(MatrixMemory):
 
     type_name = "gated_delta"
     about = About(
-        formula="`S_i = a_i (I - β_i k_i k_iᵀ) S_{i-1} + β_i k_i v_iᵀ`, read as `S_iᵀ q_i`",
+        formula="`S_i = a_i (I - β_i k_i k_iᵀ) S_{i-1} + β_i k_i v_iᵀ`, read as `S_iᵀ q_i`, `k` and `q` of unit length",
         use="for association from key to value, at a cost that does not depend on the length of the past. It "
         "overwrites what it holds for a key, and takes at most 64 steps a call.",
         nbytes="4*H*D**2",

@@ -16,7 +16,8 @@ from edgemem.memories.registry import register_memory
 
 @register_memory
 class LinearAttention(MatrixMemory):
-    """``M_i = M_{i-1} + φ(k_i)ᵀ v_i``, ``z_i = z_{i-1} + φ(k_i)``, read as ``φ(q) M_i / (φ(q) · z_i)``.
+    """``M_i = M_{i-1} + φ(k_i)ᵀ v_i``, ``z_i = z_{i-1} + φ(k_i)``, read as
+    ``φ(q/√D) M_i / (φ(q/√D) · z_i)``.
 
     Katharopoulos et al. 2020, eqs. 10-12 and 18-20. The sums grow without bound and would freeze in float32; the
     read is a ratio, so their *means* are kept instead, with Kahan's carry (see ``CumulativeAverage``).
@@ -24,7 +25,7 @@ class LinearAttention(MatrixMemory):
 
     type_name = "linear_attention"
     about = About(
-        formula="`M_i = M_{i-1} + φ(k_i)ᵀ v_i`, read as `φ(q) M_i / (φ(q)·z_i)`, `z_i = z_{i-1} + φ(k_i)`",
+        formula="`M_i = M_{i-1} + φ(k_i)ᵀ v_i`, read as `φ(q/√D) M_i / (φ(q/√D)·z_i)`, `z_i = z_{i-1} + φ(k_i)`",
         use="for association from key to value, at a cost that does not depend on the length of the past. It "
         "only adds.",
         nbytes="8*H*D*(D + 1)",

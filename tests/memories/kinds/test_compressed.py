@@ -20,7 +20,7 @@ def slots(layer: Any, name: str, spec: Any, i: int, h: int, g: int) -> list[Any]
         members = [layer.pairs[j] for j in range(b * c, (b + 1) * c)]
         k = sum(pair[0][h] for pair in members) / c
         v = sum(pair[1][h] for pair in members) / c
-        found.append((float(layer.q[i][h, g] @ k), v))
+        found.append((layer.score(layer.q[i][h, g], k), v))
     return found
 
 

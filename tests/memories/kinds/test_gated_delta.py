@@ -26,7 +26,7 @@ def matrix(layer: Any, name: str, i: int, h: int, g: int) -> Array:
         beta = oracle.sigmoid(weight[kv_heads + h] @ layer.x[j] + bias[kv_heads + h])
         k, v = unit(layer.pairs[j][0][h]), layer.pairs[j][1][h]
         state = a * (np.eye(size) - beta * np.outer(k, k)) @ state + beta * np.outer(k, v)
-    read: Array = state.T @ unit(layer.q[i][h, g])
+    read: Array = state.T @ unit(layer.q[i][h, g] / np.sqrt(size))
     return read
 
 

@@ -15,7 +15,7 @@ def phi(x: Array) -> Array:
 
 
 def matrix(layer: Any, name: str, i: int, h: int, g: int) -> Array:
-    """``φ(q) Σ_j φ(k_j)ᵀ v_j / (φ(q) · Σ_j φ(k_j))``, ``φ(x) = elu(x) + 1``."""
+    """``φ(q/√D) Σ_j φ(k_j)ᵀ v_j / (φ(q/√D) · Σ_j φ(k_j))``, ``φ(x) = elu(x) + 1``."""
     size = layer.sizes.head_dim
     total, norm = np.zeros((size, size)), np.zeros(size)
     given = layer.history.given.get(name)
@@ -25,7 +25,7 @@ def matrix(layer: Any, name: str, i: int, h: int, g: int) -> Array:
         k, v = layer.pairs[j]
         total = total + np.outer(phi(k[h]), v[h])
         norm = norm + phi(k[h])
-    q = phi(layer.q[i][h, g])
+    q = phi(layer.q[i][h, g] / np.sqrt(size))
     read: Array = (q @ total) / (q @ norm)
     return read
 
