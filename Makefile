@@ -3,6 +3,7 @@
 # make test           lint, types, tests
 # make test-all       the same with the tests that take minutes
 # make fuzz           300,000 mutated files (CASES=N: so many), and hostile command lines
+# make mutants        change every node and constant of some graphs: the check must notice
 # make soak           a million steps, past 2^24, 2^31, 2^32 and 2^53
 # make test-gpu       the tests that need an NVIDIA GPU, with the TensorRT that is installed
 # make format         let ruff format and mend the code
@@ -33,7 +34,7 @@ BENCH := --quick
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-text demo-quick test test-all lint types unit fuzz soak test-gpu format docs figures clean
+.PHONY: demo demo-text demo-quick test test-all lint types unit fuzz mutants soak test-gpu format docs figures clean
 
 demo: $(VENV)/.demo-installed
 	$(CALMLY) python examples/beats.py --out $(OUT)/beats $(TRAIN_BEATS)
@@ -73,6 +74,9 @@ test-all: lint types
 fuzz: $(VENV)/.dev-installed
 	$(CALMLY) OMP_NUM_THREADS=1 python -m tests.fuzz.command_lines
 	$(CALMLY) OMP_NUM_THREADS=1 python -m tests.fuzz.files --cases $(CASES)
+
+mutants: $(VENV)/.dev-installed
+	$(CALMLY) OMP_NUM_THREADS=1 python -m tests.fuzz.mutants
 
 soak: $(VENV)/.dev-installed
 	$(CALMLY) OMP_NUM_THREADS=1 python -m tests.fuzz.soak

@@ -52,6 +52,21 @@ def module_inside(module: nn.Module) -> nn.Module:
     return inside
 
 
+def refuse_scripted(module: nn.Module) -> None:
+    """Refuse TorchScript: it can be neither traced nor looked into.
+
+    Raises:
+        ProtocolError: The module, or one inside it, is scripted or traced.
+    """
+    for path, inside in module.named_modules():
+        if isinstance(inside, torch.jit.ScriptModule):
+            where = f"its submodule {path}" if path else "it"
+            raise ProtocolError(
+                f"{type(module).__name__} cannot be exported: {where} is a TorchScript module.",
+                hint="Give the Python module that was scripted or traced, with the same weights (load_state_dict).",
+            )
+
+
 def takes_output_indices(module: nn.Module) -> bool:
     """Whether ``module.forward`` has the optional third parameter."""
     return "output_indices" in inspect.signature(module.forward).parameters
@@ -150,6 +165,7 @@ def check_protocol(module: object) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise ProtocolError(f"the factory returned {type(module).__name__}, wanted a torch.nn.Module.")
+    refuse_scripted(module)
     if not isinstance(module, StreamingModule):
         raise ProtocolError(
             f"{type(module).__name__} has no contract() method.",

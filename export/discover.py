@@ -20,7 +20,7 @@ from edgemem.export.discovery import checks
 from edgemem.export.discovery.probe import Example, Probe
 from edgemem.export.discovery.rates import Rate, Rates
 from edgemem.export.discovery.start import state_names, zeros_like_the_state
-from edgemem.protocol import check_protocol
+from edgemem.protocol import check_protocol, refuse_scripted
 from edgemem.streaming.adapter import Streaming
 from edgemem.streaming.leaves import MAX_CHUNK
 
@@ -37,6 +37,7 @@ def discover(
     names: Sequence[str] | None = None,
     vocab_size: int | Mapping[str, int] | None = None,
     max_chunk: int = MAX_CHUNK,
+    ignore: Sequence[str] = (),
 ) -> Streaming:
     """The adapter for a module ``forward(x, state) -> (y, new state)``, found by probing it.
 
@@ -57,6 +58,7 @@ def discover(
         vocab_size: Number of token ids, or that of each such input by name; by default that of the module's first
             ``nn.Embedding``.
         max_chunk: Most steps of one call; 1 for a module that takes single steps only.
+        ignore: Attributes that may change between calls; see :class:`~edgemem.streaming.Streaming`.
 
     Raises:
         ProtocolError: The module keeps a state as an attribute or a buffer, its state grows, its number of outputs is
@@ -65,6 +67,7 @@ def discover(
     """
     if not isinstance(module, nn.Module):
         raise ProtocolError(f"got a {type(module).__name__}, wanted a torch.nn.Module.")
+    refuse_scripted(module)
     read = Example.read(module.eval(), example, held, fixed, vocab_size)
     probe = Probe(module, read.specs, single=max_chunk == 1)
     _check_signature(probe)
@@ -74,7 +77,7 @@ def discover(
     reason: ProtocolError | None = None
     for rate in Rates(probe, None if start is None else start(2), read.units).found():
         try:
-            adapter = _adapter(Probe(module, rate.inputs, probe.single), rate, start, names, max_chunk)
+            adapter = _adapter(Probe(module, rate.inputs, probe.single), rate, start, names, max_chunk, ignore)
             check_protocol(adapter)
         except ProtocolError as error:
             reason = reason or error  # that of the shortest step
@@ -94,7 +97,14 @@ def _check_signature(probe: Probe) -> None:
         ) from error
 
 
-def _adapter(probe: Probe, rate: Rate, start: Start | None, names: Sequence[str] | None, max_chunk: int) -> Streaming:
+def _adapter(
+    probe: Probe,
+    rate: Rate,
+    start: Start | None,
+    names: Sequence[str] | None,
+    max_chunk: int,
+    ignore: Sequence[str],
+) -> Streaming:
     """The adapter for a module of a known rate.
 
     Raises:
@@ -113,6 +123,7 @@ def _adapter(probe: Probe, rate: Rate, start: Start | None, names: Sequence[str]
         ],
         names=names or state_names(probe, begin(2)),
         max_chunk=max_chunk,
+        ignore=ignore,
     )
     checks.refuse_growing(probe, adapter)
     if start is None:

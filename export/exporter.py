@@ -49,7 +49,9 @@ def export_bundle(
         bundle = writer.finish(manifest)
         if options.verify:
             announce("checking the bundle against the model")
-            report = check(writer.folder, source, steps=options.steps, progress=progress)
+            report = check(
+                writer.folder, source, steps=options.steps, allow_change=options.allow_change, progress=progress
+            )
             bundle = writer.finish(replace(manifest, verification=report.to_json()))
     return replace(bundle, path=Path(out))
 

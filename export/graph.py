@@ -70,6 +70,7 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
     use_indices = contract.output_indices and takes_output_indices(module)
     if contract.output_indices != use_indices:
         raise ExportError(f"{type(module).__name__}.forward has no parameter output_indices, which its contract names.")
+    _refuse_projections(module)
     graph = GraphFile("", 1, max_time or contract.max_chunk)
     sizes = Sizes(batch=2, time=min(3, graph.max_time), selected=min(2, graph.max_time), length=4)
     tensors = contract.inputs(graph)
@@ -90,8 +91,14 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
                 verbose=False,
             )
     except Exception as error:
+        name, cause = type(module_inside(module)).__name__, _first_line(error)
+        if missing := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", cause):
+            raise ExportError(
+                f"{name} uses {missing[1]}, which torch cannot express in ONNX.",
+                hint="Write it with other operators: docs/own-model.md.",
+            ) from error
         raise ExportError(
-            f"torch cannot export {type(module_inside(module)).__name__}: {_with_names(_first_line(error), contract)}",
+            f"torch cannot export {name}: {_with_names(cause, contract)}",
             hint="Most often: Python control flow on a tensor's value, or on the number of time steps.",
         ) from error
     assert program is not None
@@ -99,6 +106,16 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
     name_axes(model, axes, contract.outputs(graph))
     strip_traces(model)
     return model
+
+
+def _refuse_projections(module: nn.Module) -> None:
+    for path, layer in module_inside(module).named_modules():
+        if isinstance(layer, nn.LSTM) and layer.proj_size:
+            raise ExportError(
+                f"{path or 'the model'} is an nn.LSTM with proj_size={layer.proj_size}, "
+                "and ONNX's LSTM has no projection.",
+                hint="Train it without proj_size, or write the step out with nn.Linear (docs/own-model.md).",
+            )
 
 
 def _examples(contract: Contract, tensors: Sequence[TensorSpec], sizes: Sizes) -> list[Tensor]:

@@ -21,6 +21,8 @@ class ExportOptions:
         block_size: Rows of a matrix that share a scale: 16, 32, 64 or 128.
         verify: Compare the bundle with the model (see :mod:`edgemem.export.verify.check`).
         steps: Steps of that check; ``None``: twice past the longest window.
+        allow_change: Write the bundle even if reduced precision changes the outputs more than it should, and mark it
+            as unverified: to measure a device before the model is trained.
 
     Raises:
         ExportError: ``dtype``, ``weights`` or ``block_size`` has an unknown value.
@@ -33,6 +35,7 @@ class ExportOptions:
     block_size: int = DEFAULT_BLOCK_SIZE
     verify: bool = True
     steps: int | None = None
+    allow_change: bool = False
 
     def __post_init__(self) -> None:
         self.precision("float32")

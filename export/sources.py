@@ -24,9 +24,10 @@ from edgemem.export.graph import export_graph
 from edgemem.export.parameters import substituted
 from edgemem.export.stored import read_stored
 from edgemem.export.text_files import TextFiles
-from edgemem.export.verify.sequences import Array, Sequences, by_step
+from edgemem.export.verify.sequences import Sequences, by_step
 from edgemem.export.verify.whole import whole_sequence
 from edgemem.manifest import GraphFile, LoadOptions
+from edgemem.measure import Array
 from edgemem.models.checkpoint import load_weights
 from edgemem.models.decoder import Decoder
 from edgemem.overrides import override

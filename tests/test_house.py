@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("versioned",),
     ("contract", "generation_defaults"),
     ("decoder_config", "precision"),
-    ("manifest",),
+    ("manifest", "measure"),
     ("bundle",),
     ("machine",),
     # These need torch.

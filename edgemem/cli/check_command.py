@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from edgemem.bundle import Bundle, open_bundle
 from edgemem.cli.export_tools import checking, needs_export_packages, print_report
 from edgemem.cli.options import MOST_STEPS, count
 from edgemem.cli.text_scores import print_scores, score_file, scores_json
 from edgemem.cli.transformers_options import TRUST_REMOTE_CODE_HELP
-from edgemem.console import console, print_json
+from edgemem.console import console, print_json, print_table
 
 
 @click.command()
@@ -27,6 +28,11 @@ from edgemem.console import console, print_json
     type=click.Path(path_type=Path),
     help="Also measure how well BUNDLE predicts this text, in bits per byte; with --against, SOURCE too.",
 )
+@click.option(
+    "--recorded",
+    type=click.Path(path_type=Path),
+    help="Compare with recorded inputs and outputs (.npz) instead of the torch model; needs no torch.",
+)
 @click.option("--seed", type=count(0), default=0, show_default=True, help="Seed of the random data.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(
@@ -35,6 +41,7 @@ def check(
     steps: int | None,
     trust_remote_code: bool,
     text_file: Path | None,
+    recorded: Path | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -43,9 +50,10 @@ def check(
     A bundle of your own module needs --against package.module:factory, a bundle of a transformers model needs --against
     FOLDER: a bundle contains no code.
     """
-    from edgemem.bundle import open_bundle
-
     opened = open_bundle(bundle)
+    if recorded is not None:
+        _check_recorded(opened, recorded, as_json)
+        return
     if against is None and opened.manifest.model is None:
         name = opened.manifest.source.name
         if opened.manifest.source.kind == "transformers":
@@ -75,3 +83,21 @@ def check(
         print_report(console(), report.to_json())
         if scores is not None:
             print_scores(console(), scores)
+
+
+def _check_recorded(bundle: Bundle, path: Path, as_json: bool) -> None:
+    import edgemem
+    from edgemem.runtimes.recorded import read_recording, replay
+
+    recording = read_recording(path, bundle.contract)
+    with edgemem.open(bundle.path) as session:
+        found = replay(session, recording, bundle.manifest.precision)
+    if as_json:
+        print_json({"bundle": str(bundle.path), "recorded": str(path), **asdict(found)})
+        return
+    rows = [[way, f"{found.steps} steps", f"{error:.1e}"] for way, error in found.errors.items()]
+    title = f"Equal to {path.name} within {found.tolerance:.0e} of each channel's spread"
+    if found.change_tolerance is not None:
+        most = f"at most {found.change_tolerance:.0%}"
+        title = f"Outputs change by {found.change:.2%} of their standard deviation ({most})"
+    print_table(console(), title, ["streamed", "length", "largest difference"], rows, right=["largest difference"])

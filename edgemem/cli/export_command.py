@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from edgemem.bundle import Bundle
 from edgemem.cli.export_tools import checking, needs_export_packages, print_report
 from edgemem.cli.options import MOST_STEPS, count, option_group
 from edgemem.cli.transformers_options import TransformersOptions
@@ -34,6 +35,15 @@ _MOST_NOTES = 5
     type=click.Choice(["16", "32", "64", "128"]),
     help="Rows of a matrix that share a scale, with --weights (default: 32).",
 )
+@click.option(
+    "--allow-change",
+    is_flag=True,
+    help="Also write a bundle whose outputs change too much in reduced precision, marked as unverified: to measure a "
+    "device before training.",
+)
+@click.option(
+    "--record", type=click.Path(path_type=Path), help="Also write inputs and the model's outputs to this .npz file."
+)
 @option_group("transformers", TransformersOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def export(
@@ -42,6 +52,7 @@ def export(
     transformers: TransformersOptions,
     as_json: bool,
     block_size: str | None,
+    record: Path | None,
     **options: Any,
 ) -> None:
     """Export SOURCE to a bundle and verify it.
@@ -55,28 +66,41 @@ def export(
     needs_export_packages()
     transformers.check()
     from edgemem.export import ExportOptions, export_bundle, load_source
+    from edgemem.export.load import stored_in_16_bits
     from edgemem.export.targets.lint import notes
+    from edgemem.export.verify.expected import recorded
+    from edgemem.runtimes.recorded import write_recording
 
     errors = console(stderr=True)
     loaded = load_source(source, **asdict(transformers))
     if loaded.has_random_weights:
-        errors.print(
-            headed("Random weights:", " a configuration has no weights. Good for measuring, not for using.", "yellow")
-        )
+        warning = " a configuration has no weights. Good for measuring, not for using."
+        errors.print(headed("Random weights:", warning, "yellow"))
+    narrow = stored_in_16_bits(source)
+    if narrow and options["dtype"] is None and loaded.default_dtype == "float32":
+        errors.print(f"The checkpoint is in {narrow}, the bundle in float32. To keep 16 bits: --dtype fp16 or bf16.")
     with checking(errors) as (announce, progress):
         wanted = ExportOptions(block_size=int(block_size or DEFAULT_BLOCK_SIZE), **options)
         bundle = export_bundle(loaded, out, wanted, announce=announce, progress=progress)
+        if record is not None:
+            announce(f"recording the model's outputs in {record}")
+            write_recording(record, recorded(loaded))
     for note in notes(bundle)[:_MOST_NOTES]:
         errors.print(headed("TensorRT:", f" {note}", "yellow"))
     if as_json:
         print_json({"bundle": str(out), "fingerprint": bundle.fingerprint, **bundle.manifest.to_json()})
-        return
+    else:
+        _print_bundle(bundle)
+
+
+def _print_bundle(bundle: Bundle) -> None:
+    """Print what was written, and what its check measured."""
     contract = bundle.contract
     files = sum(size for _, size in bundle.manifest.files.values())
     out_console = console()
     out_console.print(
         headed(
-            str(out),
+            str(bundle.path),
             f": {readable_bytes(files)}; state {readable_bytes(contract.state_bytes)} a stream in "
             f"{len(contract.states)} tensors; up to {contract.max_chunk} steps a call.",
         )

@@ -30,6 +30,8 @@ class Streaming(nn.Module):
         outputs: What it gives: one :class:`~edgemem.OutputSpec` or several.
         names: The states' names in the contract, in the order of the nesting; by default the paths: ``cell.h``.
         max_chunk: Most steps of one call; 1 for a module that takes single steps only.
+        ignore: Attributes and buffers that may change between calls, because no output depends on them, as patterns of
+            their paths, such as ``"encoder.calls"``.
 
     Raises:
         ProtocolError: The initial state is not a nesting of tensors with one batch axis each, or the inputs, outputs
@@ -45,10 +47,12 @@ class Streaming(nn.Module):
         outputs: OutputSpec | Sequence[OutputSpec],
         names: Sequence[str] | None = None,
         max_chunk: int = MAX_CHUNK,
+        ignore: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.module = module
         self.start = state
+        self.ignored = tuple(ignore)
         self.leaves, self._treespec = read_start(state, names)
         try:
             self._contract = Contract(
@@ -104,7 +108,7 @@ class Streaming(nn.Module):
 
     def declaration(self) -> str:
         """The Python expression that makes this adapter, to be pasted."""
-        return declaration(self.module, self.start, self._contract, self.leaves, self._treespec)
+        return declaration(self.module, self.start, self._contract, self.leaves, self._treespec, self.ignored)
 
     @property
     def user_module(self) -> nn.Module:

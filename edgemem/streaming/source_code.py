@@ -29,6 +29,7 @@ def declaration(
     contract: Contract,
     leaves: Sequence[Leaf],
     treespec: pytree.TreeSpec,
+    ignored: Sequence[str] = (),
 ) -> str:
     """The expression ``Streaming(module, ...)``.
 
@@ -38,6 +39,7 @@ def declaration(
         contract: What the adapter takes, gives and carries.
         leaves: The tensors of the state.
         treespec: How they are nested.
+        ignored: Paths of attributes that may change.
     """
     lines = [
         "module",
@@ -49,6 +51,8 @@ def declaration(
         lines.append(f"names=[{', '.join(_quoted(leaf.name) for leaf in leaves)}]")
     if contract.max_chunk != MAX_CHUNK:
         lines.append(f"max_chunk={contract.max_chunk}")
+    if ignored:
+        lines.append(f"ignore=[{', '.join(map(_quoted, ignored))}]")
     return "\n".join(["Streaming(", *(f"    {line}," for line in lines), ")"])
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edgemem.errors import ProtocolError
 from edgemem.export.discovery.probe import Probe, tensors
+from edgemem.export.verify.widened import in_float64
+from edgemem.measure import Array, Measure
 from edgemem.origins import Origins, changed, first_to_differ, in_words, kept
 from edgemem.protocol import kept_in
 from edgemem.streaming.adapter import Streaming
@@ -18,6 +22,7 @@ from edgemem.streaming.leaves import flatten
 _CUTS = (3, 1, 3)
 """Calls that are compared with single steps, and one long call with them."""
 _TOLERANCE = 1e-4
+"""Largest error, as a share of what a channel varies by; see :mod:`edgemem.measure`."""
 
 
 def refuse_hidden(probe: Probe, start: Callable[[int], Any] | None, steps: int) -> None:
@@ -99,14 +104,16 @@ def refuse_other_chunks(probe: Probe, adapter: Streaming) -> None:
     x = probe.data(2, steps)
     for whole, sizes in ((_CUTS, [1] * steps), ((steps,), list(_CUTS))):
         (y, state), (other_y, other_state) = (_stream(probe, adapter, x, cuts) for cuts in (whole, sizes))
-        pairs = zip(adapter.leaves, flatten(state)[0], flatten(other_state)[0], strict=True)
-        differing = [f"state {leaf.name!r}" for leaf, (_, one), (_, other) in pairs if not close(one, other)]
-        outputs = [name for name in y if not close(y[name], other_y[name])]
+        wide = in_float64(probe.module, partial(_stream, probe, adapter, x, whole)) or (y, state)
+        pairs = zip(adapter.leaves, *(flatten(tree)[0] for tree in (state, other_state, wide[1])), strict=True)
+        differing = [f"state {leaf.name!r}" for leaf, *values in pairs if not close(*(value for _, value in values))]
+        errors = {name: _errors(y[name], other_y[name], wide[0][name]) for name in y}
+        outputs = [name for name, error in errors.items() if not (error <= _TOLERANCE).all()]
         at = ""
         if outputs:
             differing[:0] = ["output"] if len(y) == 1 else [f"output {name!r}" for name in outputs]
-            first = min(_first_item(y[name], other_y[name]) * steps // y[name].shape[1] for name in outputs)
-            at = f", from step {first}"
+            items = {name: int((~(errors[name] <= _TOLERANCE)).argmax()) for name in outputs}
+            at = f", from step {min(item * steps // len(errors[name]) for name, item in items.items())}"
         if differing:
             raise ProtocolError(
                 f"{probe.name}: {', '.join(differing)} differ{'' if len(differing) > 1 else 's'} between "
@@ -135,23 +142,32 @@ def _stream(
     return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}, state
 
 
-def close(one: Any, other: Any) -> bool:
-    """Whether two values of a state or an output are the same up to rounding."""
+def close(one: Any, other: Any, precise: Any = None) -> bool:
+    """Whether two values of a state are the same up to rounding.
+
+    Args:
+        one: A value.
+        other: What it is compared with.
+        precise: The first value computed in float64, which shows how far rounding takes it.
+    """
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return bool(one == other)
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    if not one.is_floating_point():
-        return torch.equal(one, other)
-    return torch.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+    if one.is_floating_point() and torch.equal(one.isnan(), other.isnan()):  # a later call says where NaN comes from
+        one, other = one.nan_to_num(nan=0.0), other.nan_to_num(nan=0.0)
+    flat = [value.reshape(1, -1) for value in (one, other, one if precise is None else precise)]  # one channel
+    return bool(one.numel() == 0 or (_errors(flat[0], flat[1], flat[2]) <= _TOLERANCE).all())
 
 
-def _first_item(one: Tensor, other: Tensor) -> int:
-    """Index in time of the first item that differs, or that only one of them has."""
-    if one.shape != other.shape:
-        return min(one.shape[1], other.shape[1])
-    differing = ~torch.isclose(one.float(), other.float(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
-    return int(differing.transpose(0, 1).flatten(1).any(dim=1).nonzero()[0])
+def _errors(one: Tensor, other: Tensor, precise: Tensor) -> Array:
+    """Error of each item in time, in the unit in which the tolerance is the limit: float64 ``[N]``."""
+    if one.shape != other.shape:  # what only one of them has is an error
+        return np.repeat([0.0, np.inf], [min(one.shape[1], other.shape[1]), 1])
+    wanted, got, wide = (value.float() if value.dtype == torch.bfloat16 else value for value in (one, other, precise))
+    values = {"": wanted.unsqueeze(2).numpy()}
+    measure = Measure(values, _TOLERANCE, lambda: {"": wide.unsqueeze(2).numpy()})
+    return measure.error("", got.unsqueeze(2).numpy())
 
 
 def _kind(value: Tensor) -> str:

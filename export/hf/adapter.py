@@ -37,6 +37,10 @@ class HuggingFaceModel(nn.Module):
         carried: Its states.
         attention: Its attention layers with their bounds; false if it has none.
         contract: The inputs, outputs and states of the module.
+
+    Attributes:
+        ignored: What may change between calls: the attention's own notes, which every call makes anew, and the
+            attributes in which the model keeps the states, which every call sets.
     """
 
     def __init__(self, model: nn.Module, carried: Carried, attention: AttentionLayers, contract: Contract) -> None:
@@ -45,6 +49,8 @@ class HuggingFaceModel(nn.Module):
         self.attention = attention
         self._form: Form = "stepped" if carried.states else "own"
         self._carried = carried
+        held = (f"model.{name}" for name in carried.root.get(MODULES, {}))
+        self.ignored = ("attention.*", "*.edgemem_*", *held)
         self._contract = contract
         self._recurrences = Recurrences(model)
 

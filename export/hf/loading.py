@@ -6,6 +6,7 @@ Nothing is downloaded, and nothing from the folder is executed: weights are safe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from edgemem.versioned import read_json
 
 CONFIG = "config.json"
 _MOST_LAYERS = 1024
+_LAYER_COUNTS = frozenset({"num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_blocks"})
 
 _EXPERTS = "batched_mm"
 """How a mixture of experts is computed: the one implementation of transformers that can be traced."""
@@ -59,9 +61,6 @@ def load_model(folder: Path, *, trust_remote_code: bool = False, dtype: torch.dt
             f"{folder} is not a causal language model: transformers {transformers.__version__} has no {family}.",
             hint="Models of images, speech or sentences have no step to export.",
         )
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > _MOST_LAYERS:  # each is made, before it is known that it has no weights
-        raise ExportError(f"{folder / CONFIG} asks for {layers:,} layers, at most {_MOST_LAYERS:,} are made.")
     names = {path.name for path in folder.iterdir()}
     safe = any(name.endswith(".safetensors") for name in names)
     if not safe and not any(name.startswith("pytorch_model") for name in names):
@@ -191,6 +190,8 @@ def _transformers() -> Any:
 
 def _config(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
     data = read_json(folder / CONFIG, loose=True)
+    if (layers := max(_layers(data), default=0)) > _MOST_LAYERS:  # transformers makes each of them first
+        raise ExportError(f"{folder / CONFIG} asks for {layers:,} layers, at most {_MOST_LAYERS:,} are made.")
     family = data.get("model_type")
     if family not in transformers.CONFIG_MAPPING and not ("auto_map" in data and trust_remote_code):
         code = "auto_map" in data
@@ -208,6 +209,14 @@ def _config(transformers: Any, folder: Path, trust_remote_code: bool) -> Any:
             )
     except Exception as error:
         raise ExportError(f"{folder / CONFIG} cannot be read: {said(error)}") from error
+
+
+def _layers(data: Any) -> Iterator[int]:
+    """The numbers of layers that a configuration, or one inside it, asks for."""
+    for name, value in data.items() if isinstance(data, dict) else ():
+        if name in _LAYER_COUNTS and isinstance(value, int):
+            yield value
+        yield from _layers(value)
 
 
 def said(error: Exception) -> str:

@@ -5,10 +5,14 @@ Three kinds of evidence:
 * the graph: its inputs and outputs are the contract's, and every state input has a path to an output;
 * effects: every state changes as the stream advances, and changing any one of them alone changes the outputs;
 * parity: streams fed step by step and in several chunkings, past every window's wrap, from the initial state and from
-  far positions, equal torch's full-sequence pass. A mismatch is traced to the first step and tensor.
+  far positions, equal torch's full-sequence pass, and the states equal those of torch's own steps. A mismatch is traced
+  to the first step and tensor.
+
+Every error is a share of what its channel varies by (:mod:`edgemem.measure`). The module itself is held
+to float64 where it counts (:mod:`edgemem.export.verify.counting`), and may keep nothing that is not a declared state.
 
 A bundle in reduced precision is compared with torch in float32 with the weights that the bundle stores, and its outputs
-with those of the float32 model (:mod:`edgemem.export.verify.change`).
+with those of the float32 model (:mod:`edgemem.measure`).
 """
 
 from __future__ import annotations
@@ -27,18 +31,26 @@ from edgemem.contract import Contract
 from edgemem.dtypes import element_type
 from edgemem.errors import VerificationError
 from edgemem.export.sources import Source
-from edgemem.export.verify.change import change, change_tolerance, rounding_tolerance
 from edgemem.export.verify.effects import check_effects
 from edgemem.export.verify.expected import Expected
-from edgemem.export.verify.parity import Comparison, FarCall, Progress, chunkings, far_positions
+from edgemem.export.verify.far import FarCalls
+from edgemem.export.verify.hidden import refuse_hidden
+from edgemem.export.verify.parity import Comparison, Progress, chunkings
 from edgemem.export.verify.paths import check_paths
 from edgemem.export.verify.sequences import Sequences
 from edgemem.export.verify.sessions import exact_session, running_session
+from edgemem.export.verify.states import Stored, TorchStates
+from edgemem.export.verify.widened import in_float64
 from edgemem.machine.paging import page_out
+from edgemem.measure import Array, Measure, change, change_tolerance, rounding_tolerance
 from edgemem.precision import Precision
 from edgemem.streaming.sealed import Sealed
 
 _BATCH = 2  # streams that must not see each other
+_SENSITIVE = (
+    "The model is sensitive to rounding. Try --weights int8 instead of int4, a smaller --block-size, or --dtype fp32. "
+    "To measure a device with a model that is not trained yet: --allow-change."
+)
 _LEAST_STEPS = 4  # the effects are looked at after each of the last three
 
 
@@ -50,13 +62,16 @@ class CheckReport:
         steps: Steps streamed.
         compared: The number of these steps whose outputs are compared with the full-sequence pass.
         tolerance: The largest error that was allowed.
-        step_error: Largest difference on outputs, stepping.
+        step_error: Largest difference on outputs, stepping, as a share of the channel's spread.
+        state_error: Largest difference on states from torch's own steps, as a share of the state's spread, and on
+            everything in a call from a random state.
         chunk_errors: The same for each chunking, by its description.
         far_errors: The same for calls from far positions, by position.
         graph_states: Number of states whose path through the graph was followed.
         change: How far the outputs of a bundle in reduced precision are from the float32 model's, as a share of their
             standard deviation; ``None`` if there was no such model to compare with.
-        change_tolerance: The largest change that was allowed.
+        change_tolerance: The largest change that is allowed.
+        unverified: Why the bundle should only be used to measure a device; ``""`` if it passed everything.
         emulated: Whether bfloat16 was emulated in float32, because ONNX Runtime has no kernels for it.
     """
 
@@ -64,11 +79,13 @@ class CheckReport:
     compared: int
     tolerance: float
     step_error: float = 0.0
+    state_error: float = 0.0
     chunk_errors: dict[str, float] = field(default_factory=dict)
     far_errors: dict[str, float] = field(default_factory=dict)
     graph_states: int = 0
     change: float | None = None
     change_tolerance: float | None = None
+    unverified: str = ""
     emulated: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +106,7 @@ def check(
     steps: int | None = None,
     tolerance: float | None = None,
     is_original: bool = True,
+    allow_change: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> CheckReport:
@@ -98,8 +116,9 @@ def check(
         path: The bundle.
         source: The model that it was exported from.
         steps: Steps to stream; by default twice past the longest ring's wrap.
-        tolerance: Largest difference allowed on outputs, times ``1 + |output|``; by default what the precision allows.
+        tolerance: Largest difference allowed, as a share of a channel's spread; by default what the precision allows.
         is_original: Whether ``source`` has the weights that the model had before the export, not the bundle's.
+        allow_change: Whether reduced precision may change the outputs by more than it should. The report says so.
         seed: Seed of the random data.
         progress: Called with a phase's name, the steps done and the steps in all.
 
@@ -115,23 +134,31 @@ def check(
     given = Sequences.random(contract, batch, _steps(steps, source, contract), seed)
     tolerance = rounding_tolerance(precision) if tolerance is None else tolerance
     threads = torch.get_num_threads()
-    with stored() as (reference, module):
+    with stored() as (reference, module), refuse_hidden(source.module):
         expected = Expected.of(reference, given)
-        far_calls = [FarCall(bundle, module, given, position) for position in far_positions(contract)]
+        states = TorchStates.of(contract, module, given, bundle.max_time)
+        far = FarCalls(bundle, module, given)
     page_out(source.module)  # torch is no longer needed: the engine's copy of the weights replaces its own
+    measure = Measure(expected.outputs, tolerance, partial(_in_float64, stored, given), precision.dtype)
     report = CheckReport(given.steps, expected.steps.size, tolerance, graph_states=len(contract.states))
     report.emulated = precision.dtype == "bfloat16"
     with exact_session(bundle, threads) as session:
-        comparison = Comparison(session, stored, given, expected, tolerance)
+        comparison = Comparison(session, stored, given, expected, measure)
         check_effects(session, given)
         report.step_error = comparison.stream([1] * report.steps, "stepping", progress)
         for name, sizes in chunkings(bundle, report.steps, seed):
             report.chunk_errors[name] = comparison.stream(sizes, name, progress)
-        for call in far_calls:
-            report.far_errors[str(call.position)] = comparison.from_position(call)
+        if states.agree(expected, measure):
+            report.state_error = states.compare(session, given, stored, tolerance, precision.dtype)
+        found, report.far_errors = far.compare(session, precision.dtype, measure)
+        report.state_error = max(found, report.state_error)
     if is_original and not precision.is_plain:
         report.change_tolerance = change_tolerance(precision)
-        report.change = _check_change(bundle, source, given, report.change_tolerance, threads)
+        report.change = _change(bundle, source, given, threads)
+        if not report.change <= report.change_tolerance:
+            report.unverified = _too_much(report.change, report.change_tolerance)
+            if not allow_change:
+                raise VerificationError(report.unverified, hint=_SENSITIVE)
     return report
 
 
@@ -176,24 +203,25 @@ def _stored_model(bundle: Bundle, source: Source, sealed: bool) -> Iterator[tupl
         yield reference, Sealed(reference.module) if sealed else reference.module
 
 
-def _check_change(bundle: Bundle, source: Source, given: Sequences, tolerance: float, threads: int) -> float:
-    """How far the outputs, as users get them, are from those of the float32 model.
+def _in_float64(stored: Stored, given: Sequences) -> dict[str, Array] | None:
+    """The outputs of the full-sequence pass, computed in float64."""
+    with stored() as (reference, _):
+        return in_float64(reference.module, lambda: Expected.of(reference, given).outputs)
 
-    Raises:
-        VerificationError: Further than this precision allows.
-    """
+
+def _change(bundle: Bundle, source: Source, given: Sequences, threads: int) -> float:
+    """How far the outputs, as users get them, are from those of the float32 model."""
     original = source.in_float32()
     wanted = Expected.of(original, given)
     page_out(original.module)
     with running_session(bundle, threads) as session:
         got = wanted.streamed(session, given)
     real = [spec.name for spec in bundle.contract.output_specs if element_type(spec.dtype).is_float]
-    found = max((change(got[name], wanted.outputs[name]) for name in real), default=0.0)
-    if not found <= tolerance:
-        raise VerificationError(
-            f"the outputs differ from the float32 model's by {found:.3f} of their standard deviation, "
-            f"more than this precision allows ({tolerance:.2f}).",
-            hint="The model is sensitive to rounding. Try --weights int8 instead of int4, a smaller --block-size, "
-            "or --dtype fp32.",
-        )
-    return found
+    return max((change(got[name], wanted.outputs[name]) for name in real), default=0.0)
+
+
+def _too_much(found: float, allowed: float) -> str:
+    return (
+        f"the outputs differ from the float32 model's by {found:.3f} of their standard deviation, "
+        f"more than this precision allows ({allowed:.2f})."
+    )

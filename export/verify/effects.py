@@ -9,7 +9,8 @@ import numpy as np
 from edgemem.contract import StateSpec, initial_state
 from edgemem.dtypes import decode_bfloat16, encode_bfloat16
 from edgemem.errors import VerificationError
-from edgemem.export.verify.sequences import Array, Sequences, by_step
+from edgemem.export.verify.sequences import Sequences, by_step
+from edgemem.measure import Array
 from edgemem.runtimes import Session
 
 

@@ -11,7 +11,8 @@ import torch
 
 from edgemem.contract import Contract
 from edgemem.export.sources import Source
-from edgemem.export.verify.sequences import Array, Sequences, by_step
+from edgemem.export.verify.sequences import Sequences, by_step
+from edgemem.measure import Array
 from edgemem.runtimes import Session
 
 _COMPARED_BYTES = 256 << 20
@@ -58,6 +59,17 @@ class Expected:
                 got[name][:, here] = value[:, self.steps[here] - done]
             done += size
         return got
+
+
+def recorded(source: Source, steps: int = 256, batch: int = 2, seed: int = 0) -> dict[str, Array]:
+    """Random inputs and the outputs of a source in float32, by name; see :mod:`edgemem.runtimes.recorded`."""
+    contract = source.contract
+    steps = min(steps, contract.max_position or steps)
+    given = Sequences.random(contract, batch if contract.has_batches else 1, steps, seed)
+    rows = [source.in_float32().full_sequence(given.row(index), np.arange(steps)) for index in range(given.batch)]
+    outputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    items = {name: value.reshape(len(value), -1, *value.shape[3:]) for name, value in outputs.items()}
+    return {**given.data, **given.held, **items}
 
 
 def compared_steps(contract: Contract, batch: int, steps: int) -> Array:

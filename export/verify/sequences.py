@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from edgemem.contract import Contract
+from edgemem.measure import Array
 from edgemem.protocol import random_values
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

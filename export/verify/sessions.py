@@ -7,12 +7,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
-from edgemem.bundle import WEIGHTS, Bundle
+from edgemem.bundle import WEIGHTS, Bundle, BundleWriter
 from edgemem.export.passes.emulate_bfloat16 import emulate_bfloat16
 from edgemem.runtimes import Session
 from edgemem.runtimes.ort.engine import OrtSession
@@ -50,4 +49,4 @@ def _emulated(bundle: Bundle, folder: Path) -> Bundle:
             os.link(weights, folder / WEIGHTS)
         except OSError:  # another file system
             shutil.copyfile(weights, folder / WEIGHTS)
-    return replace(bundle, path=folder)
+    return BundleWriter(folder).finish(bundle.manifest)  # with the hashes of the new graphs

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from edgemem.bundle import GraphFile
 from edgemem.contract import POSITION, Contract, InputSpec, Sizes, Stft, TensorSpec
-from edgemem.export.verify.sequences import Array, Sequences, by_step
+from edgemem.export.verify.sequences import Sequences, by_step
+from edgemem.measure import Array
 from edgemem.protocol import TORCH_DTYPES, as_one, by_name, initial_tensors
 from edgemem.runtimes.stft import to_frames, to_samples
 

@@ -13,15 +13,15 @@ import edgemem
 from edgemem.bundle import open_bundle
 from edgemem.errors import BundleError, ExportError, RuntimeUnavailableError, VerificationError
 from edgemem.export import ExportOptions, check, export_bundle, from_config, sealed_twin, source_of
-from edgemem.export.verify.change import change_tolerance, rounding_tolerance
 from edgemem.export.verify.counters import check_counters
-from edgemem.export.verify.parity import FAR_POSITIONS
+from edgemem.export.verify.far import FAR_POSITIONS
 from edgemem.manifest import MANIFEST_FORMAT
+from edgemem.measure import change_tolerance, rounding_tolerance
 from edgemem.memories import Clock
 from edgemem.precision import Precision
 from edgemem.runtimes.ort.engine import OrtSession
 from edgemem.versioned import Fields
-from tests.export.conftest import SMALL
+from tests.export.conftest import HYBRID, SMALL, lively
 from tests.shared import shared_bundle
 
 OPTIONS = {
@@ -100,6 +100,16 @@ def test_a_bundle_passes_its_check_again_without_its_source(reduced):
     report = check(reduced.path, source_of(open_bundle(reduced.path)), steps=20, is_original=False)
     assert report.change is None
     assert report.step_error <= report.tolerance
+
+
+def test_a_change_that_is_too_large_is_refused_or_marked_as_unverified(int4_bundle, hybrid):
+    other = lively(from_config(HYBRID, "another"))
+    lively(other)
+    with pytest.raises(VerificationError, match=r"more than this precision allows \(0\.30\)"):
+        check(int4_bundle.path, other, steps=10)
+    report = check(int4_bundle.path, other, steps=10, allow_change=True)
+    assert report.change > report.change_tolerance
+    assert report.unverified.startswith("the outputs differ from the float32 model's by")
 
 
 def test_four_bits_take_an_eighth_of_the_bytes_and_the_scales_another(int4_bundle, hybrid):

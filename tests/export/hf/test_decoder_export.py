@@ -10,7 +10,7 @@ import edgemem
 from edgemem.errors import InputError
 from edgemem.export import ExportOptions, export_bundle
 from edgemem.export.hf.loading import load, load_model
-from edgemem.export.verify.parity import FAR_POSITIONS
+from edgemem.export.verify.far import FAR_POSITIONS
 from edgemem.manifest import LoadOptions
 from tests.export.hf.decoders import decoder, tokens
 
