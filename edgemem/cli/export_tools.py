@@ -83,5 +83,7 @@ def print_report(on: Console, report: dict[str, Any]) -> None:
     if report["unverified"]:
         advice = f" {report['unverified']} Use it to measure a device, not its outputs."
         on.print(headed("Unverified:", advice, "yellow"))
+    if not report["float64"]:
+        on.print("The model does not run in float64, so its counters were not checked.")
     if report["emulated"]:
         on.print("bfloat16 was emulated (float32, rounded after each operator): this machine has no kernels for it.")

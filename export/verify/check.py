@@ -72,6 +72,7 @@ class CheckReport:
             standard deviation; ``None`` if there was no such model to compare with.
         change_tolerance: The largest change that is allowed.
         unverified: Why the bundle should only be used to measure a device; ``""`` if it passed everything.
+        float64: Whether the model also runs in float64. If not, nobody knows whether it counts in float32.
         emulated: Whether bfloat16 was emulated in float32, because ONNX Runtime has no kernels for it.
     """
 
@@ -86,6 +87,7 @@ class CheckReport:
     change: float | None = None
     change_tolerance: float | None = None
     unverified: str = ""
+    float64: bool = True
     emulated: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -141,6 +143,7 @@ def check(
     page_out(source.module)  # torch is no longer needed: the engine's copy of the weights replaces its own
     measure = Measure(expected.outputs, tolerance, partial(_in_float64, stored, given), precision.dtype)
     report = CheckReport(given.steps, expected.steps.size, tolerance, graph_states=len(contract.states))
+    report.float64 = far.near is None or far.near.precise is not None
     report.emulated = precision.dtype == "bfloat16"
     with exact_session(bundle, threads) as session:
         comparison = Comparison(session, stored, given, expected, measure)

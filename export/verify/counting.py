@@ -88,29 +88,28 @@ def _steady(module: nn.Module, contract: Contract, given: Sequences, names: Iter
     return found
 
 
-def refuse_float_counters(module: nn.Module, contract: Contract, given: Sequences, counting: dict[str, Tensor]) -> None:
-    """Refuse a module with a float32 state that counts, and stops counting at 2^24.
-
-    Raises:
-        VerificationError: It has one; the message names it.
-    """
+def float_counter(
+    module: nn.Module, contract: Contract, given: Sequences, counting: dict[str, Tensor]
+) -> VerificationError | None:
+    """The error for a module with a float32 state that counts, and stops counting at 2^24."""
     state = random_state(contract, given.batch, 1)
     floats = [spec for spec in contract if spec.name in counting and TORCH_DTYPES[spec.dtype].is_floating_point]
     for spec in floats:
         value = state[spec.name]
         value[counting[spec.name].expand_as(value)] = LARGEST_FLOAT
     if not floats:
-        return
+        return None
     narrow = _step(module, contract, given, 1, state)
     wide = in_float64(module, partial(_step, module, contract, given, 1, state))
     for spec in floats:
         mask = counting[spec.name].expand_as(state[spec.name])
-        stops, goes_on = (bool((new[spec.name] == state[spec.name])[mask].any()) for new in (narrow, wide or narrow))
-        if stops and not goes_on:
-            raise VerificationError(
+        in_float32, exactly = ((new[spec.name] == state[spec.name])[mask] for new in (narrow, wide or narrow))
+        if bool((in_float32 & ~exactly).any()):  # it stands still where it should not
+            return VerificationError(
                 f"the state {spec.name!r} counts in {spec.dtype}, which stops at {LARGEST_FLOAT:,}.",
                 hint="Declare it as int64, and convert what is computed from it, such as a remainder or a quotient.",
             )
+    return None
 
 
 def lossy_cast(module: nn.Module, contract: Contract, given: Sequences, state: dict[str, Tensor]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
@@ -44,7 +45,9 @@ def test_a_full_disk_behind_stdout_keeps_the_snapshot(summer: Path, invoke: Any,
 
 
 def test_a_hangup_keeps_every_row_that_was_printed(summer: Path, invoke: Any, start: Any, tmp_path: Path) -> None:
-    process = start("run", summer, "--snapshot", tmp_path / "state")
+    # Tests that were started with nohup hand down that a hangup is to be ignored.
+    hears = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+    process = start("run", summer, "--snapshot", tmp_path / "state", preexec_fn=hears)
     process.stdin.write(b"1,1\n")
     process.stdin.flush()
     assert process.stdout.readline() == b"1.0,1.0\n"

@@ -46,6 +46,11 @@ def test_a_model_that_streams_right_passes(name, tmp_path):
     report = exported(name, tmp_path).manifest.verification
     assert 0 <= report["step_error"] <= report["tolerance"]
     assert 0 <= report["state_error"] <= report["tolerance"]
+    assert report["float64"]
+
+
+def test_a_model_that_does_not_run_in_float64_is_exported_and_the_report_says_so(tmp_path):
+    assert not exported("InsistsOnFloat32", tmp_path).manifest.verification["float64"]
 
 
 def test_a_counter_that_is_declared_as_ignored_may_change(tmp_path):

@@ -178,6 +178,15 @@ class CastsACounter(CountsInFloat):
         return x * torch.remainder(counts.float(), 7)[..., None], {"count": counts[:, -1] + 1}
 
 
+class InsistsOnFloat32(Recurrent):
+    """Right, but its code refuses float64."""
+
+    def start(self, h):
+        if h.dtype != torch.float32:
+            raise TypeError("float32 only")
+        return h
+
+
 class CountsRight(CastsACounter):
     def forward(self, x, state):
         counts = state["count"][:, None] + torch.arange(x.shape[1])
