@@ -33,11 +33,15 @@ class Expected:
 
     @classmethod
     def of(cls, source: Source, given: Sequences) -> Expected:
-        """The outputs for sequences from position 0, at :func:`compared_steps`.
+        """The outputs for sequences from position 0, at :func:`compared_steps`."""
+        return cls.at(source, given, compared_steps(source.contract, given.batch, given.steps))
+
+    @classmethod
+    def at(cls, source: Source, given: Sequences, steps: Array) -> Expected:
+        """The same at steps that are given.
 
         One stream after the other: what a whole sequence takes is never held twice, and no stream can see another.
         """
-        steps = compared_steps(source.contract, given.batch, given.steps)
         with torch.inference_mode():
             rows = [source.full_sequence(given.row(index), steps) for index in range(given.batch)]
         return cls(steps, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
@@ -66,8 +70,7 @@ def recorded(source: Source, steps: int = 256, batch: int = 2, seed: int = 0) ->
     contract = source.contract
     steps = min(steps, contract.max_position or steps)
     given = Sequences.random(contract, batch if contract.has_batches else 1, steps, seed)
-    rows = [source.in_float32().full_sequence(given.row(index), np.arange(steps)) for index in range(given.batch)]
-    outputs = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    outputs = Expected.at(source.in_float32(), given, np.arange(steps)).outputs
     items = {name: value.reshape(len(value), -1, *value.shape[3:]) for name, value in outputs.items()}
     return {**given.data, **given.held, **items}
 

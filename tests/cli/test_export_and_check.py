@@ -31,7 +31,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(config: Path) -> Path:
     out = config.parent / "bundle"
-    result = edgemem("export", config, "--out", out, "--steps", 12)
+    result = edgemem("export", config, "--out", out, "--steps", 12, "--record", config.parent / "io.npz")
     assert result.exit_code == 0, result.stderr
     assert "Random weights" in result.stderr
     assert "all 4 states used and changing" in result.stdout
@@ -44,6 +44,14 @@ def test_a_bundle_is_checked_again_from_its_own_weights(bundle: Path) -> None:
     report = json.loads(result.stdout)
     assert report["steps"] == 20
     assert report["step_error"] <= report["tolerance"]
+
+
+def test_a_recording_of_the_export_is_replayed(bundle: Path, config: Path) -> None:
+    result = edgemem("check", bundle, "--recorded", config.parent / "io.npz", "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["steps"] == 256
+    assert all(0 < error <= report["tolerance"] for error in report["errors"].values())
 
 
 def test_a_bundle_is_checked_against_a_source_that_is_named(bundle: Path, config: Path) -> None:
