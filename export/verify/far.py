@@ -141,8 +141,7 @@ class FarCall:
 
     def array(self, spec: StateSpec) -> Array:
         """A state as runtimes take it: the batch axis first, bfloat16 as its bits."""
-        tensor = self.state[spec.name]
-        first = tensor[None] if spec.batch_axis is None else tensor.movedim(spec.batch_axis, 0)
+        first = _streams_first(spec, self.state[spec.name])
         if first.dtype == torch.bfloat16:
             return encode_bfloat16(first.float().numpy())
         return np.asarray(first.numpy())
@@ -187,10 +186,13 @@ class FarCall:
             output, new = module(module_input(contract, self.part, 0, self.part.steps), self._wide)
         found = host_outputs(contract, outputs_of(contract, output, self.part.steps))
         for spec in _replaced(contract):
-            value = new[spec.name]
-            rows = value[None] if spec.batch_axis is None else value.movedim(spec.batch_axis, 0)
+            rows = _streams_first(spec, new[spec.name])
             found[spec.output_name] = rows.reshape(len(rows), 1, -1).numpy()
         return found
+
+
+def _streams_first(spec: StateSpec, tensor: Tensor) -> Tensor:
+    return tensor[None] if spec.batch_axis is None else tensor.movedim(spec.batch_axis, 0)
 
 
 def _replaced(contract: Contract) -> list[StateSpec]:
