@@ -106,7 +106,33 @@ def read_recording(path: Path, contract: Contract) -> dict[str, Array]:
             f"{path} has no array {missing[0]!r}; it has {', '.join(found) or 'none'}.",
             hint="np.savez(path, ...) with an array for every input [B, N, ...] and every output [B, M, ...].",
         )
+    _check_shapes(path, contract, found)
     return found
+
+
+def _check_shapes(path: Path, contract: Contract, found: Mapping[str, Array]) -> None:
+    """Refuse arrays that do not belong together.
+
+    Raises:
+        EdgememError: One has another shape than the contract, another number of streams or steps, or no numbers.
+    """
+    first = found[contract.input.name]
+    batch, steps = (*first.shape[:2], 0, 0)[:2]
+    steps //= contract.input.step_items
+    wanted: dict[str, tuple[int | str, ...]] = {
+        **{spec.name: (batch, steps * spec.step_items, *spec.item_shape) for spec in contract.data},
+        **{spec.name: (batch, *spec.shape) for spec in contract.held},
+        **{spec.name: (batch, "M", *spec.item_shape) for spec in contract.output_specs},
+    }
+    for name, shape in wanted.items():
+        got = found[name]
+        fits = got.ndim == len(shape) and all(size in (axis, "M") for axis, size in zip(got.shape, shape, strict=True))
+        if not (fits and batch and steps and got.dtype.kind in "fiub"):
+            axes = ", ".join(map(str, ("B", "N", *shape[2:]) if name == contract.input.name else shape))
+            raise EdgememError(
+                f"{path}: {name} is {got.dtype} of shape {list(got.shape)}, wanted numbers [{axes}].",
+                hint="One row for each stream first, then the items in time, one step or more.",
+            )
 
 
 def write_recording(path: Path, arrays: Mapping[str, Array]) -> None:

@@ -59,6 +59,23 @@ def test_a_recording_without_an_array_names_it(tmp_path):
         read_recording(tmp_path / "text.npz", SUMMER)
 
 
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"features": ROWS[0], "sums": SUMS[0]}, r"features is float32 of shape \[40, 2\], wanted numbers \[B, N, 2\]"),
+        ({"features": np.float32(1), "sums": SUMS}, r"features is float32 of shape \[\]"),
+        ({"features": ROWS[:, :0], "sums": SUMS[:, :0]}, r"features is float32 of shape \[2, 0, 2\]"),
+        ({"features": ROWS, "sums": SUMS[:1]}, r"sums is float32 of shape \[1, 40, 2\], wanted numbers \[2, M, 2\]"),
+        ({"features": ROWS, "sums": np.full(SUMS.shape, "x")}, r"sums is <U1 of shape"),
+    ],
+    ids=["no batch", "a number", "no steps", "fewer streams", "text"],
+)
+def test_arrays_that_do_not_belong_together_are_refused_by_name(tmp_path, arrays, message):
+    write_recording(tmp_path / "io.npz", arrays)
+    with pytest.raises(EdgememError, match=message):
+        read_recording(tmp_path / "io.npz", SUMMER)
+
+
 def test_the_command_needs_no_torch(summer, recording, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     result = CliRunner().invoke(main, ["check", str(summer), "--recorded", str(recording)])
