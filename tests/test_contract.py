@@ -48,7 +48,7 @@ def contracts(draw: st.DrawFn) -> Contract:
     vocab_size = draw(st.none() | sizes)
     return Contract(
         input_specs=(
-            TOKENS
+            draw(st.sampled_from([TOKENS, InputSpec("audio", (), takes=4, sample_rate_hz=16_000)]))
             if vocab_size is None
             else InputSpec("ids", (), draw(st.sampled_from(["int64", "int32"])), vocab_size),
         ),
@@ -56,7 +56,7 @@ def contracts(draw: st.DrawFn) -> Contract:
         states=tuple(draw(st.lists(states, max_size=5, unique_by=lambda state: state.name))),
         max_chunk=max_chunk,
         position=position,
-        output_indices=draw(st.booleans()),
+        output_indices=vocab_size is not None and draw(st.booleans()),
         max_position=draw(st.none() | st.integers(1, 10**6)),
     )
 
@@ -201,6 +201,9 @@ BROKEN: list[tuple[Callable[[], object], str]] = [
     (lambda: InputSpec("x", (), "int64", 0), "vocabulary"),
     (lambda: InputSpec("x", (), "float32", 5), "vocabulary"),
     (lambda: InputSpec("x", (), "int64", 1.5), "vocabulary"),  # type: ignore[arg-type]
+    (lambda: InputSpec("x", (), sample_rate_hz=0), "sample_rate_hz must be 1 or more, got 0"),
+    (lambda: InputSpec("x", (2, 2), sample_rate_hz=8000), "samples, or channels"),
+    (lambda: InputSpec("x", role="held", sample_rate_hz=8000), "samples, or channels"),
     (lambda: InputSpec("x", (1 << 20, 1 << 20)), "4,398,046,511,104 bytes for each stream"),
     (lambda: OutputSpec("y", (2,), gives=1 << 40), "bytes for each stream"),
     (lambda: StateSpec("s", (1 << 62, 1 << 62)), "bytes for each stream"),
@@ -375,6 +378,7 @@ def test_a_contract_of_version_1_that_was_tampered_with_is_refused(path: list[An
         (["inputs", 0, "value"], 3),
         (["inputs", 0, "front_end"], {"kind": "mel"}),
         (["inputs", 0, "front_end"], {"kind": "framing", "context": 2}),  # of tokens
+        (["inputs", 0, "sample_rate_hz"], 16_000),  # of tokens
         (["outputs", 0, "axes"], ["batch", "time", 2.5]),
         (["outputs", 0, "gives"], "1"),
         (["outputs", 0, "back_end"], {"kind": "framing", "context": 2}),

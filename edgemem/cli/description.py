@@ -43,7 +43,7 @@ def _contract(contract: Contract, graph: GraphFile) -> dict[str, Any]:
     states = [tensor for tensor in inputs if tensor.role == "state"]
     return {
         "inputs": [
-            {**_tensor(tensor), "role": spec.role, "takes": spec.takes, "vocab_size": spec.vocab_size}
+            {**_tensor(tensor), "role": spec.role, **_options(spec)}
             for tensor in inputs
             if isinstance(spec := tensor.spec, InputSpec)
         ],
@@ -59,6 +59,10 @@ def _contract(contract: Contract, graph: GraphFile) -> dict[str, Any]:
         "has_fixed_size": contract.has_fixed_size,
         "states": [_state(state, tensor) for state, tensor in zip(contract, states, strict=True)],
     }
+
+
+def _options(spec: InputSpec) -> dict[str, Any]:
+    return {"takes": spec.takes, "vocab_size": spec.vocab_size, "sample_rate_hz": spec.sample_rate_hz}
 
 
 def _tensor(tensor: TensorSpec) -> dict[str, Any]:

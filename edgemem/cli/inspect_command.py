@@ -105,6 +105,8 @@ def _shown(tensor: Mapping[str, Any]) -> str:
     words = f"{tensor['name']} {tensor['dtype']} {_dims(tensor['shape'])}"
     if tensor.get("role", "data") != "data":
         words += f", {tensor['role']}"
+    if tensor.get("sample_rate_hz"):
+        words += f", {tensor['sample_rate_hz']:,} Hz"
     return f"{words}, ids 0 to {tensor['vocab_size'] - 1:,}" if tensor.get("vocab_size") else words
 
 

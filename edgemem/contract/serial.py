@@ -67,6 +67,8 @@ def input_to_json(spec: InputSpec) -> dict[str, Any]:
         found["value"] = np.asarray(spec.value).tolist()
     if spec.front_end is not None:
         found["front_end"] = front_end_to_json(spec.front_end)
+    if spec.sample_rate_hz is not None:
+        found["sample_rate_hz"] = spec.sample_rate_hz
     return found
 
 
@@ -111,7 +113,8 @@ def _version_2(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _input_from_json(entry: dict[str, Any]) -> InputSpec:
-    _refuse_unknown(entry, ("name", "dtype", "axes", "role", "takes", "vocab_size", "value", "front_end"))
+    options = ("vocab_size", "value", "front_end", "sample_rate_hz")
+    _refuse_unknown(entry, ("name", "dtype", "axes", "role", "takes", *options))
     owner = f"input {entry['name']!r}"
     shape, (batch, time) = remove_axes(owner, entry["axes"], ("batch", "time"))
     return InputSpec(
@@ -125,6 +128,7 @@ def _input_from_json(entry: dict[str, Any]) -> InputSpec:
         time_axis=time,
         value=_tuples(entry.get("value")),
         front_end=front_end_from_json(owner, entry.get("front_end")),
+        sample_rate_hz=entry.get("sample_rate_hz"),
     )
 
 

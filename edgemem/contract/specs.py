@@ -64,6 +64,7 @@ class InputSpec:
         time_axis: The same for the time axis, of data alone; without one, a step consumes one item.
         value: What a fixed input is: a number or nested tuples of numbers of ``shape``.
         front_end: What the runtime computes between the host's items and the graph's.
+        sample_rate_hz: Items a second, where they are samples of audio between -1 and 1; ``None`` for other data.
     """
 
     name: str
@@ -76,6 +77,7 @@ class InputSpec:
     time_axis: int | None = 1
     value: Any = None
     front_end: FrontEnd | None = None
+    sample_rate_hz: int | None = None
 
     def __post_init__(self) -> None:
         owner = f"input {self.name!r}"
@@ -97,6 +99,7 @@ class InputSpec:
                 f"{owner}: takes must be 1 or more, and 1 where there is no time axis; got {self.takes!r}."
             )
         self._check_front_end(owner)
+        self._check_sample_rate(owner)
         insert_axes(self.shape, {"batch": self.batch_axis, "time": self.time_axis})
 
     def _check_front_end(self, owner: str) -> None:
@@ -109,6 +112,14 @@ class InputSpec:
                 f"{owner}: frames of stft have shape {self.front_end.shape}, one a step; "
                 f"got shape {self.shape}, {self.takes} a step."
             )
+
+    def _check_sample_rate(self, owner: str) -> None:
+        if self.sample_rate_hz is None:
+            return
+        if self.role != "data" or not element_type(self.dtype).is_float or len(self.item_shape) > 1:
+            raise ContractError(f"{owner}: only real-valued samples, or channels of them, have a sample rate.")
+        if not _is_count(self.sample_rate_hz):
+            raise ContractError(f"{owner}: sample_rate_hz must be 1 or more, got {self.sample_rate_hz!r}.")
 
     @property
     def is_tokens(self) -> bool:

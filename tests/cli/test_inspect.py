@@ -15,7 +15,7 @@ from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec, initial
 from edgemem.decoder_config import DecoderConfig
 from edgemem.generation_defaults import GenerationDefaults
 from edgemem.manifest import SourceInfo
-from tests.handmade import RECITER, SUMMER, write_token_reciter
+from tests.handmade import RECITER, SUMMER, SUMMER_GRAPH, write_graph, write_token_reciter
 
 MODEL = DecoderConfig(
     d_model=999, layers=2, heads=8, kv_heads=4, head_dim=16, vocab_size=256, memory=[{"type": "window", "window": 256}]
@@ -67,12 +67,19 @@ def test_the_chat_template_and_the_defaults_for_generating_text_are_shown(tmp_pa
     assert facts["generation"] == {"eos_token_ids": [2, 7], "temperature": 0.6, "ignored": ["num_beams"]}
 
 
+def test_the_sample_rate_of_audio_is_shown(tmp_path, invoke):
+    contract = replace(SUMMER, input_specs=(replace(SUMMER.input, sample_rate_hz=16_000),))
+    bundle = write_graph(tmp_path / "audio", SUMMER_GRAPH, contract, {})
+    assert "features float32 [batch, time, 2], 16,000 Hz" in invoke("inspect", bundle).stdout
+    assert json.loads(invoke("inspect", bundle, "--json").stdout)["inputs"][0]["sample_rate_hz"] == 16_000
+
+
 def test_json_agrees_with_the_bundle(summer, invoke):
     facts = json.loads(invoke("inspect", summer, "--json").stdout)
     size = (summer / "model.onnx").stat().st_size
     assert facts["totals"] == {"state_bytes": 8, "weights_bytes": 0, "graph_bytes": size, "bundle_bytes": size}
     given = {"name": "features", "dtype": "float32", "shape": ["batch", "time", 2]}
-    assert facts["inputs"] == [{**given, "role": "data", "takes": 1, "vocab_size": None}]
+    assert facts["inputs"] == [{**given, "role": "data", "takes": 1, "vocab_size": None, "sample_rate_hz": None}]
     assert facts["outputs"] == [{"name": "sums", "dtype": "float32", "shape": ["batch", "time", 2], "gives": 1}]
     assert facts["states"] == [
         {
