@@ -102,6 +102,19 @@ def check_replaceable(path: Path) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path``. Readers see the old content or the new content, never a part.
 
+    Raises:
+        EdgememError: As :func:`replace_file`.
+    """
+    with replace_file(path) as handle:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[int]:
+    """The descriptor of a new file to write. It replaces ``path`` when the block ends without an error.
+
     An existing file keeps its permissions.
 
     Raises:
@@ -114,9 +127,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         with temporary(path, 0o666 if mode is None else 0o600) as (new, handle):
             if mode is not None:
                 os.fchmod(handle, mode)
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(handle, rest) :]
+            yield handle
             os.fsync(handle)
             os.replace(new, path)
             _sync(path.parent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,12 +22,14 @@ class Note:
     Attributes:
         pending: Tokens that the stream has not read yet, and must read first.
         context: The last few tokens before them. The text of the next token may depend on them.
+        audio: How much audio was read and answered, and the segment that has begun.
         conversation: What :meth:`edgemem.text.Conversation.to_json` returned, if there was a conversation.
     """
 
     pending: tuple[int, ...] = ()
     context: tuple[int, ...] = ()
     conversation: Any = None
+    audio: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, conversation: Conversation) -> Note:
@@ -36,8 +38,13 @@ class Note:
 
     def write(self) -> str:
         """The note as text, which is empty if the note is."""
-        facts = {"pending": self.pending, "context": self.context, "conversation": self.conversation}
-        written = {name: value for name, value in facts.items() if value not in ((), None)}
+        facts = {
+            "pending": self.pending,
+            "context": self.context,
+            "conversation": self.conversation,
+            "audio": self.audio,
+        }
+        written = {name: value for name, value in facts.items() if value not in ((), None, {})}
         return json.dumps(written) if written else ""
 
     @classmethod
@@ -50,4 +57,9 @@ class Note:
             return cls()
         if not all(type(token) is int for token in (*pending, *context)):
             return cls()
-        return cls(pending, context, facts.get("conversation"))
+        return cls(pending, context, facts.get("conversation"), _audio(facts.get("audio")))
+
+
+def _audio(facts: Any) -> dict[str, Any]:
+    counts = [facts.get("fed"), facts.get("given")] if isinstance(facts, dict) else [None]
+    return facts if all(type(count) is int for count in counts) else {}

@@ -20,6 +20,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemem.audio.files import RAW
 from edgemem.cli.interrupt import Interrupt
 from edgemem.cli.options import option
 from edgemem.cli.text_rows import CsvRows, JsonRows, TextRows
@@ -29,7 +30,6 @@ from edgemem.errors import InputError
 from edgemem.runtimes.on_nan import OnNan
 
 _NPY_MAGIC = b"\x93NUMPY"
-_RAW: dict[str, np.dtype[Any]] = {"f32le": np.dtype("<f4"), "s16le": np.dtype("<i2")}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RowOptions:
     )
     format: str | None = option(
         "--input-format",
-        type=click.Choice(["csv", "jsonl", "npy", *_RAW]),
+        type=click.Choice(["csv", "jsonl", "npy", *RAW]),
         help="Format of INPUT. Default: npy by its first bytes, else csv.",
     )
     header: bool = option(
@@ -118,6 +118,38 @@ class RowSource:
     place: Callable[[int], str]
 
 
+@dataclass(frozen=True)
+class Source:
+    """An open source of bytes.
+
+    Attributes:
+        file: Its bytes.
+        name: What messages call it.
+        is_live: Whether it is stdin, a pipe or a device, so that its length is unknown.
+        closing: Closes it at the end of a block, unless it is stdin.
+    """
+
+    file: IO[bytes]
+    name: str
+    is_live: bool
+    closing: AbstractContextManager[object]
+
+
+def open_source(path: Path) -> Source:
+    """Open a file, a pipe or a device, or stdin, which is called ``-``.
+
+    Raises:
+        InputError: It cannot be opened.
+    """
+    if str(path) == "-":
+        return Source(sys.stdin.buffer, "stdin", True, contextlib.nullcontext())
+    try:
+        file = path.open("rb", buffering=0)
+        return Source(file, str(path), not path.is_file(), contextlib.closing(file))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
 def open_rows(
     path: Path,
     spec: InputSpec,
@@ -140,11 +172,9 @@ def open_rows(
         InputError: The file cannot be read or does not contain such rows; also raised while iterating.
     """
     options = options or RowOptions()
-    is_stdin = str(path) == "-"
-    name = "stdin" if is_stdin else str(path)
+    opened = open_source(path)
+    file, name, is_live = opened.file, opened.name, opened.is_live
     try:
-        is_live = is_stdin or not path.is_file()
-        file: IO[bytes] = sys.stdin.buffer if is_stdin else path.open("rb", buffering=0)
         is_npy = options.format == "npy" or (
             options.format is None and not is_live and file.read(len(_NPY_MAGIC)) == _NPY_MAGIC
         )
@@ -159,7 +189,7 @@ def open_rows(
         file.close()  # it is mapped instead
         array = _open_npy(path, spec)
         batches, unit, total = _npy_batches(array, name, spec, most_rows), "row", len(array)
-    elif raw := _RAW.get(options.format or ""):
+    elif raw := RAW.get(options.format or ""):
         blocks = interrupt.blocks(file, name, idle)
         batches, unit = _raw_batches(blocks, raw, name, spec, 1 if is_live else most_rows), "row"
     else:
@@ -172,8 +202,7 @@ def open_rows(
             else CsvRows(spec, *chosen, has_header=options.header, delimiter=delimiter)
         )
         batches, unit = _text_batches(lines, parser, name, spec, 1 if is_live else most_rows), "line"
-    to_close = contextlib.nullcontext() if is_stdin else contextlib.closing(file)
-    return RowSource(_not_empty(batches, name, to_close), total, lambda number: f"{name}, {unit} {number}")
+    return RowSource(_not_empty(batches, name, opened.closing), total, lambda number: f"{name}, {unit} {number}")
 
 
 def _not_empty(

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from edgemem.cli.audio_options import AudioOptions
 from edgemem.cli.options import EngineOptions, flags_given, option_group
 from edgemem.cli.rows import RowOptions
+from edgemem.cli.run_audio import run_audio
 from edgemem.cli.run_chat import run_chat
 from edgemem.cli.run_features import run_features
 from edgemem.cli.run_options import PromptOptions, RunOptions, SamplingOptions
@@ -26,6 +28,7 @@ from edgemem.cli.snapshots import SnapshotOptions
 @option_group("prompt", PromptOptions)
 @option_group("sampling", SamplingOptions)
 @option_group("rows", RowOptions)
+@option_group("audio", AudioOptions)
 @option_group("engine", EngineOptions)
 @click.option("--guard", is_flag=True, help="Also stop at the first NaN or infinity in outputs or states.")
 @option_group("snapshots", SnapshotOptions)
@@ -36,6 +39,7 @@ def run(
     prompt: PromptOptions,
     sampling: SamplingOptions,
     rows: RowOptions,
+    audio: AudioOptions,
     engine: EngineOptions,
     guard: bool,
     snapshots: SnapshotOptions,
@@ -48,13 +52,21 @@ def run(
     predictions per row. INPUT - is stdin, which is also read if nothing else is given. Rows from stdin are answered one
     by one, as they arrive.
 
+    A model of audio reads --audio, and writes audio (--out), segments with times (--threshold) or lines of outputs.
+
     With --resume and no prompt, a model of tokens continues the text that it was writing.
 
     With --chat each line is a message, formatted by the model's chat template; /help lists the commands.
     """
     snapshots.check()
-    options = RunOptions(source, prompt, sampling, rows, snapshots, as_json)
+    audio.check(source, rows, as_json)
+    options = RunOptions(source, prompt, sampling, rows, audio, snapshots, as_json)
     with engine.open(bundle, guard=guard) as session:
+        if audio.audio is not None:
+            if flags := flags_given(prompt) + flags_given(sampling):
+                raise click.UsageError(f"{flags[0]} is for models of tokens, --audio for models of audio.")
+            run_audio(session, options)
+            return
         session.contract.require_plain("edgemem run")
         if not session.contract.input.is_tokens:
             if flags := flags_given(prompt) + flags_given(sampling):

@@ -14,6 +14,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemem.cli.audio_options import AudioOptions
 from edgemem.cli.options import FiniteRange, count, option
 from edgemem.cli.rows import RowOptions
 from edgemem.cli.snapshots import SnapshotOptions
@@ -160,6 +161,7 @@ class RunOptions:
         prompt: What a model of tokens continues.
         sampling: How it continues it.
         rows: How rows of features are read and written.
+        audio: Which audio is read, and what is made of the outputs.
         snapshots: Where the state is saved and restored.
         as_json: Whether JSON is printed.
     """
@@ -168,5 +170,6 @@ class RunOptions:
     prompt: PromptOptions
     sampling: SamplingOptions
     rows: RowOptions
+    audio: AudioOptions
     snapshots: SnapshotOptions
     as_json: bool

@@ -1,0 +1,1 @@
+"""Audio for models that stream it: files, sample rates, and segments of what a detector finds."""
