@@ -15,8 +15,11 @@ ARG GPU_BASE=nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
 ARG JETSON_BASE=nvcr.io/nvidia/l4t-jetpack:r36.4.0
 
 
-# edgemem is pure Python, so one wheel serves every image.
+# The native operators are compiled here; they are tied to no version of Python, so one wheel serves every image.
 FROM ${CPU_BASE} AS wheel
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 COPY . .
 RUN pip wheel --no-deps --wheel-dir /wheel .

@@ -9,6 +9,7 @@
 # make format         let ruff format and mend the code
 # make docs           write the parts of the docs that come from the code
 # make figures        the figures that edgemem holds itself to, measured on this machine
+# make wheel          wheels in dist/: one for every machine, and one for each processor with the native operators
 # make clean          remove what make made
 #
 # PYTHON is the interpreter of the environment in VENV; pip takes its own settings from its environment as ever.
@@ -33,8 +34,10 @@ TRAIN := --steps 80
 BENCH := --quick
 endif
 
+NATIVE := runtimes/native/libedgemem_native.so
+
 .DELETE_ON_ERROR:
-.PHONY: demo demo-text demo-quick test test-all lint types unit fuzz mutants soak test-gpu format docs figures clean
+.PHONY: demo demo-text demo-quick test test-all lint types unit fuzz mutants soak test-gpu format docs figures wheel clean
 
 demo: $(VENV)/.demo-installed
 	$(CALMLY) python examples/beats.py --out $(OUT)/beats $(TRAIN_BEATS)
@@ -65,7 +68,7 @@ types: $(VENV)/.dev-installed
 	mypy -p edgemem
 	mypy examples benchmarks
 
-unit: $(VENV)/.dev-installed
+unit: $(VENV)/.dev-installed $(NATIVE)
 	$(CALMLY) OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-all: lint types
@@ -98,11 +101,21 @@ $(VENV)/.demo-installed: EXTRAS = examples
 $(VENV)/.dev-installed: EXTRAS = dev,examples
 
 # The folder is installed in place: after a change to the code there is nothing to install again.
-$(VENV)/.%-installed: pyproject.toml constraints.txt
+$(VENV)/.%-installed: pyproject.toml setup.py constraints.txt
 	test -x "$(BIN)/python" || $(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	@touch $@
 
+# Where there is no C compiler, the standard graphs run, and the tests of the operators are skipped.
+$(NATIVE): $(wildcard runtimes/native/*.[ch])
+	-python runtimes/native/build.py
+
+wheel:
+	EDGEMEM_NATIVE=0 $(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	if command -v aarch64-linux-gnu-gcc; then \
+		CC=aarch64-linux-gnu-gcc $(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .; fi
+
 clean:
-	rm -rf $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(NATIVE) $(VENV) $(OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find edgemem export runtimes examples benchmarks tests -name __pycache__ -type d -exec rm -rf {} +

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,32 +20,40 @@ DATA = house.ROOT / "tests" / "data" / "version1" / "tokens"
 BUILD_SDIST = "import sys, setuptools.build_meta as backend; backend.build_sdist(sys.argv[1])"
 
 
-def python(*arguments: object, cwd: Path) -> None:
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+def python(*arguments: object, cwd: Path, **variables: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "EDGEMEM_NATIVE": "0", **variables},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def build_wheel(source: Path, out: Path) -> Path:
-    python("-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", out, source, cwd=out.parent)
+def build_wheel(source: Path, out: Path, **variables: str) -> Path:
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "-w", out)
+    python("-m", "pip", "wheel", *options, source, cwd=out.parent, **variables)
     (wheel,) = out.glob("*.whl")
     return wheel
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """``wheel``, ``sdist``, and ``wheel_of_sdist``, built from a copy so that the checkout stays clean."""
+    """``source``, ``wheel``, ``sdist``, and ``wheel_of_sdist``, built from a copy so that the checkout stays clean."""
     folder = tmp_path_factory.mktemp("made")
-    wanted = ("pyproject.toml", "README.md", "LICENSE", "edgemem", "export", "runtimes")
+    wanted = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "edgemem", "export", "runtimes")
     (folder / "source").mkdir()
     for name in wanted:
         path, copy = house.ROOT / name, folder / "source" / name
         if path.is_dir():
-            shutil.copytree(path, copy, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(path, copy, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
             shutil.copy(path, copy)
     python("-c", BUILD_SDIST, folder / "sdist", cwd=folder / "source")
     (sdist,) = (folder / "sdist").glob("*.tar.gz")
     return {
+        "source": folder / "source",
         "wheel": build_wheel(folder / "source", folder / "wheel"),
         "sdist": sdist,
         "wheel_of_sdist": build_wheel(sdist, folder / "wheel_of_sdist"),
@@ -57,7 +66,7 @@ def source_files() -> set[str]:
     for folder, _, files in os.walk(house.ROOT / "edgemem", followlinks=True):
         inside = Path(folder).relative_to(house.ROOT)
         if "__pycache__" not in inside.parts:
-            found |= {f"{inside}/{name}" for name in files}
+            found |= {f"{inside}/{name}" for name in files if not name.endswith(".so")}
     return found
 
 
@@ -75,7 +84,7 @@ def test_the_source_distribution_holds_real_files_and_no_links(made):
         members = {member.name.split("/", 1)[1]: member for member in archive if "/" in member.name}
     assert source_files() <= set(members)
     assert not [name for name, member in members.items() if member.issym() or member.islnk()]
-    assert {"pyproject.toml", "README.md", "LICENSE"} <= set(members)
+    assert {"pyproject.toml", "setup.py", "README.md", "LICENSE"} <= set(members)
 
 
 def test_a_wheel_built_from_the_source_distribution_is_the_same(made):
@@ -120,3 +129,17 @@ def test_it_works_in_a_fresh_environment(environment, tmp_path):
     for place in run("python", "-c", places).splitlines():
         assert Path(place).is_relative_to(programs.parent), place
     assert "onnxruntime           cpu     yes" in run("edgemem", "doctor")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("compiler", ["gcc", "aarch64-linux-gnu-gcc"])
+def test_a_wheel_with_the_native_operators_is_tagged_by_processor_and_glibc(made, compiler, tmp_path):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    wheel = build_wheel(made["source"], tmp_path / "wheel", EDGEMEM_NATIVE="1", CC=compiler)
+    assert re.search(r"-py3-none-manylinux_2_(1[7-9]|2\d|3[0-5])_(x86_64|aarch64)\.whl$", wheel.name), wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        library = archive.read("edgemem/runtimes/native/libedgemem_native.so")
+    machine = {"x86_64": 62, "aarch64": 183}[wheel.stem.split("2_")[-1].split("_", 1)[1]]
+    assert library[:4] == b"\x7fELF"
+    assert int.from_bytes(library[18:20], "little") == machine

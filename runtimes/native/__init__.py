@@ -1,0 +1,71 @@
+"""The project's own operators for ONNX Runtime on the CPU, in C.
+
+A bundle's native graph needs them; its standard graph does not, and is always there. So a missing library is never an
+error: :func:`library` returns ``None``, and :func:`why` says what is missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from edgemem.runtimes.native.build import LIBRARY
+
+VERSION = 1
+"""Of what the operators take and give. A library of another version is not used."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found where the library should be.
+
+    Attributes:
+        path: The library, if it can be used.
+        level: The instruction set that it uses here: ``avx512``, ``avx2``, ``sse2`` or ``neon``; ``""`` without one.
+        reason: Why it cannot be used; ``""`` if it can.
+    """
+
+    path: Path | None
+    level: str
+    reason: str
+
+
+def library() -> Path | None:
+    """The library for ``SessionOptions.register_custom_ops_library``; ``None`` if there is none for this machine."""
+    return find().path
+
+
+def why() -> str:
+    """Why :func:`library` is ``None``, in a sentence; ``""`` if it is not."""
+    return find().reason
+
+
+def level() -> str:
+    """The instruction set that the operators use on this machine; ``""`` without the library."""
+    return find().level
+
+
+@lru_cache(maxsize=1)
+def find() -> Found:
+    """Look for the library and load it, once a process."""
+    return look(Path(__file__).parent / LIBRARY)
+
+
+def look(path: Path) -> Found:
+    """What is at ``path``: a library that this process can load, of our version, or a reason."""
+    if not path.is_file():
+        return Found(None, "", "the native operators were not compiled when edgemem was installed")
+    try:
+        loaded = ctypes.CDLL(str(path))
+        version = loaded.edgemem_native_version()
+        loaded.edgemem_native_level.restype = ctypes.c_char_p
+        chosen = loaded.edgemem_native_level().decode()
+    except (OSError, AttributeError) as error:
+        return Found(None, "", f"the native operators cannot be loaded: {error}")
+    if version != VERSION:
+        return Found(None, "", f"the native operators have version {version}, and edgemem needs {VERSION}")
+    if not chosen:
+        return Found(None, "", "EDGEMEM_NATIVE_LEVEL names an instruction set that this processor does not have")
+    return Found(path, chosen, "")

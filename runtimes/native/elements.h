@@ -1,0 +1,73 @@
+// The element types of a ring: what is stored, and how a vector of it becomes a vector of floats.
+#ifndef EDGEMEM_ELEMENTS_H
+#define EDGEMEM_ELEMENTS_H
+
+#include "kernels.h"
+#include "vectors.h"
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+typedef uint16_t half_vec __attribute__((vector_size(LANES * 2)));
+typedef uint16_t loose_half_vec __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+
+// Half precision by integers: the bits of exponent and fraction, moved to their places in a float, are 2^112 too small.
+INLINE float half_to_float(uint16_t half) {
+  union { uint32_t bits; float value; } wide = {.bits = (uint32_t)(half & 0x7fff) << 13};
+  wide.value *= 0x1p112f;
+  if ((half & 0x7c00) == 0x7c00) wide.bits |= 0x7f800000;  // infinity and NaN
+  wide.bits |= (uint32_t)(half & 0x8000) << 16;
+  return wide.value;
+}
+
+// To the nearest half, ties to even; what is too large becomes infinity.
+INLINE uint16_t float_to_half(float x) {
+  union { float value; uint32_t bits; } wide = {.value = x};
+  uint32_t sign = wide.bits >> 16 & 0x8000, size = wide.bits & 0x7fffffff;
+  if (size > 0x7f800000) return (uint16_t)(sign | 0x7e00);     // NaN
+  if (size >= 0x477ff000) return (uint16_t)(sign | 0x7c00);    // rounds to 65536 or more
+  if (size < 0x38800000) {                                      // below 2^-14: a multiple of 2^-24
+    wide.bits = size;
+    wide.value += 0.5f;  // its last bit is 2^-24, so the sum is rounded where the half ends
+    return (uint16_t)(sign | (wide.bits - 0x3f000000));
+  }
+  size += 0xfff + (size >> 13 & 1);
+  return (uint16_t)(sign | (size - 0x38000000) >> 13);
+}
+
+INLINE vec load_half(const uint16_t *p) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__F16C__)
+  return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+#elif defined(__aarch64__)
+  typedef __fp16 native __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+  return __builtin_convertvector(*(const native *)p, vec);
+#else
+  uvec half = __builtin_convertvector((half_vec)*(const loose_half_vec *)p, uvec);
+  vec value = (vec)((half & 0x7fff) << 13) * 0x1p112f;
+  uvec special = (uvec)((half & 0x7c00) == 0x7c00) & 0x7f800000;
+  return (vec)((uvec)value | special | (half & 0x8000) << 16);
+#endif
+}
+
+// LANES elements from the given one on.
+INLINE vec load_elements(const void *data, const enum element type, int64_t first) {
+  return type == FLOAT16 ? load_half((const uint16_t *)data + first) : load((const float *)data + first);
+}
+
+INLINE float element_at(const void *data, const enum element type, int64_t index) {
+  return type == FLOAT16 ? half_to_float(((const uint16_t *)data)[index]) : ((const float *)data)[index];
+}
+
+INLINE void set_element(void *data, const enum element type, int64_t index, float x) {
+  if (type == FLOAT16)
+    ((uint16_t *)data)[index] = float_to_half(x);
+  else
+    ((float *)data)[index] = x;
+}
+
+INLINE int64_t element_bytes(enum element type) { return type == FLOAT16 ? 2 : 4; }
+
+#endif

@@ -1,0 +1,66 @@
+// What an operator hands to the arithmetic, and the arithmetic of every instruction set.
+#ifndef EDGEMEM_KERNELS_H
+#define EDGEMEM_KERNELS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { MEMORIES_MAX = 16, WIDTH_MAX = 512 };
+
+enum element { FLOAT32, FLOAT16 };
+enum kind { WINDOW, SINKS, CUMULATIVE, GEOMETRIC };
+
+// One memory of the list: its states as they come in and as they go out, [B, heads, slots, width] each.
+struct memory {
+  enum kind kind;
+  bool log_count;         // a summary's score gets the logarithm of the number of pairs that it stands for
+  enum element element;   // of a window or of sinks; summaries are float32
+  int64_t slots;          // of a window (W) or of sinks (n)
+  const void *past[2];    // window, sinks: k, v; cumulative: mean, carry; geometric: sum, mass
+  void *present[2];       // the same; of a window only the T new entries
+  const float *decay;     // geometric: the logarithm of the decay [H]
+};
+
+// A tensor [B, T, heads, width] in any order of its axes; strides in floats.
+struct strided {
+  const float *data;
+  int64_t row, time, head;
+};
+
+// One call of MemoryAttention. B streams, T steps, H key/value heads with G query heads each.
+struct attention {
+  int64_t batch, time, kv_heads, groups, width, value_width, window;
+  float scale, softcap;
+  struct strided q, k, v;
+  const int64_t *position;     // [B], of the first query of each row
+  const int64_t *phases;       // [D/2], in 2^-31 of a turn; null: nothing is rotated
+  const float *sink_logits;    // [Hq] or null
+  const float *bias;           // [S, Hq] or null
+  int memories;
+  struct memory memory[MEMORIES_MAX];
+  float *read;                 // [B, T, Hq, Dv]
+};
+
+// The arithmetic compiled for one instruction set.
+struct kernels {
+  const char *name;
+  int lanes;  // floats in a vector
+  // Everything of one row and one key/value head: task = row * H + head.
+  void (*attend)(const struct attention *call, int64_t task);
+  // silu(gate) * up for one row of `width`.
+  void (*swiglu)(const float *gate, const float *up, float *out, int64_t width);
+  // sum = x + delta (delta may be null, and so may sum); out = sum / sqrt(mean(sum^2) + epsilon) * weight.
+  void (*rms_norm)(const float *x, const float *delta, const float *weight, float epsilon, float *out, float *sum,
+                   int64_t width);
+};
+
+extern const struct kernels kernels_avx512, kernels_avx2, kernels_sse2, kernels_neon;
+
+// The sets to choose from, the widest first; null ends the list. Levels that the processor lacks are left out, and so
+// are those wider than the one that EDGEMEM_NATIVE_LEVEL names. Null where that one is unknown or lacking.
+const struct kernels *const *available_kernels(void);
+
+// The widest set whose vectors fill both widths, else the narrowest.
+const struct kernels *kernels_for(const struct kernels *const *levels, int64_t width, int64_t other_width);
+
+#endif

@@ -1,0 +1,126 @@
+// Attention over a list of memories, compiled once for each instruction set. One task is one row (stream) and one
+// key/value head: it writes the new entries and states, and answers the T * G queries of the head.
+//
+// The softmax is computed as it goes: each query keeps the largest score so far (top), the sum of the weights relative
+// to it (total) and the weighted sum of values (its place in `read`). So scratch memory does not grow with the window.
+#include <math.h>
+
+#include "level.h"
+#include "queries.h"
+#include "rotary.h"
+#include "summaries.h"
+#include "slots.h"
+
+// The T new entries of the window: keys rotated to their positions, and values.
+static void write_entries(const struct head *head, const struct rotary *rotary) {
+  const struct attention *call = head->call;
+  const struct memory *window = &call->memory[0];
+  float turned[WIDTH_MAX];
+  for (int64_t t = 0; t < call->time; t++) {
+    const float *k = at(&call->k, head->row, t, head->index), *v = at(&call->v, head->row, t, head->index);
+    rotate(rotary, head->start + t, k, 1.0f, turned);
+    int64_t entry = (head->row * call->kv_heads + head->index) * call->time + t;
+    set_elements(window->present[0], window->element, entry * call->width, turned, call->width);
+    set_elements(window->present[1], window->element, entry * call->value_width, v, call->value_width);
+  }
+}
+
+// The sinks after this call: those that were there, and the entries of this call whose positions are below n.
+static void write_sinks(const struct head *head, const struct memory *sinks, const struct rotary *rotary) {
+  const struct attention *call = head->call;
+  int64_t index = head->row * call->kv_heads + head->index;
+  const int64_t widths[2] = {call->width, call->value_width};
+  float turned[WIDTH_MAX];
+  for (int part = 0; part < 2; part++) {
+    int64_t bytes = sinks->slots * widths[part] * element_bytes(sinks->element);
+    copy((char *)sinks->present[part] + index * bytes, (const char *)sinks->past[part] + index * bytes, bytes);
+  }
+  for (int64_t t = 0; t < call->time && head->start + t < sinks->slots; t++) {
+    int64_t slot = index * sinks->slots + head->start + t;
+    rotate(rotary, head->start + t, at(&call->k, head->row, t, head->index), 1.0f, turned);
+    set_elements(sinks->present[0], sinks->element, slot * call->width, turned, call->width);
+    const float *v = at(&call->v, head->row, t, head->index);
+    set_elements(sinks->present[1], sinks->element, slot * call->value_width, v, call->value_width);
+  }
+}
+
+// The ring from its oldest visible entry to its newest: entries follow one another up to the ring's end, then from 0.
+static void read_ring(struct queries *queries, const struct head *head) {
+  const struct attention *call = head->call;
+  const struct memory *window = &call->memory[0];
+  int64_t first = queries->position[0] - window->slots + 1, size = window->slots;
+  if (first < 0) first = 0;
+  int64_t ring = (head->row * call->kv_heads + head->index) * size;
+  while (first < head->start) {
+    int64_t slot = first % size, count = size - slot;
+    if (count > head->start - first) count = head->start - first;
+    struct segment segment = {
+        .k = element(window->past[0], window->element, (ring + slot) * call->width),
+        .v = element(window->past[1], window->element, (ring + slot) * call->value_width),
+        .element = window->element, .first = first, .count = count, .reach = size, .q = queries->q};
+    read_segment(queries, call, &segment);
+    first += count;
+  }
+}
+
+// The entries of this call, up to each query's own.
+static void read_chunk(struct queries *queries, const struct head *head) {
+  const struct attention *call = head->call;
+  const struct memory *window = &call->memory[0];
+  int64_t entry = (head->row * call->kv_heads + head->index) * call->time;
+  struct segment segment = {
+      .k = element(window->present[0], window->element, entry * call->width),
+      .v = element(window->present[1], window->element, entry * call->value_width),
+      .element = window->element, .first = head->start, .count = call->time, .reach = window->slots, .q = queries->q};
+  read_segment(queries, call, &segment);
+}
+
+// Sinks that have left the window, by queries that are never further from them than in training.
+static void read_sinks(struct queries *queries, const struct head *head, const struct memory *sinks,
+                       const struct rotary *rotary) {
+  const struct attention *call = head->call;
+  int64_t entry = (head->row * call->kv_heads + head->index) * sinks->slots;
+  if (queries->position[queries->count - 1] < call->window) return;
+  struct segment segment = {
+      .k = element(sinks->present[0], sinks->element, entry * call->width),
+      .v = element(sinks->present[1], sinks->element, entry * call->value_width),
+      .element = sinks->element, .first = 0, .count = sinks->slots, .lag = call->window, .reach = INT64_MAX,
+      .q = queries->q};
+  int64_t furthest = sinks->slots + (call->window > 1 ? call->window : 1) - 1;
+  if (rotary->pairs && queries->position[queries->count - 1] > furthest) {
+    for (int r = 0; r < queries->count; r++) {
+      int64_t position = queries->position[r] < furthest ? queries->position[r] : furthest;
+      rotate(rotary, position, queries->source[r], call->scale, queries->sink_q + r * call->width);
+    }
+    segment.q = queries->sink_q;
+  }
+  read_segment(queries, call, &segment);
+}
+
+void LEVEL_NAME(attend)(const struct attention *call, int64_t task) {
+  struct head head = {call, task / call->kv_heads, task % call->kv_heads, 0};
+  head.start = call->position[head.row];
+  struct rotary rotary;
+  prepare_rotary(&rotary, call);
+  write_entries(&head, &rotary);
+  for (int m = 1; m < call->memories; m++) {
+    if (call->memory[m].kind == SINKS)
+      write_sinks(&head, &call->memory[m], &rotary);
+    else
+      copy_summary(&head, &call->memory[m]);
+  }
+  struct queries queries;
+  int64_t total = call->time * call->groups, most = queries_at_once(call->width);
+  for (int64_t first = 0; first < total; first += most) {
+    take_queries(&queries, &head, &rotary, first, total - first < most ? total - first : most);
+    read_summaries(&queries, &head, first);
+    read_ring(&queries, &head);
+    read_chunk(&queries, &head);
+    for (int m = 1; m < call->memories; m++)
+      if (call->memory[m].kind == SINKS) read_sinks(&queries, &head, &call->memory[m], &rotary);
+    finish(&queries, call);
+  }
+}
+
+const struct kernels LEVEL_NAME(kernels) = {TEXT(LEVEL), LANES, LEVEL_NAME(attend), LEVEL_NAME(swiglu),
+                                            LEVEL_NAME(rms_norm)};

@@ -1,0 +1,313 @@
+// edgemem::MemoryAttention: checks what comes in, and hands each row and head to memory_attention.c.
+//
+// Inputs: 0 q, 1 k, 2 v, 3 position, 4 phases, 5 sink_logits, 6 bias, then the states of the memories in their order.
+// Outputs: 0 the read [B, T, Hq * Dv], then the states, in the same order without the parameters among them.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "operator.h"
+
+enum { STATES_FROM = 7, LIST_MAX = 1024 };
+#define NAME "edgemem::MemoryAttention: "
+
+struct layer {
+  int64_t heads, kv_heads, window, rotate, heads_first;
+  float scale, softcap;
+  int memories, summaries;
+  struct memory memory[MEMORIES_MAX];  // kinds and options only
+};
+
+struct call {
+  struct attention attention;
+  const struct kernels *kernels;
+};
+
+// --- attributes -----------------------------------------------------------------------------------------------------
+
+static OrtStatus *read_kind(const char *text, struct memory *memory) {
+  static const struct {
+    const char *text;
+    enum kind kind;
+    bool log_count;
+  } known[] = {{"window", WINDOW, false},         {"sinks", SINKS, false},
+               {"cumulative", CUMULATIVE, false}, {"cumulative:log_count", CUMULATIVE, true},
+               {"geometric", GEOMETRIC, false}};
+  for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+    if (strcmp(text, known[i].text) == 0) {
+      memory->kind = known[i].kind;
+      memory->log_count = known[i].log_count;
+      return NULL;
+    }
+  return failure(NAME "the memory '%s' is not known to this build", text);
+}
+
+static OrtStatus *read_memories(const OrtKernelInfo *info, struct layer *layer) {
+  char text[LIST_MAX], *rest = text;
+  size_t size = sizeof text;
+  OrtStatus *status = ort->KernelInfoGetAttribute_string(info, "memories", text, &size);
+  if (status) {
+    ort->ReleaseStatus(status);
+    return failure(NAME "the attribute memories is missing or longer than %d characters", LIST_MAX - 1);
+  }
+  for (char *kind; (kind = strsep(&rest, ",")) != NULL; layer->memories++) {
+    if (layer->memories == MEMORIES_MAX) return failure(NAME "a list has at most %d memories", MEMORIES_MAX);
+    struct memory *memory = &layer->memory[layer->memories];
+    TRY(read_kind(kind, memory));
+    if ((memory->kind == WINDOW) != (layer->memories == 0))
+      return failure(NAME "the list '%s' must have a window, as its first memory only", text);
+    layer->summaries += memory->kind == CUMULATIVE || memory->kind == GEOMETRIC;
+  }
+  return NULL;
+}
+
+static OrtStatus *read_attributes(const OrtKernelInfo *info, struct layer *layer) {
+  TRY(read_memories(info, layer));
+  TRY(integer_attribute(info, "heads", 1, 1 << 16, &layer->heads));
+  TRY(integer_attribute(info, "kv_heads", 1, layer->heads, &layer->kv_heads));
+  TRY(integer_attribute(info, "rotate", 0, 1, &layer->rotate));
+  TRY(integer_attribute(info, "heads_first", 0, 1, &layer->heads_first));
+  TRY(integer_attribute(info, "window", 1, INT32_MAX, &layer->window));
+  TRY(float_attribute(info, "scale", &layer->scale));
+  TRY(float_attribute(info, "softcap", &layer->softcap));
+  if (layer->heads % layer->kv_heads)
+    return failure(NAME "%lld query heads cannot share %lld key/value heads", (long long)layer->heads,
+                   (long long)layer->kv_heads);
+  return NULL;
+}
+
+static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
+  (void)op, (void)api;
+  struct layer *layer = calloc(1, sizeof *layer);
+  if (!layer) return failure(NAME "no memory");
+  OrtStatus *status = read_attributes(info, layer);
+  if (status) free(layer);
+  *kernel = status ? NULL : layer;
+  return status;
+}
+
+static void destroy(void *kernel) { free(kernel); }
+
+// --- queries, keys and values ---------------------------------------------------------------------------------------
+
+static OrtStatus *read_packed(const struct layer *layer, const struct tensor *q, struct attention *call) {
+  int64_t heads = layer->heads + 2 * layer->kv_heads;
+  if (q->rank != 3 || q->dims[2] % heads || q->dims[2] == 0)
+    return failure(NAME "input 0 (q) has %zu axes and a last one of %lld; it must be [B, T, %lld * D], the heads of "
+                        "queries, keys and values one after another",
+                   q->rank, (long long)(q->rank ? q->dims[q->rank - 1] : 0), (long long)heads);
+  int64_t width = q->dims[2] / heads;
+  call->batch = q->dims[0], call->time = q->dims[1], call->width = call->value_width = width;
+  call->q = (struct strided){q->data, call->time * q->dims[2], q->dims[2], width};
+  call->k = call->v = call->q;
+  call->k.data += layer->heads * width;
+  call->v.data += (layer->heads + layer->kv_heads) * width;
+  return NULL;
+}
+
+static struct strided heads_first(const struct tensor *tensor) {
+  int64_t head = tensor->dims[2] * tensor->dims[3];
+  return (struct strided){tensor->data, tensor->dims[1] * head, tensor->dims[3], head};
+}
+
+static OrtStatus *read_heads_first(const OrtKernelContext *context, const struct layer *layer, const struct tensor *q,
+                                   struct attention *call) {
+  struct tensor k, v;
+  TRY(read_input(context, 1, &k));
+  TRY(read_input(context, 2, &v));
+  if (q->rank != 4 || q->dims[1] != layer->heads)
+    return failure(NAME "input 0 (q) has %zu axes and %lld heads; it must be [B, %lld, T, D]", q->rank,
+                   (long long)(q->rank > 1 ? q->dims[1] : 0), (long long)layer->heads);
+  int64_t dims[4] = {q->dims[0], layer->kv_heads, q->dims[2], q->dims[3]};
+  TRY(expect(&k, NAME "input 1 (k)", ORT_FLOAT32, dims, 4));
+  if (v.rank == 4) dims[3] = v.dims[3];
+  TRY(expect(&v, NAME "input 2 (v)", ORT_FLOAT32, dims, 4));
+  call->batch = q->dims[0], call->time = q->dims[2], call->width = q->dims[3], call->value_width = v.dims[3];
+  call->q = heads_first(q), call->k = heads_first(&k), call->v = heads_first(&v);
+  return NULL;
+}
+
+static OrtStatus *check_widths(const struct layer *layer, const struct attention *call) {
+  const int64_t widths[2] = {call->width, call->value_width};
+  for (int i = 0; i < 2; i++)
+    if (widths[i] < 1 || widths[i] > WIDTH_MAX)
+      return failure(NAME "heads are %lld wide; supported are 1 to %d", (long long)widths[i], WIDTH_MAX);
+  if (layer->rotate && call->width % 2)
+    return failure(NAME "heads of odd width %lld cannot be rotated", (long long)call->width);
+  if (layer->summaries && call->value_width != call->width)
+    return failure(NAME "keys are %lld wide and values %lld; a summary needs equal widths", (long long)call->width,
+                   (long long)call->value_width);
+  return NULL;
+}
+
+static OrtStatus *read_positions(const OrtKernelContext *context, struct attention *call) {
+  struct tensor position;
+  TRY(read_input(context, 3, &position));
+  TRY(expect(&position, NAME "input 3 (position)", ORT_INT64, &call->batch, 1));
+  call->position = position.data;
+  for (int64_t row = 0; row < call->batch; row++)
+    if (call->position[row] < 0 || call->position[row] > (int64_t)1 << 62)
+      return failure(NAME "position %lld is not in 0 .. 2^62", (long long)call->position[row]);
+  return NULL;
+}
+
+// An optional float input; null where it is absent.
+static OrtStatus *read_optional(const OrtKernelContext *context, size_t index, const char *what, const int64_t *dims,
+                                size_t rank, const float **data) {
+  struct tensor tensor;
+  TRY(read_input(context, index, &tensor));
+  if (tensor.data) TRY(expect(&tensor, what, ORT_FLOAT32, dims, rank));
+  *data = tensor.data;
+  return NULL;
+}
+
+static OrtStatus *read_fixed(const OrtKernelContext *context, const struct layer *layer, struct attention *call) {
+  struct tensor q, phases;
+  TRY(read_input(context, 0, &q));
+  TRY(layer->heads_first ? read_heads_first(context, layer, &q, call) : read_packed(layer, &q, call));
+  TRY(check_widths(layer, call));
+  TRY(read_positions(context, call));
+  if (layer->rotate) {
+    const int64_t pairs = call->width / 2;
+    TRY(read_input(context, 4, &phases));
+    TRY(expect(&phases, NAME "input 4 (phases)", ORT_INT64, &pairs, 1));
+    call->phases = phases.data;
+  }
+  const int64_t bias[2] = {layer->summaries, layer->heads};
+  TRY(read_optional(context, 5, NAME "input 5 (sink_logits)", &layer->heads, 1, &call->sink_logits));
+  return read_optional(context, 6, NAME "input 6 (bias)", bias, 2, &call->bias);
+}
+
+// --- states ---------------------------------------------------------------------------------------------------------
+
+// Where the next state is among inputs and outputs.
+struct places {
+  size_t input, output;
+};
+
+// Reads a state, and makes its output of `entries` slots in place of dims[2]; `dims` are those that it must have.
+static OrtStatus *read_state(OrtKernelContext *context, struct places *places, const char *what, int type,
+                             const int64_t dims[4], int64_t entries, const void **past, void **present) {
+  char name[96];
+  struct tensor state;
+  snprintf(name, sizeof name, NAME "input %zu (%s)", places->input, what);
+  TRY(read_input(context, places->input++, &state));
+  TRY(expect(&state, name, type, dims, 4));
+  const int64_t made[4] = {dims[0], dims[1], entries, dims[3]};
+  TRY(make_output(context, places->output, made, 4, present));
+  if (!*present) return failure(NAME "output %zu (%s) is not connected", places->output, what);
+  places->output++;
+  *past = state.data;
+  return NULL;
+}
+
+// Window and sinks: keys and values of one element type, [B, H, slots, D] and [B, H, slots, Dv].
+static OrtStatus *read_pairs(OrtKernelContext *context, struct places *places, const struct attention *call,
+                             struct memory *memory) {
+  struct tensor keys;
+  TRY(read_input(context, places->input, &keys));
+  if (!keys.data || keys.rank != 4 || (keys.type != ORT_FLOAT32 && keys.type != ORT_FLOAT16))
+    return failure(NAME "input %zu (keys of %s) must be float32 or float16 [B, %lld, slots, %lld]", places->input,
+                   memory->kind == WINDOW ? "the window" : "sinks", (long long)call->kv_heads, (long long)call->width);
+  memory->element = keys.type == ORT_FLOAT16 ? FLOAT16 : FLOAT32;
+  memory->slots = memory->kind == WINDOW ? call->window : keys.dims[2];
+  int64_t entries = memory->kind == WINDOW ? call->time : memory->slots;
+  const int64_t k[4] = {call->batch, call->kv_heads, memory->slots, call->width};
+  const int64_t v[4] = {call->batch, call->kv_heads, memory->slots, call->value_width};
+  const char *names[2] = {"keys of sinks", "values of sinks"};
+  if (memory->kind == WINDOW) names[0] = "keys of the window", names[1] = "values of the window";
+  TRY(read_state(context, places, names[0], keys.type, k, entries, &memory->past[0], &memory->present[0]));
+  return read_state(context, places, names[1], keys.type, v, entries, &memory->past[1], &memory->present[1]);
+}
+
+static OrtStatus *read_summary(OrtKernelContext *context, struct places *places, const struct attention *call,
+                               struct memory *memory) {
+  const int64_t pair[4] = {call->batch, 2 * call->kv_heads, 1, call->width};
+  if (memory->kind == CUMULATIVE) {
+    TRY(read_state(context, places, "mean", ORT_FLOAT32, pair, 1, &memory->past[0], &memory->present[0]));
+    return read_state(context, places, "carry", ORT_FLOAT32, pair, 1, &memory->past[1], &memory->present[1]);
+  }
+  const int64_t mass[4] = {call->batch, call->kv_heads, 1, 1};
+  struct tensor decay;
+  TRY(read_state(context, places, "sum", ORT_FLOAT32, pair, 1, &memory->past[0], &memory->present[0]));
+  TRY(read_state(context, places, "mass", ORT_FLOAT32, mass, 1, &memory->past[1], &memory->present[1]));
+  TRY(read_input(context, places->input++, &decay));
+  TRY(expect(&decay, NAME "the input after mass (log_decay)", ORT_FLOAT32, &call->kv_heads, 1));
+  memory->decay = decay.data;
+  return NULL;
+}
+
+static size_t inputs_of(const struct layer *layer) {
+  size_t inputs = STATES_FROM;
+  for (int m = 0; m < layer->memories; m++) inputs += layer->memory[m].kind == GEOMETRIC ? 3 : 2;
+  return inputs;
+}
+
+static OrtStatus *check_counts(const OrtKernelContext *context, const struct layer *layer) {
+  size_t inputs = 0, outputs = 0, wanted = inputs_of(layer), states = 1 + 2 * (size_t)layer->memories;
+  TRY(ort->KernelContext_GetInputCount(context, &inputs));
+  TRY(ort->KernelContext_GetOutputCount(context, &outputs));
+  if (inputs == wanted && outputs == states) return NULL;
+  return failure(NAME "%zu inputs and %zu outputs; this list of memories has %zu and %zu", inputs, outputs, wanted, states);
+}
+
+static OrtStatus *read_states(OrtKernelContext *context, struct attention *call) {
+  struct places places = {STATES_FROM, 1};
+  for (int m = 0; m < call->memories; m++) {
+    struct memory *memory = &call->memory[m];
+    TRY(memory->kind == WINDOW || memory->kind == SINKS ? read_pairs(context, &places, call, memory)
+                                                        : read_summary(context, &places, call, memory));
+  }
+  return NULL;
+}
+
+// --- the call -------------------------------------------------------------------------------------------------------
+
+static void one_task(void *data, size_t index) {
+  const struct call *call = data;
+  call->kernels->attend(&call->attention, (int64_t)index);
+}
+
+static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
+  const struct layer *layer = kernel;
+  struct call call = {0};
+  struct attention *attention = &call.attention;
+  attention->kv_heads = layer->kv_heads, attention->groups = layer->heads / layer->kv_heads;
+  attention->scale = layer->scale, attention->softcap = layer->softcap, attention->window = layer->window;
+  attention->memories = layer->memories;
+  memcpy(attention->memory, layer->memory, sizeof layer->memory);
+  TRY(check_counts(context, layer));
+  TRY(read_fixed(context, layer, attention));
+  TRY(read_states(context, attention));
+  const int64_t read[3] = {attention->batch, attention->time, layer->heads * attention->value_width};
+  TRY(make_output(context, 0, read, 3, (void **)&attention->read));
+  if (!attention->read) return failure(NAME "output 0 (the read) is not connected");
+  call.kernels = kernels_for(levels, attention->width, attention->value_width);
+  int64_t work = attention->batch * attention->time * layer->heads * attention->width * 2;
+  int64_t seen = attention->time + layer->window;
+  return run_tasks(context, one_task, &call, attention->batch * layer->kv_heads, work * seen);
+}
+
+static const char *name(const OrtCustomOp *op) { return op ? "MemoryAttention" : NULL; }
+static size_t inputs(const OrtCustomOp *op) { return op ? STATES_FROM + 1 : 0; }
+static size_t outputs(const OrtCustomOp *op) { return op ? 2 : 0; }
+
+static int input_type(const OrtCustomOp *op, size_t index) {
+  if (op && (index == 3 || index == 4)) return ORT_INT64;
+  return index < STATES_FROM ? ORT_FLOAT32 : ORT_ANY;
+}
+
+static int output_type(const OrtCustomOp *op, size_t index) { return op && index == 0 ? ORT_FLOAT32 : ORT_ANY; }
+
+static int input_is(const OrtCustomOp *op, size_t index) {
+  if (op && (index == 0 || index == 3)) return ORT_REQUIRED;
+  return index < STATES_FROM ? ORT_OPTIONAL : ORT_VARIADIC;
+}
+
+static int output_is(const OrtCustomOp *op, size_t index) { return op && index == 0 ? ORT_REQUIRED : ORT_VARIADIC; }
+
+const OrtCustomOp memory_attention_operator = {
+    OPERATOR_BASICS, .GetName = name, .GetInputType = input_type, .GetInputTypeCount = inputs,
+    .GetOutputType = output_type, .GetOutputTypeCount = outputs, .GetInputCharacteristic = input_is,
+    .GetOutputCharacteristic = output_is, .CreateKernelV2 = create, .KernelComputeV2 = compute,
+    .KernelDestroy = destroy};

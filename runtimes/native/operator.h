@@ -1,0 +1,67 @@
+// What all operators share: reading tensors, and errors in words.
+#ifndef EDGEMEM_OPERATOR_H
+#define EDGEMEM_OPERATOR_H
+
+#include <stdbool.h>
+
+#include "kernels.h"
+#include "ort_abi.h"
+
+enum { RANK_MAX = 8 };
+
+// ONNX Runtime's functions, and the instruction sets to use; both are set as the library is registered.
+extern const OrtApi *ort;
+extern const struct kernels *const *levels;
+
+extern const OrtCustomOp memory_attention_operator, swiglu_operator, rms_norm_operator;
+
+struct tensor {
+  const void *data;  // null: an optional input that is absent
+  int type;
+  size_t rank;
+  int64_t dims[RANK_MAX];
+};
+
+// An error for the user, as printf would write it.
+OrtStatus *failure(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+// Returns from the function with an error, if there is one.
+#define TRY(call)                        \
+  do {                                   \
+    OrtStatus *status_ = (call);         \
+    if (status_) return status_;         \
+  } while (0)
+
+OrtStatus *read_input(const OrtKernelContext *context, size_t index, struct tensor *tensor);
+
+// An output's place; null where the graph does not use it.
+OrtStatus *make_output(OrtKernelContext *context, size_t index, const int64_t *dims, size_t rank, void **data);
+
+// The error of a tensor that has not this element type and these dimensions; `what` names it in the message.
+OrtStatus *expect(const struct tensor *tensor, const char *what, int type, const int64_t *dims, size_t rank);
+
+OrtStatus *float_attribute(const OrtKernelInfo *info, const char *name, float *value);
+OrtStatus *integer_attribute(const OrtKernelInfo *info, const char *name, int64_t least, int64_t most, int64_t *value);
+
+// Runs tasks 0 .. count - 1, on the session's threads where `work` (multiplications of all) is worth it.
+OrtStatus *run_tasks(const OrtKernelContext *context, void (*task)(void *data, size_t index), void *data, int64_t count,
+                     int64_t work);
+
+// Product of the first dimensions: rows of a tensor whose last axis is the width.
+int64_t rows_of(const struct tensor *tensor);
+
+// Parts of an OrtCustomOp that are the same for all.
+const char *on_the_cpu(const OrtCustomOp *op);
+int in_memory(const OrtCustomOp *op, size_t index);
+int is_float(const OrtCustomOp *op, size_t index);
+int first_version(const OrtCustomOp *op);
+int last_version(const OrtCustomOp *op);
+int one(const OrtCustomOp *op);
+int zero(const OrtCustomOp *op);
+
+#define OPERATOR_BASICS                                                                                             \
+  .version = ORT_API_VERSION, .GetExecutionProviderType = on_the_cpu, .GetInputMemoryType = in_memory,              \
+  .GetVariadicInputMinArity = one, .GetVariadicInputHomogeneity = zero, .GetVariadicOutputMinArity = one,           \
+  .GetVariadicOutputHomogeneity = zero, .GetStartVersion = first_version, .GetEndVersion = last_version
+
+#endif

@@ -1,0 +1,88 @@
+// Queries of one head that are answered together, and the running softmax of each.
+#ifndef EDGEMEM_QUERIES_H
+#define EDGEMEM_QUERIES_H
+
+#include <math.h>
+
+#include "level.h"
+#include "rotary.h"
+
+enum { QUERIES_MAX = 128, QUERY_FLOATS = 8192 };
+
+// One row and one key/value head of a call.
+struct head {
+  const struct attention *call;
+  int64_t row, index, start;  // start: position of the first query
+};
+
+struct queries {
+  int count;
+  int64_t position[QUERIES_MAX];
+  const float *source[QUERIES_MAX];  // as they came in
+  float *read[QUERIES_MAX];          // the weighted sum of values, in its place in the output
+  float top[QUERIES_MAX], total[QUERIES_MAX];
+  float q[QUERY_FLOATS], sink_q[QUERY_FLOATS];  // scaled and rotated, [count, D]
+};
+
+INLINE const float *at(const struct strided *tensor, int64_t row, int64_t time, int64_t head) {
+  return tensor->data + row * tensor->row + time * tensor->time + head * tensor->head;
+}
+
+INLINE const void *element(const void *data, enum element type, int64_t index) {
+  return (const char *)data + index * element_bytes(type);
+}
+
+INLINE void set_elements(void *data, enum element type, int64_t first, const float *x, int64_t count) {
+  if (type == FLOAT32)
+    memcpy((float *)data + first, x, (size_t)count * sizeof(float));
+  else
+    for (int64_t i = 0; i < count; i++) set_element(data, type, first + i, x[i]);
+}
+
+// A state that is bound to one address as input and output is there already.
+INLINE void copy(void *to, const void *from, int64_t bytes) {
+  if (to != from) memcpy(to, from, (size_t)bytes);
+}
+
+INLINE int64_t queries_at_once(int64_t width) {
+  return QUERY_FLOATS / width < QUERIES_MAX ? QUERY_FLOATS / width : QUERIES_MAX;
+}
+
+// Query r of a head is that of step r / G and of its query head r % G.
+static void take_queries(struct queries *queries, const struct head *head, const struct rotary *rotary, int64_t first,
+                         int64_t count) {
+  const struct attention *call = head->call;
+  int64_t groups = call->groups, heads = call->kv_heads * groups;
+  queries->count = (int)count;
+  for (int r = 0; r < count; r++) {
+    int64_t t = (first + r) / groups, h = head->index * groups + (first + r) % groups;
+    queries->position[r] = head->start + t;
+    queries->source[r] = at(&call->q, head->row, t, h);
+    rotate(rotary, queries->position[r], queries->source[r], call->scale, queries->q + r * call->width);
+    queries->read[r] = call->read + ((head->row * call->time + t) * heads + h) * call->value_width;
+    memset(queries->read[r], 0, (size_t)call->value_width * sizeof(float));
+    queries->top[r] = call->sink_logits ? call->sink_logits[h] : -INFINITY;
+    queries->total[r] = call->sink_logits ? 1.0f : 0.0f;
+  }
+}
+
+INLINE float capped(const struct attention *call, float score) {
+  return call->softcap > 0 ? call->softcap * vtanh(splat(score / call->softcap))[0] : score;
+}
+
+// Adds one slot of the given score, whose value is `factor` * `value` [Dv].
+static void add_slot(struct queries *queries, int r, float score, float factor, const float *value, int64_t width) {
+  float top = queries->top[r] > score ? queries->top[r] : score;
+  float kept = exp_of(queries->top[r] - top), weight = exp_of(score - top);
+  queries->top[r] = top;
+  queries->total[r] = queries->total[r] * kept + weight;
+  float *read = queries->read[r];
+  for (int64_t d = 0; d < width; d++) read[d] = read[d] * kept + weight * factor * value[d];
+}
+
+static void finish(struct queries *queries, const struct attention *call) {
+  for (int r = 0; r < queries->count; r++)
+    for (int64_t d = 0; d < call->value_width; d++) queries->read[r][d] /= queries->total[r];
+}
+
+#endif

@@ -1,0 +1,62 @@
+// edgemem::RMSNorm: adds a residual and normalises. Inputs: x [..., C], weight [C], delta [..., C] (optional).
+// Outputs: (x + delta) / sqrt(mean((x + delta)^2) + eps) * weight, and x + delta (optional).
+#include <stdlib.h>
+
+#include "operator.h"
+
+struct rms_norm {
+  const struct kernels *kernels;
+  const float *x, *delta, *weight;
+  float epsilon;
+  float *out, *sum;
+  int64_t width;
+};
+
+static void one_row(void *data, size_t row) {
+  const struct rms_norm *call = data;
+  int64_t first = (int64_t)row * call->width;
+  call->kernels->rms_norm(call->x + first, call->delta ? call->delta + first : NULL, call->weight, call->epsilon,
+                          call->out + first, call->sum ? call->sum + first : NULL, call->width);
+}
+
+static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
+  struct tensor x, weight, delta = {0};
+  size_t inputs = 0, outputs = 0;
+  TRY(ort->KernelContext_GetInputCount(context, &inputs));
+  TRY(ort->KernelContext_GetOutputCount(context, &outputs));
+  TRY(read_input(context, 0, &x));
+  TRY(read_input(context, 1, &weight));
+  if (inputs > 2) TRY(read_input(context, 2, &delta));
+  if (x.rank < 1) return failure("edgemem::RMSNorm: x is a scalar, and must have an axis");
+  int64_t width = x.dims[x.rank - 1];
+  TRY(expect(&weight, "edgemem::RMSNorm: input 1 (weight)", ORT_FLOAT32, &width, 1));
+  if (delta.data) TRY(expect(&delta, "edgemem::RMSNorm: input 2 (delta)", ORT_FLOAT32, x.dims, x.rank));
+  struct rms_norm call = {kernels_for(levels, width, width), x.data, delta.data, weight.data, *(const float *)kernel,
+                          NULL, NULL, width};
+  TRY(make_output(context, 0, x.dims, x.rank, (void **)&call.out));
+  if (outputs > 1) TRY(make_output(context, 1, x.dims, x.rank, (void **)&call.sum));
+  int64_t rows = rows_of(&x);
+  return run_tasks(context, one_row, &call, rows, rows * width * 4);
+}
+
+static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
+  (void)op, (void)api;
+  float *epsilon = malloc(sizeof *epsilon);
+  if (!epsilon) return failure("edgemem::RMSNorm: no memory");
+  OrtStatus *status = float_attribute(info, "eps", epsilon);
+  if (status) free(epsilon);
+  *kernel = status ? NULL : epsilon;
+  return status;
+}
+
+static void destroy(void *kernel) { free(kernel); }
+static const char *name(const OrtCustomOp *op) { return op ? "RMSNorm" : NULL; }
+static size_t inputs(const OrtCustomOp *op) { return op ? 3 : 0; }
+static size_t outputs(const OrtCustomOp *op) { return op ? 2 : 0; }
+static int input_is(const OrtCustomOp *op, size_t index) { return op && index == 2 ? ORT_OPTIONAL : ORT_REQUIRED; }
+static int output_is(const OrtCustomOp *op, size_t index) { return op && index == 1 ? ORT_OPTIONAL : ORT_REQUIRED; }
+
+const OrtCustomOp rms_norm_operator = {
+    OPERATOR_BASICS, .GetName = name, .GetInputType = is_float, .GetInputTypeCount = inputs, .GetOutputType = is_float,
+    .GetOutputTypeCount = outputs, .GetInputCharacteristic = input_is, .GetOutputCharacteristic = output_is,
+    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = destroy};

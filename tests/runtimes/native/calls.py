@@ -1,0 +1,97 @@
+"""Drawn calls of ``edgemem::MemoryAttention``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from tests.memories.oracle import TURN
+from tests.runtimes.native.oracle import Array, Call
+
+LISTS = (
+    ["window"],
+    ["window", "sinks"],
+    ["window", "cumulative"],
+    ["window", "geometric", "cumulative:log_count"],
+    ["window", "sinks", "cumulative", "geometric", "geometric"],
+)
+FAR = (0, 1, 2, 5, 7, 8, 9, 30, 1000, 2**31 - 3, 2**40 + 1, 2**53 + 1, 2**62 - 600)
+
+
+def make_call(
+    memories: list[str],
+    *,
+    position: list[int],
+    time: int = 1,
+    kv_heads: int = 1,
+    groups: int = 1,
+    width: int = 8,
+    window: int = 8,
+    sinks: int = 3,
+    ring: type = np.float32,
+    seed: int = 0,
+    **options: Any,
+) -> Call:
+    """A call of normal numbers, each stream at its own position."""
+    random = np.random.default_rng(seed)
+    batch, heads = len(position), kv_heads * groups
+
+    def draw(*shape: int) -> Array:
+        return random.normal(size=shape).astype(np.float32)
+
+    states: dict[str, Array] = {}
+    decays: dict[int, Array] = {}
+    for m, memory in enumerate(memories):
+        if memory in ("window", "sinks"):
+            slots = window if memory == "window" else sinks
+            for tensor in ("k", "v"):
+                states[f"{m}.{tensor}"] = draw(batch, kv_heads, slots, width).astype(ring)
+        elif memory.startswith("cumulative"):
+            states[f"{m}.mean"] = draw(batch, 2 * kv_heads, 1, width)
+            states[f"{m}.carry"] = draw(batch, 2 * kv_heads, 1, width) * np.float32(1e-8)
+        else:
+            states[f"{m}.sum"] = draw(batch, 2 * kv_heads, 1, width) * 5
+            states[f"{m}.mass"] = np.abs(draw(batch, kv_heads, 1, 1)) * 5
+            decays[m] = np.log(random.uniform(0.5, 0.999, kv_heads)).astype(np.float32)
+    summaries = sum(memory not in ("window", "sinks") for memory in memories)
+    phases = [round(10000.0 ** (-2 * f / width) / (2 * math.pi) * TURN) for f in range(width // 2)]
+    values: dict[str, Any] = {"phases": np.array(phases), "bias": draw(summaries, heads) if summaries else None}
+    return Call(
+        memories,
+        draw(batch, heads, time, width) * 2,
+        draw(batch, kv_heads, time, width),
+        draw(batch, kv_heads, time, width),
+        np.array(position),
+        window,
+        width**-0.5,
+        states,
+        log_decay=decays,
+        **{**values, **options},
+    )
+
+
+@st.composite
+def calls(draw: st.DrawFn, ring: type = np.float32) -> Call:
+    """Lists, sizes, wraps, batches, groups and lengths; widths that fill vectors and widths that do not."""
+    heads = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3, 5]))
+    options: dict[str, Any] = {}
+    if draw(st.booleans()):
+        options["softcap"] = draw(st.sampled_from([0.5, 30.0]))
+    if draw(st.booleans()):
+        options["sink_logits"] = np.linspace(-3, 3, heads[0] * heads[1], dtype=np.float32)
+    return make_call(
+        draw(st.sampled_from(LISTS)),
+        position=draw(st.lists(st.sampled_from(FAR), min_size=1, max_size=3)),
+        time=draw(st.sampled_from([1, 1, 2, 3, 8, 17])),
+        kv_heads=heads[0],
+        groups=heads[1],
+        width=draw(st.sampled_from([2, 4, 6, 8, 12, 16, 20, 32, 40, 64, 128])),
+        window=draw(st.sampled_from([1, 2, 7, 8, 40, 300])),
+        sinks=draw(st.integers(1, 4)),
+        ring=ring,
+        seed=draw(st.integers(0, 1000)),
+        **options,
+    )

@@ -1,0 +1,100 @@
+"""Graphs of one operator, and their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from edgemem.runtimes import native
+from tests.runtimes.native.oracle import Array, Call
+
+STATES = {
+    "window": ("k", "v"),
+    "sinks": ("k", "v"),
+    "cumulative": ("mean", "carry"),
+    "cumulative:log_count": ("mean", "carry"),
+    "geometric": ("sum", "mass"),
+}
+KINDS = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
+KINDS[np.dtype(np.int64)] = TensorProto.INT64
+
+
+def session(
+    operator: str, inputs: Mapping[str, Array], outputs: Mapping[str, type], threads: int = 1, **attributes: Any
+) -> ort.InferenceSession:
+    """A session whose graph is one node; an input that is ``None`` is absent."""
+    names = [name if value is not None else "" for name, value in inputs.items()]
+    node = helper.make_node(operator, names, list(outputs), domain="edgemem", **attributes)
+    graph = helper.make_graph(
+        [node],
+        operator,
+        [
+            helper.make_tensor_value_info(name, KINDS[value.dtype], [None] * value.ndim)
+            for name, value in inputs.items()
+            if value is not None
+        ],
+        [helper.make_tensor_value_info(name, KINDS[np.dtype(kind)], None) for name, kind in outputs.items()],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("edgemem", 1)], ir_version=10
+    )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    library = native.library()
+    assert library is not None, native.why()
+    options.register_custom_ops_library(str(library))
+    return ort.InferenceSession(onnx.ModelProto.SerializeToString(model), options, ["CPUExecutionProvider"])
+
+
+def run(session: ort.InferenceSession, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    names = [output.name for output in session.get_outputs()]
+    fed = {name: value for name, value in inputs.items() if value is not None}
+    return dict(zip(names, session.run(names, fed), strict=True))
+
+
+def attention_inputs(call: Call, heads_first: bool) -> dict[str, Array]:
+    """The operator's inputs, by name and in order."""
+    inputs: dict[str, Any] = {"q": call.q, "k": call.k, "v": call.v}
+    if not heads_first:
+        packed = np.concatenate([call.q, call.k, call.v], axis=1).transpose(0, 2, 1, 3)
+        inputs = {"q": packed.reshape(*packed.shape[:2], packed.shape[2] * packed.shape[3]), "k": None, "v": None}
+    inputs |= {"position": call.position, "phases": call.phases}
+    inputs |= {"sink_logits": call.sink_logits, "bias": call.bias}
+    for m, memory in enumerate(call.memories):
+        for tensor in STATES[memory]:
+            inputs[f"{m}.{tensor}"] = call.states[f"{m}.{tensor}"]
+        if memory == "geometric":
+            inputs[f"{m}.log_decay"] = call.log_decay[m]
+    return inputs
+
+
+def attention_session(call: Call, heads_first: bool = False, threads: int = 1, **changed: Any) -> ort.InferenceSession:
+    outputs: dict[str, Any] = {"read": np.float32}
+    for m, memory in enumerate(call.memories):
+        for tensor in STATES[memory]:
+            outputs[f"new.{m}.{tensor}"] = call.states[f"{m}.{tensor}"].dtype
+    attributes: dict[str, Any] = {
+        "memories": ",".join(call.memories),
+        "heads": call.q.shape[1],
+        "kv_heads": call.k.shape[1],
+        "scale": float(call.scale),
+        "softcap": float(call.softcap),
+        "rotate": int(call.phases is not None),
+        "heads_first": int(heads_first),
+        "window": call.window,
+        **changed,
+    }
+    return session("MemoryAttention", attention_inputs(call, heads_first), outputs, threads, **attributes)
+
+
+def attend(call: Call, heads_first: bool = False, threads: int = 1, **changed: Any) -> dict[str, Array]:
+    """``read`` and the new states ``<index>.<tensor>`` that the operator returns."""
+    made = attention_session(call, heads_first, threads, **changed)
+    results = run(made, attention_inputs(call, heads_first))
+    return {name.removeprefix("new."): value for name, value in results.items()}
