@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,9 @@ _ENTRIES = (
     *("format", "version", "created", "source", "input_meaning", "tokenizer", *_LATER_ENTRIES),
     *("graphs", "files", "versions", "verification", "model", "contract"),
 )
+
+ADOPTED = "onnx"
+"""Kind of the source of a bundle that was made of an ONNX file of others."""
 
 
 @dataclass(frozen=True)
@@ -97,33 +101,36 @@ class SourceInfo:
     """Where a model came from.
 
     Attributes:
-        kind: ``"checkpoint"``, ``"config"``, ``"transformers"``, ``"factory"`` or ``"module"``.
+        kind: ``"checkpoint"``, ``"config"``, ``"transformers"``, ``"factory"``, ``"module"`` or :data:`ADOPTED`.
         name: What the user named.
         random_weights: Whether it was never trained.
         options: How it was loaded.
+        fixed: Inputs of an adopted file that are constants, with their values.
     """
 
     kind: str = ""
     name: str = ""
     random_weights: bool = False
     options: LoadOptions = LoadOptions()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for the manifest."""
         options = self.options.to_json()
         found = {"kind": self.kind, "name": self.name, "random_weights": self.random_weights}
-        return found | ({"options": options} if options else {})
+        return found | ({"options": options} if options else {}) | ({"fixed": dict(self.fixed)} if self.fixed else {})
 
     @classmethod
     def from_json(cls, fields: Fields) -> SourceInfo:
         """Read what :meth:`to_json` wrote."""
-        defaults = {"kind": "", "name": "", "random_weights": False, "options": {}}
+        defaults = {"kind": "", "name": "", "random_weights": False, "options": {}, "fixed": {}}
         fields = fields.with_defaults(defaults).only(*defaults)
         return cls(
             fields.text("kind"),
             fields.text("name"),
             fields.flag("random_weights"),
             LoadOptions.from_json(fields.object("options")),
+            fields.object("fixed").values,
         )
 
 

@@ -14,7 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec, initial_state
+from edgemem.bundle import GraphFile
+from edgemem.contract import (
+    Contract,
+    FoundTensor,
+    InputSpec,
+    OutputSpec,
+    StateSpec,
+    TensorSpec,
+    difference,
+    initial_state,
+)
 from edgemem.dtypes import DType, element_type, numpy_dtype
 from edgemem.errors import ContractError
 
@@ -58,6 +68,7 @@ def contracts(draw: st.DrawFn) -> Contract:
         position=position,
         output_indices=vocab_size is not None and draw(st.booleans()),
         max_position=draw(st.none() | st.integers(1, 10**6)),
+        one_stream=draw(st.booleans()),
     )
 
 
@@ -160,6 +171,7 @@ OTHERS: list[dict[str, Any]] = [
     {"max_chunk": 7},
     {"output_indices": True},
     {"max_position": 100},
+    {"one_stream": True},
 ]
 
 
@@ -221,6 +233,7 @@ BROKEN: list[tuple[Callable[[], object], str]] = [
     (lambda: Contract((TOKENS,), (LOGITS,), (), max_chunk=1 << 31), "max_chunk"),
     (lambda: Contract((TOKENS,), (LOGITS,), (), max_position=0), "max_position"),
     (lambda: Contract((TOKENS,), (LOGITS,), (), max_position=True), "max_position"),
+    (lambda: Contract((TOKENS,), (LOGITS,), (), one_stream=1), "one_stream"),  # type: ignore[arg-type]
     (lambda: Contract((TOKENS,), (LOGITS,), (), position="given"), "given"),  # type: ignore[arg-type]
     (lambda: Contract((TOKENS,), (LOGITS,), (), output_indices="no"), "output_indices"),  # type: ignore[arg-type]
     (lambda: Contract((TOKENS,), (LOGITS,), (StateSpec("s", (1, 7, 1), update="append"),), max_chunk=8), "ring of 7"),
@@ -323,6 +336,7 @@ TAMPERED_IN_BOTH: list[tuple[list[Any], Any]] = [
     (["max_chunk"], 9),
     (["max_position"], 0),
     (["max_position"], "100"),
+    (["one_stream"], 1),
     (["states"], 3),
     (["states"], [3]),
     (["states", 0, "name"], 3),
@@ -394,3 +408,17 @@ def test_a_contract_of_version_1_that_was_tampered_with_is_refused(path: list[An
 def test_a_contract_of_version_2_that_was_tampered_with_is_refused(path: list[Any], value: Any) -> None:
     with pytest.raises(ContractError):
         Contract.from_json(edited(BASE.to_json(), path, value))
+
+
+def test_a_graph_of_one_stream_has_batch_axes_of_size_1() -> None:
+    contract = replace(BASE, one_stream=True)
+    assert not contract.has_batches
+    graph = GraphFile("", 1, 8)
+    found = [FoundTensor(t.name, t.dtype, _shape_of_one(t)) for t in contract.inputs(graph)]
+    assert difference("input", found, contract.inputs(graph)) == ""
+    assert "has shape" in difference("input", found, BASE.inputs(graph))
+
+
+def _shape_of_one(tensor: TensorSpec) -> tuple[int | None, ...]:
+    sizes = {"batch": 1, "time": None, "selected": None}
+    return tuple(axis if isinstance(axis, int) else sizes[axis.kind] for axis in tensor.axes)

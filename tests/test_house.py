@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runtimes",),
     ("edgemem",),
     ("text",),
+    ("adopt",),
     ("export",),
     ("bench",),
     ("cli",),
@@ -46,6 +47,7 @@ EXPORTED = {
         *("Bundle", "Contract", "EdgememError", "InputSpec", "OutputSpec", "Session", "StateSpec", "Stream"),
         *("open", "open_bundle"),
     ],
+    "edgemem.adopt": ["AdoptOptions", "Pair", "Proposal", "adopt", "propose", "recheck"],
     "edgemem.contract": [
         *("METADATA_KEY", "OUTPUT_INDICES", "POSITION", "Axis", "Contract", "FoundTensor", "Framing"),
         *("FrontEnd", "InputSpec", "OutputSpec", "Role", "Sizes", "StateSpec", "Stft", "TensorSpec", "Times"),

@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from edgemem.bundle import Bundle, open_bundle
-from edgemem.cli.export_tools import checking, needs_export_packages, print_report
+from edgemem.cli.export_tools import checking, equal_to, needs_export_packages, print_report
 from edgemem.cli.options import MOST_STEPS, count
 from edgemem.cli.text_scores import print_scores, score_file, scores_json
 from edgemem.cli.transformers_options import TRUST_REMOTE_CODE_HELP
 from edgemem.console import console, print_json, print_table
+from edgemem.manifest import ADOPTED
 
 
 @click.command()
@@ -48,11 +49,15 @@ def check(
     """Verify BUNDLE: its files, its graph, and its numbers compared with the torch model.
 
     A bundle of your own module needs --against package.module:factory, a bundle of a transformers model needs --against
-    FOLDER: a bundle contains no code.
+    FOLDER: a bundle contains no code. An adopted bundle is compared with a loop around its own graph, or around the
+    ONNX file that --against names.
     """
     opened = open_bundle(bundle)
     if recorded is not None:
         _check_recorded(opened, recorded, as_json)
+        return
+    if opened.manifest.source.kind == ADOPTED:
+        _check_adopted(opened, against, steps, as_json)
         return
     if against is None and opened.manifest.model is None:
         name = opened.manifest.source.name
@@ -83,6 +88,21 @@ def check(
         print_report(console(), report.to_json())
         if scores is not None:
             print_scores(console(), scores)
+
+
+def _check_adopted(bundle: Bundle, against: str | None, steps: int | None, as_json: bool) -> None:
+    needs_export_packages("onnx", "onnx_ir", "onnxruntime")
+    from edgemem.adopt import recheck
+    from edgemem.adopt.options import CHECK_STEPS
+
+    steps = steps or CHECK_STEPS
+    with checking(console(stderr=True)) as (announce, progress):
+        announce("comparing the bundle with a loop by hand")
+        found = recheck(bundle, None if against is None else Path(against), steps, progress)
+    if as_json:
+        print_json({"bundle": str(bundle.path), "against": against, "steps": steps, "largest_difference": found})
+        return
+    console().print(equal_to(against or "a loop by hand around its own graph", steps, found))
 
 
 def _check_recorded(bundle: Bundle, path: Path, as_json: bool) -> None:

@@ -14,14 +14,17 @@ from edgemem.console import headed, print_table
 from edgemem.errors import MissingDependencyError
 
 
-def needs_export_packages() -> None:
+def needs_export_packages(*packages: str) -> None:
     """Fail if a package for exporting is missing.
+
+    Args:
+        packages: Those that are needed; by default all.
 
     Raises:
         MissingDependencyError: Names the missing packages and the command that installs them.
     """
-    packages = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    needed = packages or ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(
             f"this needs {', '.join(missing)}, which is not installed.",
@@ -57,6 +60,12 @@ def checking(on: Console) -> Iterator[tuple[Callable[[str], None], Callable[[str
             bars.update(tasks[name], completed=done)
 
         yield announce, progress
+
+
+def equal_to(what: str, steps: int, largest: float) -> str:
+    """That a bundle computes what a loop by hand computes, in words."""
+    how = f"within {largest:.1e} of each output's spread" if largest else "bit for bit"
+    return f"Equal to {what} over {steps:,} steps {how}."
 
 
 def print_report(on: Console, report: dict[str, Any]) -> None:

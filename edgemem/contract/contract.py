@@ -40,6 +40,7 @@ class Contract:
             outputs for, so that a prefill does not compute logits that nobody reads.
         max_position: Most steps of a stream: a model that keeps its whole past up to a length computes something
             else beyond it. ``None`` for a model that streams for ever.
+        one_stream: Whether a call computes exactly one stream: every batch axis has size 1 in the graph.
     """
 
     input_specs: tuple[InputSpec, ...]
@@ -49,6 +50,7 @@ class Contract:
     position: Literal["input", "none"] = "input"
     output_indices: bool = False
     max_position: int | None = None
+    one_stream: bool = False
     _by_name: dict[str, StateSpec] = field(init=False, repr=False, compare=False, default_factory=dict)
     _as_read: dict[str, Any] | None = field(init=False, repr=False, compare=False, default=None)
 
@@ -75,6 +77,8 @@ class Contract:
             raise ContractError(f"position {self.position!r} is neither 'input' nor 'none'.")
         if not isinstance(self.output_indices, bool):
             raise ContractError(f"output_indices must be true or false, got {self.output_indices!r}.")
+        if not isinstance(self.one_stream, bool):
+            raise ContractError(f"one_stream must be true or false, got {self.one_stream!r}.")
         if type(self.max_chunk) is not int or not 1 <= self.max_chunk < 1 << 31:
             raise ContractError(f"max_chunk must be 1 or more, and of 31 bits or fewer, got {self.max_chunk}.")
         limit = self.max_position
@@ -150,11 +154,11 @@ class Contract:
 
     @property
     def has_batches(self) -> bool:
-        """Whether several streams can advance in one call: every input, output and state has a batch axis."""
+        """Whether several streams can advance in one call: everything has a batch axis, whose size a call chooses."""
         specs: tuple[InputSpec | OutputSpec | StateSpec, ...] = (
             *self.data, *self.held, *self.output_specs, *self.states,
         )  # fmt: skip
-        return all(spec.batch_axis is not None for spec in specs)
+        return not self.one_stream and all(spec.batch_axis is not None for spec in specs)
 
     @property
     def has_fixed_size(self) -> bool:
@@ -209,6 +213,7 @@ class Contract:
                 "output_indices": self.output_indices,
                 "max_chunk": self.max_chunk,
                 **({} if self.max_position is None else {"max_position": self.max_position}),
+                **({"one_stream": True} if self.one_stream else {}),
                 "states": [state_to_json(state) for state in self.states],
             }
         )

@@ -24,6 +24,8 @@ CONTRACT = JsonFormat(
     versions=(1, 2),
 )
 
+_OPTIONAL = ("max_position", "one_stream")
+
 
 @contextlib.contextmanager
 def reading(where: str) -> Iterator[None]:
@@ -42,14 +44,15 @@ def contract_fields(data: dict[str, Any]) -> dict[str, Any]:
     """The fields of a contract from its JSON, of any version known here; see :func:`reading` for its errors."""
     first = {1: ("input", "output"), 2: ("inputs", "outputs")}[data["version"]]
     options = ("position", "output_indices", "max_chunk")
-    _refuse_unknown(data, ("format", "version", *first, "states", *options, "max_position"))
+    _refuse_unknown(data, ("format", "version", *first, "states", *options, *_OPTIONAL))
     fields = _READERS[data["version"]](data)
     for state, entry in zip(fields["states"], data["states"], strict=True):
         if entry.get("bytes") != state.nbytes:
             raise ContractError(
                 f"state {state.name!r}: the contract has {entry.get('bytes')} bytes, its shape {state.nbytes}."
             )
-    return {**fields, **{key: data[key] for key in options}, "max_position": data.get("max_position")}
+    optional = {key: data[key] for key in _OPTIONAL if data.get(key) is not None}
+    return {**fields, **{key: data[key] for key in options}, **optional}
 
 
 def input_to_json(spec: InputSpec) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def graph_outputs(contract: Contract, graph: Times) -> tuple[TensorSpec, ...]:
 
 
 def _inputs(contract: Contract, graph: Times) -> Iterator[TensorSpec]:
-    batch = Axis("batch")
+    batch = _batch(contract)
     for spec in contract.input_specs:
         axes = insert_axes(spec.shape, {"batch": spec.batch_axis, "time": spec.time_axis})
         time = _time(graph, spec.takes, spec.context)
@@ -105,19 +105,24 @@ def _inputs(contract: Contract, graph: Times) -> Iterator[TensorSpec]:
             if contract.output_indices:
                 yield TensorSpec(OUTPUT_INDICES, "int64", (Axis("selected"),), "output_indices")
     for state in contract.states:
-        yield TensorSpec(state.input_name, state.dtype, _state_axes(state, Axis("length")), "state", state)
+        yield TensorSpec(state.input_name, state.dtype, _state_axes(state, batch, Axis("length")), "state", state)
 
 
 def _outputs(contract: Contract, graph: Times) -> Iterator[TensorSpec]:
+    batch = _batch(contract)
     for spec in contract.output_specs:
         axes = insert_axes(spec.shape, {"batch": spec.batch_axis, "time": spec.time_axis})
         time = Axis("selected") if contract.output_indices else _time(graph, spec.gives, 0)
-        yield TensorSpec(spec.name, spec.dtype, _put(axes, batch=Axis("batch"), time=time), "output", spec)
+        yield TensorSpec(spec.name, spec.dtype, _put(axes, batch=batch, time=time), "output", spec)
     for state in contract.states:
-        new = _state_axes(state, Axis("new_length"))
+        new = _state_axes(state, batch, Axis("new_length"))
         if state.update == "append":
             new = (*new[:2], _time(graph, 1, 0), new[3])
         yield TensorSpec(state.output_name, state.dtype, new, "state", state)
+
+
+def _batch(contract: Contract) -> Axis:
+    return Axis("batch", only=1 if contract.one_stream else None)
 
 
 def _time(graph: Times, times: int, plus: int) -> Axis:
@@ -129,10 +134,10 @@ def _put(axes: Iterable[int | str], **named: Axis) -> tuple[int | Axis, ...]:
     return tuple(named[axis] if isinstance(axis, str) else axis for axis in axes)
 
 
-def _state_axes(state: StateSpec, length: Axis) -> tuple[int | Axis, ...]:
+def _state_axes(state: StateSpec, batch: Axis, length: Axis) -> tuple[int | Axis, ...]:
     axes: list[int | Axis] = [length if size is None else size for size in state.shape]
     if state.batch_axis is not None:
-        axes.insert(state.batch_axis, Axis("batch"))
+        axes.insert(state.batch_axis, batch)
     return tuple(axes)
 
 

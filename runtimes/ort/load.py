@@ -9,6 +9,7 @@ from typing import Any
 
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.errors import BundleError, EdgememError, RuntimeUnavailableError
+from edgemem.manifest import ADOPTED
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ def _session_options(onnxruntime: Any, bundle: Bundle, graph: GraphFile, wanted:
     options.inter_op_num_threads = 1
     # A pattern is kept for every chunk length: 50 MB more for a model of 100 MB. A graph of one step has one.
     options.enable_mem_pattern = graph.max_time == 1
-    # Pushing transposes through a step's small tensors makes more of them, each a call of its own.
-    disabled = ["TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"]
+    # Pushing transposes through a step's small tensors makes more of them, each a call of its own. An adopted graph is
+    # run as those who published it ran it, so that its outputs are the same bits.
+    is_adopted = bundle.manifest.source.kind == ADOPTED
+    disabled = [] if is_adopted else ["TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider"]
     if graph.min_time > 1 and bundle.manifest.precision.weights is None:
         # The step's engine holds the weights already, packed for its kernels: this one reads them from the file.
         options.add_session_config_entry("session.disable_prepacking", "1")

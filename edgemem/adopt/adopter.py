@@ -1,0 +1,237 @@
+"""From an ONNX file with explicit state to a bundle, which is written only if it computes what the file computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemem.adopt.compare import Progress, compare
+from edgemem.adopt.describe import describe, probe_sizes
+from edgemem.adopt.evidence import LONG_CALL, long_calls, recording, sequence_form
+from edgemem.adopt.fold import fold
+from edgemem.adopt.options import AdoptOptions
+from edgemem.adopt.pairing import Pair, pair_states
+from edgemem.adopt.proof import TOLERANCE, refuse_dead_states, rows_are_independent, settle_pairs
+from edgemem.adopt.read import read_model
+from edgemem.adopt.subject import Subject, subject_of
+from edgemem.adopt.write import write_graph
+from edgemem.bundle import Bundle, Manifest, package_versions, write_bundle
+from edgemem.contract import Contract, Stft, initial_state
+from edgemem.errors import ContractError, ExportError
+from edgemem.files import sha256_file
+from edgemem.manifest import ADOPTED, SourceInfo
+
+Announce = Callable[[str], None]
+_MAX_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a file was found to be.
+
+    Attributes:
+        subject: The model, its states paired.
+        contract: Its contract.
+        probes: Inputs of calls of all numbers of streams and steps that the contract offers.
+    """
+
+    subject: Subject
+    contract: Contract
+    probes: Sequence[dict[str, Any]]
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The states, and what decided each pair."""
+        return self.subject.pairs
+
+    @property
+    def unproved(self) -> list[str]:
+        """The state inputs that could have been paired otherwise, as far as anything shows."""
+        return [pair.input for pair in self.pairs if not pair.is_proved and pair.twins]
+
+
+def propose(
+    path: str | Path,
+    options: AdoptOptions = AdoptOptions(),  # noqa: B008 (immutable)
+    announce: Announce = lambda message: None,
+) -> Proposal:
+    """Find what the tensors of an ONNX file are, and prove it by calling the graph.
+
+    Args:
+        path: The file.
+        options: What the user says.
+        announce: Called with a line at each stage.
+
+    Raises:
+        ExportError: The file cannot be adopted; the message names the tensor, the hint what to do.
+        VerificationError: Pairs that the user named contradict a sequence form or a recording.
+    """
+    file = Path(path)
+    announce(f"reading {file.name}")
+    subject = subject_of(read_model(file), file.name, file.parent, options)
+    announce("pairing states")
+    subject, undecided = _paired(subject, options)
+    announce("calling the graph to prove them")
+    refuse_dead_states(subject)
+    batches = rows_are_independent(subject)
+    probes, seen = _probed(subject, batches)
+    try:
+        contract = describe(subject, seen, batches, 1)
+        evidence = [long_calls(contract)] if _takes_long_calls(subject, contract) else []
+        if options.sequence is not None:
+            evidence.append(sequence_form(options.sequence, subject, contract))
+        if options.recorded is not None:
+            evidence.append(recording(options.recorded, contract))
+        subject = settle_pairs(subject, undecided, evidence)
+        has_long = any(each.what == LONG_CALL and each.error(subject) <= TOLERANCE for each in evidence)
+        return Proposal(subject, describe(subject, seen, batches, _MAX_CHUNK if has_long else 1), probes)
+    except ContractError as error:
+        raise ExportError(f"{file.name}: {error.message}", hint=error.hint) from error
+
+
+def _paired(subject: Subject, options: AdoptOptions) -> tuple[Subject, dict[str, str]]:
+    """The subject with the pairs that shapes and names propose, and the inputs that they do not decide."""
+    first = _inputs(subject, 1, 1)
+    values = {name: _value(array) for name, array in subject.call(first).items() if name not in options.outputs}
+    pairs, undecided = pair_states(
+        {state.tensor.name: _value(first[state.tensor.name]) for state in subject.states}, values, options.states
+    )
+    subject = subject.with_pairs(pairs)
+    if not subject.results:
+        raise ExportError("every output pairs with a state.", hint="Name the result with --output.")
+    if options.outputs and (extra := sorted(set(subject.results) - set(options.outputs))):
+        raise ExportError(
+            f"the output {extra[0]} pairs with no input.",
+            hint=f"If it is a result: --output {extra[0]}. If it is a state: --state IN:{extra[0]}",
+        )
+    return subject, undecided
+
+
+def _inputs(subject: Subject, batch: int, time: int) -> dict[str, Any]:
+    """Inputs of a call at position 0, the same each time."""
+    generator = np.random.default_rng(6)
+    return {
+        **subject.random_data(batch, time, generator),
+        **subject.random_held(batch, generator),
+        **subject.first_states(batch),
+    }
+
+
+def _takes_long_calls(subject: Subject, contract: Contract) -> bool:
+    return subject.has_free_time and all(spec.time_axis is not None for spec in contract.output_specs)
+
+
+def _value(array: Any) -> tuple[str, tuple[int, ...]]:
+    return str(array.dtype), array.shape
+
+
+def _probed(subject: Subject, batches: bool) -> tuple[list[dict[str, Any]], dict[tuple[int, int], Any]]:
+    """Calls of several numbers of streams and steps: their inputs and their outputs."""
+    probes, seen = [], {}
+    for batch, time in probe_sizes(subject):
+        if batch > 1 and not batches:
+            continue
+        data = _inputs(subject, batch, time)
+        try:
+            seen[batch, time] = subject.call(data)
+        except ExportError:
+            if (batch, time) == (1, 1):
+                raise
+            continue
+        probes.append(data)
+    return probes, seen
+
+
+def adopt(
+    path: str | Path,
+    out: str | Path,
+    options: AdoptOptions = AdoptOptions(),  # noqa: B008 (immutable)
+    *,
+    announce: Announce = lambda message: None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Make a bundle of an ONNX file with explicit state. It is written only if it computes what the file computes.
+
+    Args:
+        path: The file.
+        out: Folder of the bundle.
+        options: What the user says about the model.
+        announce: Called with a line at each stage.
+        progress: Called as the comparison advances.
+
+    Raises:
+        ExportError: The file cannot be adopted; see :func:`propose`.
+        VerificationError: The bundle computes something else than the file.
+        EdgememError: The bundle cannot be written.
+    """
+    file = Path(path)
+    proposal = propose(file, options, announce)
+    subject, contract = proposal.subject, proposal.contract
+    with write_bundle(out) as writer:
+        announce("writing the graph")
+        probes = proposal.probes if contract.max_chunk > 1 else [p for p in proposal.probes if _is_step(subject, p)]
+        model = fold(subject.model, subject.fixed, probes, file.parent)
+        manifest = Manifest(
+            contract=contract,
+            graphs=(write_graph(model, contract, writer.folder),),
+            source=SourceInfo(
+                ADOPTED, str(path), fixed={name: array.tolist() for name, array in subject.fixed.items()}
+            ),
+            versions=package_versions("onnx", "onnx-ir", "onnxruntime"),
+        )
+        writer.finish(manifest)
+        announce("comparing the bundle with the original file")
+        largest = compare(writer.folder, subject, options.steps, progress)
+        report = {
+            "steps": options.steps,
+            "largest_difference": largest,
+            "original": {"file": file.name, "sha256": sha256_file(file)},
+            "states": {p.input: p.verdict for p in proposal.pairs},
+        }
+        bundle = writer.finish(replace(manifest, verification=report))
+    return replace(bundle, path=Path(out))
+
+
+def _is_step(subject: Subject, probe: dict[str, Any]) -> bool:
+    data = subject.data[0]
+    return data.time_axis is None or probe[data.name].shape[data.time_axis] == data.takes + data.context
+
+
+def recheck(bundle: Bundle, original: Path | None, steps: int, progress: Progress | None = None) -> float:
+    """Compare an adopted bundle with a loop by hand again.
+
+    Args:
+        bundle: The bundle.
+        original: The file that it was made of; ``None`` for the bundle's own graph, which shows that the runtime
+            computes on this machine what the graph computes.
+        steps: Steps to stream.
+        progress: Called as the comparison advances.
+
+    Returns:
+        The largest difference as a share of an output's spread.
+
+    Raises:
+        VerificationError: It is too large.
+        ExportError: The file cannot be read, or has other inputs and outputs.
+    """
+    contract, first = bundle.contract, bundle.contract.input
+    stft = first.front_end if isinstance(first.front_end, Stft) else None
+    is_framed = stft is None and (first.takes > 1 or first.context > 0)
+    options = AdoptOptions(
+        inputs=tuple(spec.name for spec in contract.data),
+        states={state.input_name: state.output_name for state in contract},
+        held=tuple(spec.name for spec in contract.held),
+        fixed=bundle.manifest.source.fixed if original is not None else {},
+        initial={s.input_name: initial_state(s, 1)[0] for s in contract if isinstance(s.initial, bytes)},
+        takes=first.takes if is_framed else 0,
+        context=first.context,
+        stft=stft,
+    )
+    file = original or bundle.file(bundle.manifest.graphs[0].file)
+    subject = subject_of(read_model(file), file.name, file.parent, options)
+    pairs = [Pair(state.input_name, state.output_name, "") for state in contract]
+    return compare(bundle.path, subject.with_pairs(pairs), steps, progress)

@@ -1,0 +1,62 @@
+"""What the user says about a model; everything else is found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edgemem.contract import Stft
+from edgemem.errors import ExportError
+
+CHECK_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class AdoptOptions:
+    """How a model is adopted.
+
+    Attributes:
+        inputs: Data inputs, given at every step. Empty: the first input that is neither of the others.
+        outputs: Outputs that are results. Empty: those that pair with no input.
+        states: State input → state output, where the names do not say it.
+        fixed: Inputs that are constants, with their values; they become part of the graph.
+        held: Inputs that a stream is given once.
+        initial: State input → its value at position 0, for one stream; zeros otherwise.
+        takes: New items of the first data input in one step, such as samples of a frame; 0: one, or what fits.
+        context: Items of the step before that the graph wants in front of them.
+        stft: The graph takes and gives frames of this transform; the runtime computes them from samples.
+        between: For two files: what connects them. ``"spectral-mask"``: the first masks the magnitudes of a frame of
+            ``takes + context`` samples, the second takes the masked samples, and its frames are added where they
+            overlap.
+        sequence: An ONNX file that computes whole sequences with the same weights, to prove the pairs.
+        recorded: An ``.npz`` file of inputs and outputs (docs/export.md), for the same.
+        steps: Steps of the comparison with the original.
+
+    Raises:
+        ExportError: Options that contradict each other.
+    """
+
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    states: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    held: tuple[str, ...] = ()
+    initial: Mapping[str, Any] = field(default_factory=dict)
+    takes: int = 0
+    context: int = 0
+    stft: Stft | None = None
+    between: Literal["", "spectral-mask"] = ""
+    sequence: Path | None = None
+    recorded: Path | None = None
+    steps: int = CHECK_STEPS
+
+    def __post_init__(self) -> None:
+        if self.stft is not None and (self.takes or self.context):
+            raise ExportError("--stft takes its hop of samples a step: leave out --takes and --context.")
+        if self.context and not self.takes:
+            raise ExportError("--context needs --takes: how many new items a step takes.")
+        named = [*self.inputs, *self.states, *self.fixed, *self.held]
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ExportError(f"{twice[0]} is named twice: as data, state, fixed or held it can be one of these.")

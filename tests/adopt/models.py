@@ -1,0 +1,99 @@
+"""Tiny streaming graphs as others might export them, and the loops that one writes around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+
+_HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
+
+LEAKY = """
+leaky (float[batch, 4] x, float[batch, 4] mem) => (float[batch, 4] y, float[batch, 4] mem_out) {
+    half = Constant <value = float {0.5}> ()
+    kept = Mul(mem, half)
+    mem_out = Add(kept, x)
+    y = Tanh(mem_out)
+}
+"""
+"""mem ← mem / 2 + x; y = tanh(mem)."""
+
+TWINS = """
+twins (float[1, T, 3] x, float[1, 3] h, float[1, 3] c) => (float[1, T, 3] y, float[1, 3] hn, float[1, 3] cn) {
+    axis = Constant <value = int64[1] {1}> ()
+    last = ReduceSum<keepdims = 0>(x, axis)
+    fast = Constant <value = float {0.5}> ()
+    slow = Constant <value = float {0.9}> ()
+    h1 = Mul(h, fast)
+    hn = Add(h1, last)
+    c1 = Mul(c, slow)
+    cn = Add(c1, last)
+    two = Constant <value = float {2.0}> ()
+    c2 = Mul(cn, two)
+    sum = Add(hn, c2)
+    wide = Unsqueeze(sum, axis)
+    shape = Shape(x)
+    y = Expand(wide, shape)
+}
+"""
+"""Two states of one shape; right for calls of one step, although the file promises more."""
+
+STEP_TWINS = TWINS.replace("[1, T, 3]", "[1, 1, 3]")
+
+RATE = """
+rate (float[batch, n] input, float[2, batch, 3] state, int64 sr)
+    => (float[batch, 1] output, float[2, batch, 3] stateN) {
+    high = Constant <value = int64 {16000}> ()
+    is_high = Equal(sr, high)
+    level = If (is_high) <
+        then_branch = a () => (float[batch, 1] one) {
+            axis = Constant <value = int64[1] {1}> ()
+            one = ReduceMean<keepdims = 1, axes = [1]>(input)
+        },
+        else_branch = b () => (float[batch, 1] two) {
+            two = ReduceMax<keepdims = 1, axes = [1]>(input)
+        }
+    >
+    first = Constant <value = int64[1] {0}> ()
+    wide = Unsqueeze(level, first)
+    half = Constant <value = float {0.5}> ()
+    kept = Mul(state, half)
+    stateN = Add(kept, wide)
+    sums = ReduceMean<keepdims = 0, axes = [0, 2]>(stateN)
+    last = Constant <value = int64[1] {1}> ()
+    output = Unsqueeze(sums, last)
+}
+"""
+"""A detector of samples: the last ones in front, a state with the batch axis second, a rate that chooses a branch."""
+
+CACHE = """
+cache (float[1, 2] x, float[1, past, 2] past_k) => (float[1, 2] y, float[1, total, 2] present_k) {
+    axis = Constant <value = int64[1] {1}> ()
+    new = Unsqueeze(x, axis)
+    present_k = Concat<axis = 1>(past_k, new)
+    y = ReduceSum<keepdims = 0>(present_k, axis)
+}
+"""
+
+
+def model(text: str) -> onnx.ModelProto:
+    """The model in a text, without its head."""
+    return onnx.parser.parse_model(_HEAD + text)
+
+
+def write(path: Path, text: str) -> Path:
+    """Write the model in a text to a file."""
+    onnx.save(model(text), path)
+    return path
+
+
+def leaky_by_hand(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What LEAKY gives for ``[N, 4]``."""
+    mem, rows = np.zeros(4, np.float32), []
+    for row in x:
+        mem = mem * np.float32(0.5) + row
+        rows.append(np.tanh(mem))
+    return np.stack(rows)

@@ -1,0 +1,104 @@
+"""``edgemem adopt`` on graphs of a few nodes."""
+
+import json
+
+import numpy as np
+import pytest
+
+from edgemem.bundle import open_bundle
+from tests.adopt.models import LEAKY, RATE, STEP_TWINS, write
+
+RATE_FLAGS = ("--fixed", "sr=16000", "--takes", "4", "--context", "2", "--steps", "5")
+
+
+def test_it_writes_a_bundle_and_prints_what_decided(invoke, tmp_path):
+    model = write(tmp_path / "rate.onnx", RATE)
+    result = invoke("adopt", model, *RATE_FLAGS, "--input", "input", "--output", "output", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "Equal to rate.onnx over 5 steps bit for bit." in result.stdout
+    assert "→ stateN: the only one of its shape" in result.stdout
+    assert open_bundle(tmp_path / "out").contract.input.takes == 4
+
+
+def test_a_dry_run_shows_the_pairs_and_writes_nothing(invoke, tmp_path):
+    result = invoke("adopt", write(tmp_path / "t.onnx", STEP_TWINS), "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "→ hn: name, not proved" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["t.onnx"]
+    found = json.loads(invoke("adopt", tmp_path / "t.onnx", "--dry-run", "--json").stdout)
+    assert [pair["output"] for pair in found["pairs"]] == ["hn", "cn"]
+    assert found["contract"]["format"] == "edgemem.contract"
+
+
+def test_inspect_shows_pairs_that_are_not_proved(invoke, tmp_path):
+    model = write(tmp_path / "t.onnx", STEP_TWINS)
+    assert invoke("adopt", model, "--steps", "3", "--out", tmp_path / "out").exit_code == 0
+    assert "not proved" in invoke("inspect", tmp_path / "out").stdout
+    states = json.loads(invoke("inspect", tmp_path / "out", "--json").stdout)["verification"]["states"]
+    assert states["h"] == "→ hn: name, not proved"
+
+
+def test_states_can_be_named_and_start_somewhere(invoke, tmp_path):
+    model = write(tmp_path / "leaky.onnx", LEAKY)
+    np.savez(tmp_path / "first.npz", mem=np.ones(4, np.float32))
+    flags = ("--state", "mem:mem_out", "--initial", tmp_path / "first.npz", "--steps", "3")
+    result = invoke("adopt", model, *flags, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["verification"]["states"] == {"mem": "→ mem_out: --state"}
+    assert isinstance(open_bundle(tmp_path / "out").contract.states[0].initial, bytes)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "Name the bundle with --out"),
+        (("--out", "x", "--dry-run"), "Name the bundle with --out"),
+        (("--dry-run", "--state", "mem"), "'mem' is not IN:OUT"),
+        (("--dry-run", "--state", ":b"), "':b' is not IN:OUT"),
+        (("--dry-run", "--fixed", "sr"), "'sr' is not NAME=VALUE"),
+        (("--dry-run", "--fixed", "sr=x"), "'sr=x' is not NAME=VALUE"),
+        (("--dry-run", "--stft", "512"), "'512' is not N,HOP,WINDOW"),
+        (("--dry-run", "--stft", "512,256,gauss"), "'gauss' is not one of"),
+        (("--dry-run", "--takes", "0"), "0 is not in the range"),
+    ],
+)
+def test_wrong_usage_exits_with_2(invoke, tmp_path, flags, message):
+    result = invoke("adopt", write(tmp_path / "m.onnx", LEAKY), *flags)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_names_with_colons_pair_in_the_middle(invoke, tmp_path):
+    text = LEAKY.replace("mem_out", '"m:1"').replace(" mem)", ' "m:0")').replace("(mem,", '("m:0",')
+    result = invoke("adopt", write(tmp_path / "m.onnx", text), "--dry-run", "--state", "m:0:m:1")
+    assert result.exit_code == 0, result.output
+    assert "→ m:1: --state" in result.stdout
+
+
+def test_what_cannot_be_adopted_exits_with_1_and_leaves_nothing(invoke, tmp_path):
+    (tmp_path / "m.pt").write_bytes(b"\x80\x04K\x01.")
+    np.savez(tmp_path / "first.npz", a=np.ones(4))
+    for model, flags in (
+        (tmp_path / "m.pt", ()),
+        (write(tmp_path / "m.onnx", LEAKY), ("--initial", tmp_path / "m.pt")),
+        (tmp_path / "m.onnx", ("--initial", tmp_path / "first.npz")),
+        (tmp_path / "none.onnx", ()),
+    ):
+        result = invoke("adopt", model, *flags, "--out", tmp_path / "out")
+        assert result.exit_code == 1
+        assert "Error:" in result.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_check_holds_an_adopted_bundle_to_its_file(invoke, tmp_path):
+    model = write(tmp_path / "rate.onnx", RATE)
+    assert invoke("adopt", model, *RATE_FLAGS, "--out", tmp_path / "out").exit_code == 0
+    own = invoke("check", tmp_path / "out", "--steps", "6")
+    assert own.exit_code == 0, own.output
+    assert "its own graph over 6 steps bit for bit" in own.stdout
+    original = invoke("check", tmp_path / "out", "--against", model, "--steps", "6", "--json")
+    assert json.loads(original.stdout)["largest_difference"] == 0
+    other = write(tmp_path / "other.onnx", RATE.replace("float {0.5}", "float {0.6}"))
+    wrong = invoke("check", tmp_path / "out", "--against", other, "--steps", "6")
+    assert wrong.exit_code == 1
+    assert "output differs from the original" in wrong.stderr
