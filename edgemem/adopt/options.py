@@ -11,6 +11,7 @@ from edgemem.contract import Stft
 from edgemem.errors import ExportError
 
 CHECK_STEPS = 10_000
+_RATES = ("sr", "sample_rate", "sampling_rate", "samplerate")
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class AdoptOptions:
         takes: New items of the first data input in one step, such as samples of a frame; 0: one, or what fits.
         context: Items of the step before that the graph wants in front of them.
         stft: The graph takes and gives frames of this transform; the runtime computes them from samples.
+        sample_rate_hz: Samples a second of the first data input, if they are audio; 0: a fixed input's value whose name
+            says that it is a rate, or not audio.
         between: For two files: what connects them. ``"spectral-mask"``: the first masks the magnitudes of a frame of
             ``takes + context`` samples, the second takes the masked samples, and its frames are added where they
             overlap.
@@ -47,10 +50,17 @@ class AdoptOptions:
     takes: int = 0
     context: int = 0
     stft: Stft | None = None
+    sample_rate_hz: int = 0
     between: Literal["", "spectral-mask"] = ""
     sequence: Path | None = None
     recorded: Path | None = None
     steps: int = CHECK_STEPS
+
+    @property
+    def sample_rate(self) -> int | None:
+        """Samples a second of the first data input, or ``None``."""
+        named = [value for name, value in self.fixed.items() if name.lower() in _RATES and isinstance(value, int)]
+        return self.sample_rate_hz or next(iter(named), None)
 
     def __post_init__(self) -> None:
         if self.stft is not None and (self.takes or self.context):

@@ -32,6 +32,7 @@ class DataInput:
         takes: New items of one step in the graph's terms.
         context: Items that are repeated in front.
         stft: The transform that makes its items from samples.
+        sample_rate_hz: Samples a second, where they are audio.
     """
 
     tensor: GraphTensor
@@ -40,6 +41,7 @@ class DataInput:
     takes: int = 1
     context: int = 0
     stft: Stft | None = None
+    sample_rate_hz: int | None = None
 
     @property
     def name(self) -> str:
@@ -77,6 +79,7 @@ class DataInput:
             batch_axis=self.batch_axis,
             time_axis=self.time_axis,
             front_end=self.stft or (Framing(self.context) if self.context else None),
+            sample_rate_hz=self.sample_rate_hz,
         )
 
 
@@ -99,7 +102,7 @@ def data_input(tensor: GraphTensor, options: AdoptOptions, is_first: bool) -> Da
     """
     dims = dims_of(tensor)
     if is_first and options.stft is not None:
-        return _spectral(tensor, options.stft)
+        return _spectral(tensor, options.stft, options.sample_rate)
     takes, context = (options.takes, options.context) if is_first else (0, 0)
     free = [at for at, size in enumerate(dims) if not isinstance(size, int)]
     called = {at: str(dims[at] or "") for at in free}
@@ -119,10 +122,11 @@ def data_input(tensor: GraphTensor, options: AdoptOptions, is_first: bool) -> Da
     elif time is None:
         ones = [at for at in others if dims[at] == 1] if len(dims) > 2 else []
         time = next((at for at in [*(at for at in free if at != batch), *ones]), None)
-    return DataInput(tensor, batch, time, takes or 1, context)
+    rate = options.sample_rate if is_first and "float" in tensor.dtype else None
+    return DataInput(tensor, batch, time, takes or 1, context, sample_rate_hz=rate)
 
 
-def _spectral(tensor: GraphTensor, stft: Stft) -> DataInput:
+def _spectral(tensor: GraphTensor, stft: Stft, rate: int | None) -> DataInput:
     dims = dims_of(tensor)
     bins, parts = stft.shape
     rest = [at for at, size in enumerate(dims) if size not in (bins, parts)]
@@ -131,7 +135,7 @@ def _spectral(tensor: GraphTensor, stft: Stft) -> DataInput:
             f"{tensor} has no axes of {bins} frequencies and {parts} parts, which --stft {stft.n_fft} gives.",
             hint="Leave out --stft, and give the graph its frames as they are.",
         )
-    return DataInput(tensor, rest[0] if len(rest) > 1 else None, rest[-1], stft=stft)
+    return DataInput(tensor, rest[0] if len(rest) > 1 else None, rest[-1], stft=stft, sample_rate_hz=rate)
 
 
 def state_batch_axis(tensor: GraphTensor, data: Sequence[DataInput]) -> int | None:

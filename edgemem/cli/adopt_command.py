@@ -72,6 +72,12 @@ class Named:
         metavar="N,HOP,WINDOW",
         help="The graph takes and gives spectra: the runtime computes them from samples, as in 512,256,sqrt_hann.",
     )
+    sample_rate_hz: int | None = option(
+        "--sample-rate",
+        type=count(1),
+        metavar="HZ",
+        help="Samples a second, for audio (default: the value of a --fixed input called sr or sample_rate).",
+    )
     sequence: Path | None = option(
         "--sequence",
         type=click.Path(path_type=Path),
@@ -95,6 +101,7 @@ class Named:
             held=self.held,
             takes=self.takes or 0,
             context=self.context or 0,
+            sample_rate_hz=self.sample_rate_hz or 0,
             states=dict(map(_pair, self.states)),
             fixed=dict(map(_constant, self.fixed)),
             initial=_arrays(self.initial) if self.initial is not None else {},

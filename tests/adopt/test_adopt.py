@@ -96,7 +96,7 @@ def test_a_fixed_input_and_the_context_of_a_frame_are_taken_over(tmp_path):
     path = write(tmp_path / "rate.onnx", RATE)
     bundle = adopt(path, tmp_path / "bundle", RATE_OPTIONS)
     (spec,) = bundle.contract.input_specs
-    assert (spec.takes, spec.front_end) == (4, Framing(2))
+    assert (spec.takes, spec.front_end, spec.sample_rate_hz) == (4, Framing(2), 16000)
     assert bundle.contract.states[0].batch_axis == 1
     assert bundle.contract.has_batches
     samples = np.random.default_rng(3).standard_normal(42).astype(np.float32)
@@ -107,7 +107,10 @@ def test_a_fixed_input_and_the_context_of_a_frame_are_taken_over(tmp_path):
 
 def test_spectra_get_a_front_end_and_overlap_add(tmp_path):
     stft = Stft(8, 4, "sqrt_hann")
-    bundle = adopt(write(tmp_path / "s.onnx", SPECTRA), tmp_path / "bundle", AdoptOptions(stft=stft, **QUICK))
+    bundle = adopt(
+        write(tmp_path / "s.onnx", SPECTRA), tmp_path / "bundle", AdoptOptions(stft=stft, sample_rate_hz=8000, **QUICK)
+    )
+    assert bundle.contract.input.sample_rate_hz == 8000
     assert bundle.contract.input.front_end == bundle.contract.output.back_end == stft
     samples = np.random.default_rng(4).standard_normal((1, 40)).astype(np.float32)
     with edgemem.open(bundle.path) as session:
