@@ -21,9 +21,10 @@ LAST = "last."
 
 
 class Buffers:
-    """The arrays of one stream.
+    """The arrays of one stream. An array stays where it is: whoever needs it at every step holds on to it.
 
     Attributes:
+        waits: Whether items are left over, or an input that holds for the whole stream was not given yet.
         arrays: By name, ``[B, ...]``: ``left.<input>`` items that do not fill a step, and ``left_count.<input>`` of
             them int64 ``[B]``; ``context.<input>``; ``tail.<input>`` and ``tail.<output>`` of transforms;
             ``held.<input>`` once it was given; ``last.<input>``, the last good item, where NaN is held back, NaN where
@@ -46,6 +47,7 @@ class Buffers:
         for either in ends:
             if (stft := transform(either)) is not None and stft.n_fft > stft.hop:
                 self.arrays[f"tail.{either.name}"] = np.zeros((batch, stft.n_fft - stft.hop), np.float32)
+        self.settle()
 
     def keep_last(self, specs: Sequence[InputSpec]) -> None:
         """Keep the last good item of those inputs."""
@@ -59,13 +61,22 @@ class Buffers:
             if not name.startswith(HELD):
                 empty = 0 if not name.startswith(LAST) else BFLOAT16_NAN if array.dtype == np.uint16 else np.nan
                 array[slice(None) if rows is None else list(rows)] = empty
+        self.settle()
+
+    def settle(self) -> None:
+        """Find out what ``waits``, after arrays were changed."""
+        left = (self.arrays[f"left_count.{spec.name}"] for spec in self._contract.data if spec.step_items > 1)
+        missing = any(HELD + spec.name not in self.arrays for spec in self._contract.held)
+        self.waits = missing or any(bool(counts.any()) for counts in left)
 
     def load(self, arrays: Mapping[str, Array]) -> None:
         """Replace arrays by copies of those; last items only where they are kept."""
-        kept = {
-            name: array.copy() for name, array in arrays.items() if name in self.arrays or not name.startswith(LAST)
-        }
-        self.arrays |= kept
+        for name, array in arrays.items():
+            if name in self.arrays:
+                self.arrays[name][...] = array
+            elif not name.startswith(LAST):
+                self.arrays[name] = array.copy()
+        self.settle()
 
     def copy_rows(self, source: Buffers, rows: Sequence[int], first: int = 0) -> None:
         """Take over those rows of another stream's, in that order, into the rows from ``first`` on."""
@@ -73,6 +84,7 @@ class Buffers:
             if name not in self.arrays:
                 self.arrays[name] = np.zeros((self._batch, *array.shape[1:]), array.dtype)
             self.arrays[name][first : first + len(rows)] = array[list(rows)]
+        self.settle()
 
     def copy(self) -> dict[str, Array]:
         """Copies of all arrays."""
@@ -97,9 +109,10 @@ class Buffers:
 
     def keep(self, spec: InputSpec, left: Array) -> None:
         """Keep the items that no step has consumed."""
-        if spec.step_items > 1:
+        if spec.step_items > 1 and (left.shape[1] or self.waits):
             self.arrays[f"left.{spec.name}"][:, : left.shape[1]] = left
             self.arrays[f"left_count.{spec.name}"][:] = left.shape[1]
+            self.settle()
 
     def graph_data(self, items: Mapping[str, Array], time: int) -> tuple[dict[str, Array], dict[str, Array]]:
         """What the graph takes for ``time`` steps, and the arrays as they are after them.

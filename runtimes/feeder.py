@@ -14,11 +14,12 @@ from edgemem.dtypes import numpy_dtype
 from edgemem.errors import InputError, NonFiniteError
 from edgemem.runtimes.buffers import HELD
 from edgemem.runtimes.guard import check_new
-from edgemem.runtimes.inputs import held_array
+from edgemem.runtimes.inputs import held_array, named, step_array
 from edgemem.runtimes.lane import Lane
 from edgemem.runtimes.memory import Array
 from edgemem.runtimes.on_nan import NanPolicy, finite_items, not_finite
 from edgemem.runtimes.results import Result, Results
+from edgemem.runtimes.step_ends import StepEnds
 
 
 class Feeder:
@@ -31,6 +32,7 @@ class Feeder:
         guard: Whether every value must be finite.
         pieces: Cuts a number of steps into calls that the engine takes.
         policy: What happens to data that are not finite.
+        ends: The ends of a single step, where they can be computed in place.
 
     Attributes:
         skipped: Which items of the last feed were skipped, bool ``[B, N]``; ``None`` if none were.
@@ -44,6 +46,7 @@ class Feeder:
         guard: bool,
         pieces: Callable[[int], Iterator[int]],
         policy: NanPolicy,
+        ends: StepEnds | None,
     ) -> None:
         self._contract = contract
         self._lane = lane
@@ -52,6 +55,7 @@ class Feeder:
         self._guard = guard
         self._pieces = pieces
         self._policy = policy
+        self._ends = ends
         self.skipped: NDArray[np.bool_] | None = None
         self._limit = contract.max_position
 
@@ -74,6 +78,12 @@ class Feeder:
                 result = self._around(items, skipped, outputs)
         self._policy.remember(items)
         return result
+
+    def step(self, x: Any) -> Result:
+        """Advance by exactly one step, of what was passed to :meth:`edgemem.Stream.step`."""
+        self.refuse_unready(whole_steps=True)
+        given = named(self._contract.data, x, "step")
+        return self.feed({s.name: step_array(s, given[s.name], self._batch) for s in self._contract.data}, "last")
 
     def fill_up(self, pad: float) -> Result:
         """Complete a step with ``pad``, and give every output that is still due."""
@@ -98,6 +108,7 @@ class Feeder:
         for name, value in values.items():
             self._buffers.arrays[HELD + name] = value.copy()
             self._lane.arena.hold(specs[name], value)
+        self._buffers.settle()
 
     @contextlib.contextmanager
     def _all_or_nothing(self, several: bool) -> Iterator[None]:
@@ -110,7 +121,7 @@ class Feeder:
         except NonFiniteError:
             if before is not None:
                 lane.install(*before)
-                self._buffers.arrays = kept
+                self._buffers.load(kept)
             raise
 
     def _advance(self, items: dict[str, Array], outputs: str) -> Result:
@@ -171,13 +182,19 @@ class Feeder:
         part = {}
         for spec in self._contract.data:
             part[spec.name] = items[spec.name][:, start * spec.step_items : (start + time) * spec.step_items]
-        data, after_data = self._buffers.graph_data(part, time)
-        computed = self._lane.compute(time, data, every)
-        outputs, after_outputs = self._buffers.host_outputs(computed)
-        if self._guard:
-            self.check_new(time, outputs)
-        self._lane.commit(time)
-        self._buffers.commit(after_data, after_outputs)
+        if time == 1 and self._ends is not None:
+            self._ends.write(part)
+            self._lane.compute_step()
+            self._lane.commit(1)
+            outputs = self._ends.outputs()
+        else:
+            data, after_data = self._buffers.graph_data(part, time)
+            computed = self._lane.compute(time, data, every)
+            outputs, after_outputs = self._buffers.host_outputs(computed)
+            if self._guard:
+                self.check_new(time, outputs)
+            self._lane.commit(time)
+            self._buffers.commit(after_data, after_outputs)
         if start == 0:
             for spec in self._contract.data:
                 self._buffers.keep(spec, items[spec.name][:, :0])

@@ -67,7 +67,8 @@ def to_samples(stft: Stft, tail: Floats, frames: Floats) -> tuple[Floats, Floats
         Samples float32 ``[B, T * hop]``, and the new tail.
     """
     batch, time = frames.shape[:2]
-    pieces = np.fft.irfft(frames[..., 0] + 1j * frames[..., 1], stft.n_fft, axis=-1).astype(np.float32) * window(stft)
+    spectrum = np.ascontiguousarray(frames, np.float32).view(np.complex64)[..., 0]
+    pieces = np.fft.irfft(spectrum, stft.n_fft, axis=-1).astype(np.float32, copy=False) * window(stft)
     total = np.zeros((batch, time * stft.hop + tail.shape[1]), np.float32)
     total[:, : tail.shape[1]] = tail
     for index in range(time):

@@ -26,6 +26,7 @@ from edgemem.runtimes.inputs import chunk_array, named, step_array, token_error
 from edgemem.runtimes.lane import Lane
 from edgemem.runtimes.memory import Array, Memory
 from edgemem.runtimes.on_nan import NanPolicy, OnNan, step_check
+from edgemem.runtimes.step_ends import step_ends
 from edgemem.runtimes.top import Top, largest
 
 if TYPE_CHECKING:
@@ -46,26 +47,26 @@ class Stream(Exclusive):
 
     def __init__(self, session: Session, engine: Engine, batch: int, on_nan: OnNan = "stop") -> None:
         super().__init__()
-        self.batch = batch
-        self.on_nan = on_nan
-        self._session = session
+        self.batch, self.on_nan = batch, on_nan
+        self._session, self._guard = session, session.guard
         self._contract = contract = session.contract
-        self._guard = session.guard
         self._lane = lane = Lane(contract, engine, batch, session.max_time)
         self._buffers = lane.buffers
         self._policy = policy = NanPolicy(on_nan, contract, lane.buffers, session.guard)
-        self._feeder = Feeder(contract, lane, batch, session.guard, session.pieces, policy)
+        self._ends = ends = step_ends(contract, lane, policy, session.guard)
+        self._feeder = Feeder(contract, lane, batch, session.guard, session.pieces, policy, ends)
         self._positions = lane.positions
         self._step_input = lane.arena.step_inputs[contract.input.name]  # [B, takes, *input.shape]
         self._step_output = lane.arena.step_outputs[contract.output.name][:, 0]  # [B, *output.shape]
         self._notes = policy.holds or policy.skips
         self._is_bad = step_check(contract.input, self._step_input) if policy.checked else None
         self._vocab_size = contract.input.vocab_size or 0
-        self._limit = contract.max_position
-        self._plain = contract.is_plain
+        self._limit, self._plain = contract.max_position, contract.is_plain
         self._takes_int = batch == 1 and self._plain and contract.input.is_tokens and contract.input.shape == ()
         self._decodes = contract.output.dtype == "bfloat16"
-        self._direct = self._plain and self.memory.on_host and not self._decodes and not lane.arena.growing
+        self._direct = (
+            (self._plain or ends is not None) and self.memory.on_host and not self._decodes and not lane.arena.growing
+        )
 
     # What a user calls.
 
@@ -389,11 +390,10 @@ class Stream(Exclusive):
 
     def _step_of_items(self, x: Any) -> Any:
         """A step of a model that takes or gives more than one item of one tensor."""
-        self._feeder.refuse_unready(whole_steps=True)
-        data = self._contract.data
-        given = named(data, x, "step")
-        items = {spec.name: step_array(spec, given[spec.name], self.batch) for spec in data}
-        return self._feeder.feed(items, "last")
+        if self._ends is not None and self._ends.take(x):
+            self._step()
+            return self._ends.give()
+        return self._feeder.step(x)
 
     def _close(self) -> None:
         """Let go of the model, so that every later call raises."""
