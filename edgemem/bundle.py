@@ -5,6 +5,7 @@
     bundle/
       manifest.json          see edgemem/manifest.py
       model.onnx             one graph for any T  (or step.onnx and chunk.onnx)
+      native.model.onnx      the same with edgemem's own operators, if it has a place for them
       weights.safetensors    the weights, which every graph refers to as ONNX external data
       tokenizer.json         if the model has one
       chat_template.jinja    if the model was trained for conversations
@@ -204,13 +205,15 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     bundle = Bundle(folder, Manifest.from_json(fields.values, str(folder / MANIFEST)), fields.digest)
     bundle.check_files(verify)
     for graph in bundle.manifest.graphs:
-        _check_graph(bundle, graph)
+        for file in (graph.file, graph.native):
+            if file is not None:
+                _check_graph(bundle, file)
     return bundle
 
 
-def _check_graph(bundle: Bundle, graph: GraphFile) -> None:
+def _check_graph(bundle: Bundle, file: str) -> None:
     """Refuse a graph with data in a file that the manifest does not list: it could change unseen."""
-    path = bundle.file(graph.file)
+    path = bundle.file(file)
     try:
         used = external_files(read_file(path, _MOST_GRAPH_BYTES))
     except (OSError, ValueError) as error:

@@ -41,24 +41,29 @@ class GraphFile:
         file: Name in the bundle's folder.
         min_time: Fewest time steps one call takes.
         max_time: Most time steps one call takes.
+        native: The same graph with edgemem's own operators, which the CPU runs where they are installed; ``None``:
+            there is none.
     """
 
     file: str
     min_time: int
     max_time: int
+    native: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for the manifest."""
-        return {"file": self.file, "time": [self.min_time, self.max_time]}
+        native = {} if self.native is None else {"native": self.native}
+        return {"file": self.file, "time": [self.min_time, self.max_time], **native}
 
     @classmethod
     def from_json(cls, fields: Fields) -> GraphFile:
         """Read what :meth:`to_json` wrote."""
-        fields.only("file", "time")
+        fields.only("file", "time", "native")
         time = fields.items("time", int, "[fewest steps, most steps]")
         if len(time) != 2 or not 1 <= time[0] <= time[1]:
             raise fields.wrong("time", "[fewest steps, most steps]")
-        return cls(fields.text("file"), *time)
+        native = fields.text("native") if "native" in fields.values else None
+        return cls(fields.text("file"), time[0], time[1], native)
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,9 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Identity of the model: SHA-256 over its contract and its files' hashes, in hexadecimal."""
-        parts = [self.contract.fingerprint, *(f"{name}:{sha}" for name, (sha, _) in sorted(self.files.items()))]
+        other_forms = {graph.native for graph in self.graphs}  # of the same model: snapshots outlive them
+        files = [f"{name}:{sha}" for name, (sha, _) in sorted(self.files.items()) if name not in other_forms]
+        parts = [self.contract.fingerprint, *files]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:

@@ -6,8 +6,8 @@ pass states in its own file what must hold before it and what holds after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,7 +16,10 @@ from torch import nn
 from edgemem.contract import Contract
 from edgemem.export.passes.embed_contract import embed_contract
 from edgemem.export.passes.halve import halve_matrices, halve_tables
+from edgemem.export.passes.native_form import native_form
+from edgemem.export.passes.norms import divide_by_roots
 from edgemem.export.passes.quantize import quantize
+from edgemem.export.passes.sites import remove_sites
 from edgemem.export.passes.store_weights import store_weights
 from edgemem.export.stored import StoredWeights
 from edgemem.manifest import GraphFile
@@ -29,6 +32,7 @@ class Job:
 
     Attributes:
         graphs: The graphs and their files; passes change the graphs in place.
+        native: Their native forms, by file.
         contract: The contract of every graph.
         module: What the graphs were traced from.
         precision: The precision that was asked for.
@@ -38,7 +42,7 @@ class Job:
         stored: What became of the large weights.
     """
 
-    graphs: Sequence[tuple[GraphFile, ir.Model]]
+    graphs: list[tuple[GraphFile, ir.Model]]
     contract: Contract
     module: nn.Module
     precision: Precision
@@ -46,11 +50,12 @@ class Job:
     traced_in_dtype: bool
     store_whole: bool
     stored: StoredWeights = field(default_factory=StoredWeights)
+    native: dict[str, ir.Model] = field(default_factory=dict)
 
     @property
     def models(self) -> list[ir.Model]:
-        """The graphs."""
-        return [model for _, model in self.graphs]
+        """The graphs, in all their forms."""
+        return [*(model for _, model in self.graphs), *self.native.values()]
 
     @property
     def is_quantized(self) -> bool:
@@ -89,6 +94,7 @@ PASSES = (
         lambda job: job.precision.dtype != "float32" and not job.traced_in_dtype,
         lambda job: halve_matrices(job.models, job.module, job.precision, job.stored),
     ),
+    Pass("", lambda job: True, lambda job: _split_forms(job)),
     Pass(
         "writing weights and graph",
         lambda job: True,
@@ -119,6 +125,18 @@ def run_passes(job: Job, announce: Callable[[str], None]) -> None:
             step.run(job)
 
 
+def _split_forms(job: Job) -> None:
+    for at, (graph, model) in enumerate(job.graphs):
+        divide_by_roots(model)
+        native = native_form(model) if job.precision.dtype == "float32" else None
+        if native is not None:
+            job.graphs[at] = replace(graph, native=f"native.{graph.file}"), model
+            job.native[f"native.{graph.file}"] = native
+        remove_sites(model)
+
+
 def _save(job: Job) -> None:
-    for graph, model in job.graphs:
-        ir.save(model, job.folder / graph.file)
+    for file, model in ((graph.file, model) for graph, model in job.graphs):
+        ir.save(model, job.folder / file)
+    for file, model in job.native.items():
+        ir.save(model, job.folder / file)

@@ -28,12 +28,14 @@ class Engine(ABC):
         title: What messages call it.
         memory: Where states, inputs and outputs lie.
         picks: How many of the largest outputs it can pick by itself; 0: none.
+        form: Which form of the graphs it computes, in words; empty where there is one.
     """
 
     runtime: ClassVar[str]
     title: ClassVar[str]
     memory: Memory = HostMemory()
     picks: int = 0
+    form: str = ""
 
     def for_stream(self, batch: int) -> Engine:
         """The engine of one stream: this one, unless every stream needs something of its own.

@@ -114,6 +114,7 @@ class Subject:
     is_tokens: bool
     states: int
     has_fixed_size: bool
+    form: str = ""
 
     @classmethod
     def of(cls, session: Session) -> Subject:
@@ -129,6 +130,7 @@ class Subject:
             is_tokens=session.contract.input.is_tokens,
             states=len(session.contract.states),
             has_fixed_size=session.contract.has_fixed_size,
+            form=session.engine.form,
         )
 
     @property

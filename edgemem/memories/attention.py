@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from edgemem.contract import StateSpec
 from edgemem.memories.base import Chunk, Dims, MatrixMemory, Memory, SlotMemory, Slots, States
-from edgemem.memories.clock import Clock, rotate
+from edgemem.memories.clock import Clock, phase_steps, rotary_turns, rotate
 from edgemem.memories.kinds.window import Window
 from edgemem.memories.registry import build_memory
+from edgemem.memories.site import SiteAttributes, begin, end, is_marking, layer_site
 from edgemem.memories.summary import Summary
 
 MASKED = -1e9
@@ -92,7 +93,8 @@ class Attention(nn.Module):
             ``[B, T, C]``, and the new states.
         """
         dims, time = self.dims, clock.time
-        chunk = self._chunk(x, clock)
+        qkv, order = self._begin(x @ self.qkv, clock, past)
+        chunk = self._chunk(x, qkv, clock)
         slots: list[Slots] = []
         reads: list[Tensor] = []
         new: dict[str, Tensor] = {}
@@ -112,12 +114,27 @@ class Attention(nn.Module):
         if dims.groups > 1:
             read = read.reshape(batch, dims.heads, time, dims.head_dim)
         merged = read.transpose(1, 2).reshape(batch, time, dims.heads * dims.head_dim)
+        if order:
+            merged = end([merged, *(new[name] for name in order)])
         return merged @ self.out, new
 
-    def _chunk(self, x: Tensor, clock: Clock) -> Chunk:
+    def _begin(self, qkv: Tensor, clock: Clock, past: States | None) -> tuple[Tensor, tuple[str, ...]]:
+        """Mark where an operator can compute this layer: ``qkv``, and the states in its order (none: it cannot)."""
+        dims = self.dims
+        if past is None or not is_marking() or dims.dtype != "float32":
+            return qkv, ()
+        site = layer_site(dict(self.named_memories()))
+        if site is None:
+            return qkv, ()
+        attributes = SiteAttributes(site.kinds, dims.heads, dims.kv_heads, dims.scale, 0.0, 1, 0, dims.window)
+        phases = torch.tensor(phase_steps(rotary_turns(dims.head_dim, dims.theta)), device=qkv.device)
+        inputs = [qkv, None, None, clock.start, phases, None, site.bias, *site.given(past)]
+        return begin(inputs, attributes), site.states
+
+    def _chunk(self, x: Tensor, qkv: Tensor, clock: Clock) -> Chunk:
         dims = self.dims
         heads, kv_heads, size = dims.heads, dims.kv_heads, dims.head_dim
-        qkv = (x @ self.qkv).reshape(x.shape[0], clock.time, heads + 2 * kv_heads, size).transpose(1, 2)
+        qkv = qkv.reshape(x.shape[0], clock.time, heads + 2 * kv_heads, size).transpose(1, 2)
         # All heads are turned at once; the tables scale the queries and leave the values as they are.
         turned = rotate(qkv, *_rotary_tables(clock, dims))
         q_rotated, k_rotated, v = torch.split(turned, [heads, kv_heads, kv_heads], dim=1)

@@ -158,6 +158,13 @@ class Memory(nn.Module, ABC):
     def states(self) -> tuple[StateSpec, ...]:
         """The tensors to carry, under names of one part: ``k``, ``mean``."""
 
+    def native(self) -> tuple[str, tuple[Tensor, ...]] | None:
+        """Its name in the operator ``MemoryAttention``, and the parameters that follow its states there.
+
+        ``None``: the operator does not have it.
+        """
+        return None
+
     @property
     def max_chunk(self) -> int | None:
         """Most time steps of one call that continues from a state; ``None`` for any number."""

@@ -104,7 +104,7 @@ class Clock:
         """
 
         def make() -> tuple[Tensor, Tensor]:
-            turns = [theta ** (-2 * f / head_dim) / (2 * math.pi) for f in range(head_dim // 2)]
+            turns = rotary_turns(head_dim, theta)
             spare = -len(turns) % VECTOR
             angle = phase_angles(positions, turns + [0.0] * spare)  # [..., T, D/2 + spare]
             cos, sin = angle.cos(), angle.sin()
@@ -124,6 +124,16 @@ VECTOR = 16
 bit may differ: then a row of a batch would not be bit-equal to the stream alone."""
 
 
+def rotary_turns(head_dim: int, theta: float) -> list[float]:
+    """Turns that each of the ``D/2`` frequencies ``theta^(-2f/D)`` makes from one position to the next."""
+    return [theta ** (-2 * f / head_dim) / (2 * math.pi) for f in range(head_dim // 2)]
+
+
+def phase_steps(turns: Sequence[float]) -> list[int]:
+    """The same in whole steps of a phase."""
+    return [round(turn * PHASE_STEPS) for turn in turns]
+
+
 def phase_angles(positions: Tensor, turns: Sequence[float]) -> Tensor:
     """``2π · positions · turns``, exact at every position: int64 ``[...]`` to float32 ``[..., F]`` in ``-π .. π``.
 
@@ -134,7 +144,7 @@ def phase_angles(positions: Tensor, turns: Sequence[float]) -> Tensor:
         positions: Positions, or distances (which may be negative).
         turns: Turns that each of the ``F`` frequencies makes from one position to the next, between -1 and 1.
     """
-    steps = torch.tensor([round(turn * PHASE_STEPS) for turn in turns], device=positions.device)
+    steps = torch.tensor(phase_steps(turns), device=positions.device)
     wrapped = torch.remainder(positions, PHASE_STEPS)[..., None]
     phase = torch.remainder(wrapped * steps + PHASE_STEPS // 2, PHASE_STEPS) - PHASE_STEPS // 2
     return phase.float() * (2 * math.pi / PHASE_STEPS)

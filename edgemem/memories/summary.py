@@ -51,6 +51,10 @@ class Summary(SlotMemory):
         self.bias_kind = bias
         self.bias = nn.Parameter(torch.zeros(dims.kv_heads, dims.groups)) if bias == "learned" else None
 
+    def head_bias(self) -> Tensor:
+        """What is added to the slot's score, ``[Hq]``, but for the logarithm of its count."""
+        return torch.zeros(self.dims.heads) if self.bias is None else self.bias.flatten()
+
     @property
     def always_seen(self) -> bool:
         """A summary contains at least the query's own pair."""

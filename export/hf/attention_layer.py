@@ -25,6 +25,7 @@ from edgemem.memories.clock import Clock, phase_angles
 from edgemem.memories.kinds.cumulative import CumulativeAverage
 from edgemem.memories.kinds.sinks import Sinks
 from edgemem.memories.kinds.window import Window
+from edgemem.memories.site import LayerSite, SiteAttributes, begin, end, is_marking, layer_site
 from edgemem.protocol import TORCH_DTYPES
 
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -133,6 +134,10 @@ class AttentionLayer:
         Returns:
             ``[B, Hq, T, Dv]``, and the new states.
         """
+        site = self._site(past)
+        if site is not None and past is not None:
+            attributes = self._attributes(site, softcap)
+            q = begin([q, k, v, clock.start, None, sink_logits, site.bias, *site.given(past)], attributes)
         chunk = self._chunk(clock, q, k, v)
         slots: list[Slots] = []
         new: dict[str, Tensor] = {}
@@ -142,7 +147,25 @@ class AttentionLayer:
             offered, states = memory(chunk, own)
             slots.extend(offered)
             new.update({f"{prefix}.{key}": value for key, value in states.items()})
-        return self._read(chunk, slots, softcap, sink_logits), new
+        read = self._read(chunk, slots, softcap, sink_logits)
+        if site is not None:
+            merged = read.transpose(1, 2).flatten(2)  # [B, T, Hq·Dv]: how the operator gives it
+            merged = end([merged, *(new[name] for name in site.states)])
+            read = merged.unflatten(2, (self.dims.heads, self.value_dim)).transpose(1, 2)
+        return read, new
+
+    def _site(self, past: Mapping[str, Tensor] | None) -> LayerSite | None:
+        """How an operator computes this layer; ``None``: it cannot, or no graph is traced."""
+        memory = self.memory
+        # The operator does not turn queries that come rotated.
+        plain = memory is None or not (memory.summary or (memory.sinks and memory.positions == "slot"))
+        if past is None or not plain or not is_marking() or self.dims.dtype != "float32":
+            return None
+        return layer_site(self.memories, f"{self.prefix}.")
+
+    def _attributes(self, site: LayerSite, softcap: float | None) -> SiteAttributes:
+        dims = self.dims
+        return SiteAttributes(site.kinds, dims.heads, dims.kv_heads, dims.scale, softcap or 0.0, 0, 1, dims.window)
 
     def _chunk(self, clock: Clock, q: Tensor, k: Tensor, v: Tensor) -> _TurnedChunk:
         dims = self.dims

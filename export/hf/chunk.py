@@ -24,6 +24,7 @@ from edgemem.errors import ExportError
 from edgemem.export.graph import export_graph
 from edgemem.export.hf.adapter import Form, HuggingFaceModel, advance
 from edgemem.export.hf.lift import lift, unseal
+from edgemem.export.passes.sites import remove_sites
 from edgemem.manifest import GraphFile
 from edgemem.protocol import example_input, initial_tensors
 from edgemem.streaming.sealed import Sealed
@@ -80,10 +81,12 @@ class TwoGraphs:
     @staticmethod
     def _lifted(module: nn.Module, contract: Contract, step: ir.Model) -> ir.Model:
         if all(spec.update == "replace" for spec in contract):
-            return lift(step, contract)
+            return lift(step, contract)  # such a step has no attention, so no marks
         # Within a chunk, later steps must find the entries of earlier ones in the rings.
         sealed = replace(Sealed(module).contract(), output_indices=contract.output_indices)
-        chunk = lift(export_graph(Sealed(module), sealed, max_time=1), sealed)
+        body = export_graph(Sealed(module), sealed, max_time=1)
+        remove_sites(body)
+        chunk = lift(body, sealed)
         unseal(chunk, sealed, contract)
         return chunk
 

@@ -17,7 +17,8 @@ def name_axes(model: ir.Model, axes: Sequence[dict[int, str]], outputs: Sequence
     model's, and engines infer their own.
 
     Before: a traced graph whose inputs and outputs are in the contract's order.
-    After: inputs and outputs have the contract's shapes, with names for dynamic axes; no other value has a shape.
+    After: inputs and outputs have the contract's shapes, with names for dynamic axes; no other value has a shape, but
+        ``meta["shape"]`` keeps it as the trace had it.
 
     Args:
         model: The graph; changed in place.
@@ -41,6 +42,7 @@ def name_axes(model: ir.Model, axes: Sequence[dict[int, str]], outputs: Sequence
     for graph in model.graphs():
         for node in graph:
             for value in node.outputs:
+                value.meta["shape"] = value.shape
                 value.shape = None
     for value, tensor in zip(model.graph.outputs, outputs, strict=True):
         value.shape = ir.Shape([_size(axis) for axis in tensor.axes])

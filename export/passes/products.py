@@ -76,6 +76,7 @@ def replace_product(graph: ir.Graph, node: ir.Node, right: ir.Node | None, dtype
     graph.insert_before(node, new)
     name, output.name = output.name, None
     value.name, value.shape, value.type = name, output.shape, output.type
+    value.meta.update(output.meta)
     ir.convenience.replace_all_uses_with(output, value, replace_graph_outputs=True)
     graph.remove(node, safe=True)
 

@@ -8,6 +8,8 @@ Three kinds of evidence:
   far positions, equal torch's full-sequence pass, and the states equal those of torch's own steps. A mismatch is traced
   to the first step and tensor.
 
+All forms of the graphs that can run here are checked: that of ONNX's own operators, and the native one.
+
 Every error is a share of what its channel varies by (:mod:`edgemem.measure`). The module itself is held
 to float64 where it counts (:mod:`edgemem.export.verify.counting`), and may keep nothing that is not a declared state.
 
@@ -17,7 +19,7 @@ with those of the float32 model (:mod:`edgemem.measure`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -38,7 +40,7 @@ from edgemem.export.verify.hidden import refuse_hidden
 from edgemem.export.verify.parity import Comparison, Progress, chunkings
 from edgemem.export.verify.paths import check_paths
 from edgemem.export.verify.sequences import Sequences
-from edgemem.export.verify.sessions import exact_session, running_session
+from edgemem.export.verify.sessions import exact_session, forms, running_session
 from edgemem.export.verify.states import Stored, TorchStates
 from edgemem.export.verify.widened import in_float64
 from edgemem.machine.paging import page_out
@@ -145,16 +147,20 @@ def check(
     report = CheckReport(given.steps, expected.steps.size, tolerance, graph_states=len(contract.states))
     report.float64 = far.near is None or far.near.precise is not None
     report.emulated = precision.dtype == "bfloat16"
-    with exact_session(bundle, threads) as session:
-        comparison = Comparison(session, stored, given, expected, measure)
-        check_effects(session, given)
-        report.step_error = comparison.stream([1] * report.steps, "stepping", progress)
-        for name, sizes in chunkings(bundle, report.steps, seed):
-            report.chunk_errors[name] = comparison.stream(sizes, name, progress)
-        if states.agree(expected, measure):
-            report.state_error = states.compare(session, given, stored, tolerance, precision.dtype)
-        found, report.far_errors = far.compare(session, precision.dtype, measure)
-        report.state_error = max(found, report.state_error)
+    for native in forms(bundle):
+        with exact_session(bundle, threads, native=native) as session:
+            comparison = Comparison(session, stored, given, expected, measure)
+            check_effects(session, given)
+            stepping = comparison.stream([1] * report.steps, "stepping", progress)
+            report.step_error = max(report.step_error, stepping)
+            for name, sizes in chunkings(bundle, report.steps, seed):
+                _keep_larger(report.chunk_errors, {name: comparison.stream(sizes, name, progress)})
+            if states.agree(expected, measure):
+                state_error = states.compare(session, given, stored, tolerance, precision.dtype)
+                report.state_error = max(report.state_error, state_error)
+            found, errors = far.compare(session, precision.dtype, measure)
+            report.state_error = max(report.state_error, found)
+            _keep_larger(report.far_errors, errors)
     if is_original and not precision.is_plain:
         report.change_tolerance = change_tolerance(precision)
         report.change = _change(bundle, source, given, threads)
@@ -163,6 +169,10 @@ def check(
             if not allow_change:
                 raise VerificationError(report.unverified, hint=_SENSITIVE)
     return report
+
+
+def _keep_larger(errors: dict[str, float], found: Mapping[str, float]) -> None:
+    errors.update({name: max(errors.get(name, 0.0), error) for name, error in found.items()})
 
 
 def _is_sealed(bundle: Bundle, source: Source) -> bool:

@@ -12,19 +12,40 @@ from pathlib import Path
 import onnx
 
 from edgemem.bundle import WEIGHTS, Bundle, BundleWriter
+from edgemem.errors import VerificationError
 from edgemem.export.passes.emulate_bfloat16 import emulate_bfloat16
 from edgemem.runtimes import Session
 from edgemem.runtimes.ort.engine import OrtSession
+from edgemem.runtimes.ort.form import NATIVE, native_operators
+from edgemem.runtimes.ort.load import LoadOptions
+
+
+def forms(bundle: Bundle) -> list[bool]:
+    """The forms that the bundle's graphs have here: whether with edgemem's own operators."""
+    operators, _ = native_operators(bundle, LoadOptions())
+    return [False] if operators is None else [False, True]
 
 
 @contextlib.contextmanager
-def exact_session(bundle: Bundle, threads: int) -> Iterator[Session]:
-    """A session that rounds where the bundle's graphs do, and nowhere else; closed at the end of the context."""
+def exact_session(bundle: Bundle, threads: int, *, native: bool = False) -> Iterator[Session]:
+    """A session that rounds where the bundle's graphs do, and nowhere else; closed at the end of the context.
+
+    Args:
+        bundle: The bundle.
+        threads: Threads of one operator.
+        native: Whether it computes the native form of the graphs.
+
+    Raises:
+        VerificationError: It should, and cannot.
+    """
     with contextlib.ExitStack() as stack:
         if bundle.manifest.precision.dtype == "bfloat16":
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgemem-bfloat16-")))
             bundle = _emulated(bundle, folder)
-        yield stack.enter_context(OrtSession(bundle, threads=threads, device="cpu", exact=True))
+        session = stack.enter_context(OrtSession(bundle, threads=threads, device="cpu", exact=True, native=native))
+        if native and not session.engine.form.startswith(NATIVE):
+            raise VerificationError(f"the bundle's native form does not load: {session.engine.form}.")
+        yield session
 
 
 @contextlib.contextmanager

@@ -7,16 +7,18 @@ one address and changed there between two runs.
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.dtypes import element_type
-from edgemem.errors import BundleError, RuntimeUnavailableError
+from edgemem.errors import BundleError, EdgememError, RuntimeUnavailableError
 from edgemem.machine import huge_pages
 from edgemem.machine.mappings import make_private
 from edgemem.overrides import override
 from edgemem.runtimes.engine import Call, Engine, Tensors
 from edgemem.runtimes.memory import HostMemory, Memory
+from edgemem.runtimes.ort.form import STANDARD, native_operators
 from edgemem.runtimes.ort.graph import check_graph
 from edgemem.runtimes.ort.importing import import_onnxruntime
 from edgemem.runtimes.ort.load import LoadOptions, load_graph
@@ -61,6 +63,7 @@ class OrtEngine(Engine):
 
     Attributes:
         graphs: The ``onnxruntime.InferenceSession`` of each graph file.
+        form: Which form of the graphs runs, and if it is the standard one, why.
 
     Raises:
         RuntimeUnavailableError: ONNX Runtime cannot be imported, or the device cannot be used.
@@ -85,19 +88,39 @@ class OrtEngine(Engine):
         with bundle.loading() as folder:
             if first == TENSORRT:  # which names the engines in its cache after the path
                 folder = bundle.path
-            for graph in bundle.manifest.graphs:
-                providers = [*self._providers(self.memory, graph, first), CPU]
-                loaded = load_graph(onnxruntime, bundle, folder, graph, providers, options)
-                if loaded.get_providers()[0] != first:
-                    if device == "cuda" or first == TENSORRT:
-                        raise no_cuda(f"ONNX Runtime could not start {first}")
-                    self.memory, first = HostMemory(), CPU
-                check_graph(loaded, bundle.contract, graph)
-                self.graphs[graph.file] = loaded
+            if first != CPU and not self._load(onnxruntime, folder, options, first, None):
+                if device == "cuda" or first == TENSORRT:
+                    raise no_cuda(f"ONNX Runtime could not start {first}")
+                self.memory, first = HostMemory(), CPU
             if first == CPU:
+                self._load_on_cpu(onnxruntime, folder, options)
                 huge_pages.join_pages_since(regions)
             make_private(folder)
         self._device = "cpu" if first == CPU else "cuda"
+
+    def _load_on_cpu(self, onnxruntime: Any, folder: Path, options: LoadOptions) -> None:
+        """Load the native form where it works, else the standard form."""
+        operators, self.form = native_operators(self._bundle, options)
+        if operators is not None:
+            try:
+                self._load(onnxruntime, folder, options, CPU, operators)
+                return
+            except EdgememError as error:
+                self.form = f"{STANDARD}: {error.message}"
+        self._load(onnxruntime, folder, options, CPU, None)
+
+    def _load(
+        self, onnxruntime: Any, folder: Path, options: LoadOptions, first: str, operators: Path | None
+    ) -> bool:
+        """Load every graph; whether ONNX Runtime started the provider."""
+        for graph in self._bundle.manifest.graphs:
+            providers = [*self._providers(self.memory, graph, first), CPU]
+            loaded = load_graph(onnxruntime, self._bundle, folder, graph, providers, options, operators)
+            if loaded.get_providers()[0] != first:
+                return False
+            check_graph(loaded, self._bundle.contract, graph)
+            self.graphs[graph.file] = loaded
+        return True
 
     def _choose(self, available: list[str], device: str) -> tuple[Memory, str]:
         """The memory and the first provider for ``device``."""

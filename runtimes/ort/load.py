@@ -20,16 +20,24 @@ class LoadOptions:
         threads: Threads of one operator; ``None`` leaves them to the engine.
         exact: Multiply quantised weights in floating point. By default the engine rounds what they are multiplied
             with to 8 bits too, which is several times faster.
+        native: Use edgemem's own operators where the bundle has such a form of its graphs, and their library loads.
         profile: Time every operator, into files whose names begin so; an engine's ``end_profiling()`` names its own.
     """
 
     threads: int | None = None
     exact: bool = False
+    native: bool = True
     profile: Path | None = None
 
 
 def load_graph(
-    onnxruntime: Any, bundle: Bundle, folder: Path, graph: GraphFile, providers: list[Any], wanted: LoadOptions
+    onnxruntime: Any,
+    bundle: Bundle,
+    folder: Path,
+    graph: GraphFile,
+    providers: list[Any],
+    wanted: LoadOptions,
+    operators: Path | None = None,
 ) -> Any:
     """An ``onnxruntime.InferenceSession`` for one graph of a bundle.
 
@@ -40,17 +48,22 @@ def load_graph(
         graph: Which of its graphs.
         providers: ONNX Runtime's execution providers, with their options.
         wanted: How to load it.
+        operators: The library of edgemem's own operators, for the graph's native form; ``None``: the standard form.
 
     Raises:
         RuntimeUnavailableError: There are no kernels for the graph's dtype here.
         BundleError: ONNX Runtime cannot load the graph.
     """
     options, disabled = _session_options(onnxruntime, bundle, graph, wanted)
-    path = str(folder / graph.file)
+    file = graph.file
     try:
+        if operators is not None and graph.native is not None:
+            file = graph.native
+            options.register_custom_ops_library(str(operators))
+        path = str(folder / file)
         return onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=disabled)
     except Exception as error:
-        raise _why_not(onnxruntime, bundle, bundle.file(graph.file), str(error)) from error
+        raise _why_not(onnxruntime, bundle, bundle.file(file), str(error)) from error
 
 
 def _session_options(onnxruntime: Any, bundle: Bundle, graph: GraphFile, wanted: LoadOptions) -> tuple[Any, list[str]]:

@@ -62,6 +62,7 @@ class Environment(Section, Facts, key="environment", title="Environment", place=
             "bundle": f"{subject.path}, {subject.fingerprint[:16]}",
             "source": ", ".join(f"{key} {value}" for key, value in subject.source.items()) or "unknown",
             "runtime": f"{subject.runtime} on {subject.device}",
+            **({"computed with": subject.form} if subject.form else {}),
             "threads": count(self.threads) if self.threads else "chosen by the engine",
             "board": self.board or "unknown",
             "processor": f"{self.cpu or 'unknown'}, {self.machine}",

@@ -56,7 +56,14 @@ class GeometricAverage(DecayingAverage):
         logits = torch.tensor([math.log(value / (1 - value)) for value in values])
         self.decay_logit = nn.Parameter(logits, requires_grad=decay is None)
 
+    def native(self) -> tuple[str, tuple[Tensor, ...]]:
+        """Its name in the operator, and ``log γ`` of every head."""
+        return self.type_name, (self._log_decay(),)
+
     def decay(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """``log γ`` and 1."""
-        log_a = F.logsigmoid(self.decay_logit.float())[None, :, None, None]
+        log_a = self._log_decay()[None, :, None, None]
         return log_a, torch.ones_like(log_a)
+
+    def _log_decay(self) -> Tensor:
+        return F.logsigmoid(self.decay_logit.float())

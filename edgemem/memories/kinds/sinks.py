@@ -56,6 +56,10 @@ class Sinks(SlotMemory):
         shape = (self.dims.kv_heads, self.slots, self.dims.head_dim)
         return (StateSpec("k", shape, self.dims.dtype), StateSpec("v", shape, self.dims.dtype))
 
+    def native(self) -> tuple[str, tuple[Tensor, ...]]:
+        """Its name in the operator."""
+        return self.type_name, ()
+
     def forward(self, chunk: Chunk, past: States | None) -> tuple[list[Slots], dict[str, Tensor]]:
         """The sinks as slots; those in this chunk are stored first."""
         clock, window = chunk.clock, self.dims.window

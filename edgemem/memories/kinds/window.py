@@ -49,6 +49,10 @@ class Window(SlotMemory):
         shape = (self.dims.kv_heads, self.window, self.dims.head_dim)
         return (StateSpec("k", shape, self.dims.dtype, "append"), StateSpec("v", shape, self.dims.dtype, "append"))
 
+    def native(self) -> tuple[str, tuple[Tensor, ...]]:
+        """Its name in the operator."""
+        return self.type_name, ()
+
     def forward(self, chunk: Chunk, past: States | None) -> tuple[list[Slots], dict[str, Tensor]]:
         """Slots of the ring and of the chunk; the chunk's pairs are the new entries."""
         live = chunk.clock.chunk_live(self.window)

@@ -1,0 +1,129 @@
+"""Marks in a trace: one call of the operator ``MemoryAttention`` computes what lies between them.
+
+Outside a trace for ONNX the marks are nothing. In a trace each is a node of edgemem's domain that gives on its first
+input; the export takes them out again, and writes a second form of the graph with the operator in their place
+(:mod:`edgemem.export.passes.native_form`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from edgemem.memories.base import Memory, SlotMemory, States
+from edgemem.memories.kinds.window import Window
+from edgemem.memories.summary import Summary
+
+DOMAIN = "edgemem"
+BEGIN, END = "Begin", "End"
+
+
+@dataclass(frozen=True)
+class SiteAttributes:
+    """The attributes of the operator.
+
+    Attributes:
+        memories: Kinds in the order of their states, ``"window,cumulative:log_count"``.
+        heads: Query heads.
+        kv_heads: Key/value heads.
+        scale: Factor of the scores.
+        softcap: ``c`` of ``c · tanh(score / c)``; 0: none.
+        rotate: Whether queries and keys come without rotation.
+        heads_first: Whether queries, keys and values are three tensors ``[B, H, T, D]``, or one ``[B, T, C]``.
+        window: The window that other memories of the layer begin behind.
+    """
+
+    memories: str
+    heads: int
+    kv_heads: int
+    scale: float
+    softcap: float
+    rotate: int
+    heads_first: int
+    window: int
+
+
+@dataclass(frozen=True)
+class LayerSite:
+    """What the operator needs of a layer's memories.
+
+    Attributes:
+        kinds: As :attr:`SiteAttributes.memories`.
+        states: The states' names in the operator's order.
+        inputs: The same, with the parameters that follow the states of a memory.
+        bias: Added to the scores of summaries, ``[S, Hq]``; ``None`` where there are none.
+    """
+
+    kinds: str
+    states: tuple[str, ...]
+    inputs: tuple[str | Tensor, ...]
+    bias: Tensor | None
+
+    def given(self, past: States) -> list[Tensor]:
+        """States and parameters, in the operator's order."""
+        return [past[entry] if isinstance(entry, str) else entry for entry in self.inputs]
+
+
+def layer_site(memories: Mapping[str, Memory], prefix: str = "") -> LayerSite | None:
+    """How the operator computes a layer; ``None``: it cannot.
+
+    It can where there is one window, and it has all other memories.
+
+    Args:
+        memories: The layer's, by name.
+        prefix: Begins the names of their states.
+    """
+    # The operator has the window first.
+    ordered = sorted(memories.items(), key=lambda item: not isinstance(item[1], Window))
+    if sum(isinstance(memory, Window) for memory in memories.values()) != 1:
+        return None
+    kinds: list[str] = []
+    states: list[str] = []
+    inputs: list[str | Tensor] = []
+    biases: list[Tensor] = []
+    for name, memory in ordered:
+        native = memory.native() if isinstance(memory, SlotMemory) else None
+        if native is None:
+            return None
+        kind, parameters = native
+        own = [f"{prefix}{name}.{spec.name}" for spec in memory.states()]
+        kinds.append(kind)
+        states.extend(own)
+        inputs.extend((*own, *parameters))
+        if isinstance(memory, Summary):
+            biases.append(memory.head_bias())
+    return LayerSite(",".join(kinds), tuple(states), tuple(inputs), torch.stack(biases) if biases else None)
+
+
+def begin(inputs: Sequence[Tensor | None], attributes: SiteAttributes) -> Tensor:
+    """Mark where the operator takes over.
+
+    Args:
+        inputs: The operator's inputs in its order; the first are the queries.
+        attributes: Its attributes.
+
+    Returns:
+        The queries.
+    """
+    return _mark(BEGIN, inputs, asdict(attributes))
+
+
+def end(outputs: Sequence[Tensor]) -> Tensor:
+    """Mark where it ends: ``outputs`` are the operator's, in its order; the first is what was read, and is returned."""
+    return _mark(END, outputs, {})
+
+
+def is_marking() -> bool:
+    """Whether a graph is being traced for ONNX."""
+    return torch.onnx.is_in_onnx_export()
+
+
+def _mark(name: str, inputs: Sequence[Tensor | None], attributes: dict[str, int | float | str]) -> Tensor:
+    first = inputs[0]
+    assert first is not None
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{name}", inputs, dict(attributes), dtype=first.dtype, shape=first.shape, version=1
+    )

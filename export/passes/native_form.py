@@ -1,0 +1,32 @@
+"""The native form of a graph: edgemem's own operators where they can stand.
+
+:mod:`edgemem.runtimes.native` has them, for the CPU. The standard form stands beside it in every bundle: it serves
+where the operators are not installed, for TensorRT and other hosts, and as their oracle.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from edgemem.export.passes.gates import join_gates
+from edgemem.export.passes.norms import join_norms
+from edgemem.export.passes.sites import fill_sites, has_sites, remove_dead, remove_sites
+from edgemem.memories.site import DOMAIN
+
+
+def native_form(model: ir.Model) -> ir.Model | None:
+    """A copy with edgemem's operators; ``None`` where there is no place for attention over memories.
+
+    Before: a traced graph with its marks; large matrices may be quantised.
+    After: the copy has the same inputs and outputs, and no marks.
+    """
+    if not has_sites(model):
+        return None
+    copy = model.clone()
+    fill_sites(copy)
+    remove_sites(copy)
+    join_gates(copy)
+    join_norms(copy)
+    remove_dead(copy)
+    copy.opset_imports[DOMAIN] = 1
+    return copy

@@ -1,0 +1,138 @@
+"""Norms: in the form that engines know as one kernel, and as one operator with the sum before them.
+
+``y = x / sqrt(mean(x²) + ε) · w`` (Zhang and Sennrich 2019, eq. 4). transformers writes ``w · (x · rsqrt(...))``; ONNX
+Runtime looks for a quotient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgemem.export.passes.values import replace_value
+from edgemem.memories.site import DOMAIN
+
+NORM = "RMSNorm"
+
+
+def divide_by_roots(model: ir.Model) -> None:
+    """Write ``x · (1 / sqrt(y))`` as ``x / sqrt(y)``.
+
+    Before: any graph.
+    After: no product with the reciprocal of a root, where nothing else uses that reciprocal.
+    """
+    for graph in model.graphs():
+        for node in [node for node in graph if node.op_type == "Mul" and not node.domain]:
+            for x, inverse in (node.inputs, reversed(node.inputs)):
+                root = _root_of(inverse)
+                if root is not None:
+                    _divide(graph, node, x, root)
+                    break
+
+
+def _root_of(value: ir.Value | None) -> ir.Value | None:
+    """``sqrt(y)`` where a value is its reciprocal, and has one use."""
+    reciprocal = value.producer() if value is not None else None
+    if reciprocal is None or reciprocal.op_type != "Reciprocal" or len(list(reciprocal.outputs[0].uses())) != 1:
+        return None
+    root = reciprocal.inputs[0]
+    producer = root.producer() if root is not None else None
+    return root if producer is not None and producer.op_type == "Sqrt" else None
+
+
+def _divide(graph: ir.Graph, node: ir.Node, x: ir.Value | None, root: ir.Value) -> None:
+    division = ir.node("Div", [x, root])
+    graph.insert_before(node, division)
+    (reciprocal,) = (use.node for use in root.uses() if use.node.op_type == "Reciprocal")
+    replace_value(node.outputs[0], division.outputs[0])
+    graph.remove([node, reciprocal], safe=True)
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """A norm of a graph: ``product`` is ``x / sqrt(mean(x²) + ε) · w``."""
+
+    product: ir.Node
+    x: ir.Value
+    weight: ir.Value
+    eps: float
+
+
+def join_norms(model: ir.Model) -> None:
+    """Put the operator in the place of a norm, and of the sum that it normalises.
+
+    Before: a traced graph; no norm multiplies with the reciprocal of a root.
+    After: what computed the norms is unused.
+    """
+    graph = model.graph
+    for node in list(graph):
+        norm = _norm_at(node)
+        if norm is not None:
+            _join(graph, norm)
+
+
+def _norm_at(node: ir.Node) -> _Norm | None:
+    if node.op_type != "Mul" or node.domain:
+        return None
+    for quotient, weight in (node.inputs, reversed(node.inputs)):
+        division = _made_by(quotient, "Div")
+        if division is None or weight is None or not weight.is_initializer():
+            continue
+        x, root = division.inputs
+        total = _made_by(_input(_made_by(root, "Sqrt"), 0), "Add")
+        if x is None or total is None:
+            continue
+        for mean, eps in (total.inputs, reversed(total.inputs)):
+            value = _scalar(eps)
+            if value is not None and _is_mean_square(mean, x):
+                return _Norm(node, x, weight, value)
+    return None
+
+
+def _is_mean_square(value: ir.Value | None, x: ir.Value) -> bool:
+    """Whether a value is ``mean(x²)`` over the last axis of ``x``."""
+    mean = _made_by(value, "ReduceMean")
+    square = _made_by(_input(mean, 0), "Pow")
+    if mean is None or square is None or square.inputs[0] is not x or _scalar(square.inputs[1]) != 2:
+        return False
+    shape, axes = x.meta.get("shape") or x.shape, _constant(_input(mean, 1))
+    return axes is not None and axes.size == 1 and (axes.item() == -1 or (shape and axes.item() == len(shape) - 1))
+
+
+def _join(graph: ir.Graph, norm: _Norm) -> None:
+    adding = _made_by(norm.x, "Add")
+    parts = [] if adding is None else list(adding.inputs)
+    is_sum = len(parts) == 2 and all(_same_shape(part, norm.x) for part in parts)
+    inputs = [parts[0], norm.weight, parts[1]] if is_sum else [norm.x, norm.weight]
+    operator = ir.node(NORM, inputs, {"eps": norm.eps}, domain=DOMAIN, version=1, num_outputs=1 + is_sum)
+    graph.insert_before(adding if is_sum and adding is not None else norm.product, operator)
+    for old, new in zip((norm.product.outputs[0], norm.x), operator.outputs, strict=False):
+        replace_value(old, new)
+
+
+def _same_shape(value: ir.Value | None, x: ir.Value) -> bool:
+    if value is None or value.is_initializer():
+        return False
+    mine, wanted = value.meta.get("shape") or value.shape, x.meta.get("shape")
+    return mine is not None and wanted is not None and list(mine) == list(wanted)
+
+
+def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type and not node.domain else None
+
+
+def _input(node: ir.Node | None, at: int) -> ir.Value | None:
+    return None if node is None or len(node.inputs) <= at else node.inputs[at]
+
+
+def _constant(value: ir.Value | None) -> np.ndarray | None:
+    constant = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if constant is None else constant.numpy()
+
+
+def _scalar(value: ir.Value | None) -> float | None:
+    constant = _constant(value)
+    return float(constant.item()) if constant is not None and constant.size == 1 else None

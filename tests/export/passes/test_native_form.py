@@ -1,0 +1,131 @@
+"""The native form of a graph: edgemem's operators where they can stand, the same inputs and outputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+import pytest
+
+from edgemem.export import from_config
+from edgemem.export.graph import export_graph
+from edgemem.export.passes.gates import join_gates
+from edgemem.export.passes.native_form import native_form
+from edgemem.export.passes.norms import divide_by_roots, join_norms
+from edgemem.export.passes.sites import remove_dead, remove_sites
+from edgemem.models import DecoderConfig
+
+LAYERS = [
+    [{"type": "sinks", "slots": 2}, {"type": "window", "window": 6}, {"type": "cumulative"}, {"type": "geometric"}],
+    [{"type": "window", "window": 6}, {"type": "gated_delta"}],
+]
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """A layer with memories that the operator has, and one with a memory that it lacks."""
+    config = DecoderConfig(d_model=16, layers=2, heads=4, kv_heads=2, vocab_size=20, memory=LAYERS)
+    module = from_config(config, "two layers").module
+    return export_graph(module, module.contract())
+
+
+def operators(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph if node.domain == "edgemem")
+
+
+def graph(text: str) -> ir.Model:
+    return ir.from_onnx_text(f'<ir_version: 10, opset_import: ["": 20]> {text}')
+
+
+def test_a_layer_whose_memories_it_has_is_one_operator(traced):
+    native = native_form(traced)
+    assert operators(native) == {"MemoryAttention": 1, "SwiGLU": 2, "RMSNorm": 5}
+    attention = next(node for node in native.graph if node.op_type == "MemoryAttention")
+    assert attention.attributes["memories"].as_string() == "window,sinks,cumulative,geometric"
+    states = [value.name.removeprefix("past.0.") for value in attention.inputs if value and value.name[:4] == "past"]
+    assert states == [
+        *("window.k", "window.v", "sinks.k", "sinks.v", "cumulative.mean", "cumulative.carry"),
+        *("geometric.sum", "geometric.mass"),
+    ]
+
+
+def test_both_forms_take_and_give_the_same(traced):
+    native, standard = native_form(traced), traced.clone()
+    remove_sites(standard)
+    for form in (native, standard):
+        assert [value.name for value in form.graph.inputs] == [value.name for value in traced.graph.inputs]
+        assert [value.name for value in form.graph.outputs] == [value.name for value in traced.graph.outputs]
+        assert all(value.producer() is not None for value in form.graph.outputs)
+    assert not operators(standard)
+    assert operators(traced) == {"Begin": 1, "End": 1}  # the marks, of which there is a copy in neither form
+
+
+def test_a_graph_without_a_place_for_attention_has_no_native_form():
+    assert native_form(graph("g (float[2,4] x) => (float[2,4] y) { y = Relu(x) }")) is None
+
+
+NORM = """g (float[B,T,4] x, float[B,T,4] d, float[4] w) => (float[B,T,4] y, float[B,T,4] h)
+<float two = {2}, float eps = {1e-5}, int64[1] last = {-1}, float[4] w = {1,2,3,4}> {
+    h = Add(x, d)
+    s = Pow(h, two)
+    m = ReduceMean<keepdims = 1>(s, last)
+    e = Add(m, eps)
+    r = Sqrt(e)
+    %s
+}"""
+QUOTIENT = "q = Div(h, r) y = Mul(q, w)"
+PRODUCT = "i = Reciprocal(r) q = Mul(h, i) y = Mul(w, q)"
+
+
+def shaped(text: str) -> ir.Model:
+    """A graph that remembers the shapes of its trace."""
+    model = graph(text)
+    for node in model.graph:
+        for value in node.outputs:
+            value.meta["shape"] = value.shape or ir.Shape(["B", "T", 4])
+    return model
+
+
+@pytest.mark.parametrize("way", [QUOTIENT, PRODUCT])
+def test_a_norm_and_the_sum_before_it_are_one_operator(way):
+    model = shaped(NORM % way)
+    divide_by_roots(model)
+    assert "Reciprocal" not in {node.op_type for node in model.graph}
+    join_norms(model)
+    remove_dead(model)
+    norm = next(node for node in model.graph if node.op_type == "RMSNorm")
+    assert norm.attributes["eps"].as_float() == pytest.approx(1e-5)
+    assert len(norm.inputs) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("h = Add(x, d)", "h = Add(x, w)"),  # a bias, not the stream's shape
+        ("last = {-1}", "last = {1}"),  # the mean over another axis
+        ("two = {2}", "two = {3}"),
+    ],
+)
+def test_what_only_looks_like_a_norm_of_a_sum_is_left(old, new):
+    model = shaped((NORM % QUOTIENT).replace(old, new))
+    join_norms(model)
+    norms = [node for node in model.graph if node.op_type == "RMSNorm"]
+    assert not norms or len(norms[0].inputs) == 2
+
+
+GATE = """g (float[B,T,8] x, float[B,T,4] u) => (float[B,T,4] y) {
+    a, b = Split<axis = %d, num_outputs = 2>(x)
+    s = Sigmoid(a)
+    p = Mul(a, s)
+    y = Mul(p, %s)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("axis", "up", "inputs"), [(2, "b", ["x"]), (-1, "b", ["x"]), (2, "u", ["a", "u"]), (1, "b", ["a", "b"])]
+)
+def test_a_gate_is_one_operator_and_takes_the_whole_product_where_it_is_split_in_halves(axis, up, inputs):
+    model = shaped(GATE % (axis, up))
+    join_gates(model)
+    gate = next(node for node in model.graph if node.op_type == "SwiGLU")
+    assert [value.name for value in gate.inputs] == inputs
