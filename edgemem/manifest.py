@@ -19,7 +19,7 @@ MANIFEST_FORMAT = JsonFormat(
     "an edgemem manifest",
     BundleError,
     way_out="export the model again with: edgemem export SOURCE --out BUNDLE",
-    versions=(1, 2),
+    versions=(1, 2, 3),
     digest_since=2,
 )
 # The first bundles do not have these entries.

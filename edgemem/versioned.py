@@ -102,7 +102,8 @@ class JsonFormat:
         except ValueError as error:
             raise self.refusal(f"{where} cannot be read: {error}") from error
         fields = self.check(data, where)
-        if self.digest_since is not None and data[self.version_key] >= self.digest_since:
+        # A version without a digest that has one was of another version.
+        if self.digest_since is not None and (data[self.version_key] >= self.digest_since or "digest" in data):
             fields.digest = data.pop("digest", None)
             if not isinstance(fields.digest, str) or _digest(content, fields.digest) != fields.digest:
                 raise self.refusal(f"{where} was changed after it was written: it does not match its own digest.")

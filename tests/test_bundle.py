@@ -321,7 +321,7 @@ def test_a_manifest_that_was_edited_is_refused_with_the_way_out(bundle: Bundle, 
 
 def test_a_digest_that_is_missing_is_not_passed_over(bundle: Bundle) -> None:
     for digest in (None, "", 3, "é"):
-        data = {"format": "edgemem.bundle", "version": 2, "digest": digest, **bundle.manifest.to_json()}
+        data = {"format": "edgemem.bundle", "version": 3, "digest": digest, **bundle.manifest.to_json()}
         (bundle.path / MANIFEST).write_text(json.dumps(data))
         with pytest.raises(BundleError, match="its own digest"):
             open_bundle(bundle.path)

@@ -132,16 +132,16 @@ def test_a_bundle_that_contradicts_itself_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize("name", [f"{BUNDLE}/{MANIFEST}", RECIPE, "model.engine.json"])
-def test_a_file_of_version_3_is_refused_by_its_name(packed: Path, name: str) -> None:
+def test_a_file_of_version_9_is_refused_by_its_name(packed: Path, name: str) -> None:
     shutil.copyfile(DATA / "model.engine.json", packed / "model.engine.json")
     data = json.loads((packed / name).read_text())
     key = "format_version" if "format_version" in data else "version"
-    (packed / name).write_text(json.dumps(data | {key: 3}))
+    (packed / name).write_text(json.dumps(data | {key: 9}))
     read: dict[str, Callable[[], object]] = {
         RECIPE: lambda: read_recipe(packed),
         "model.engine.json": lambda: sidecar.Sidecar.load(packed / name),
     }
-    with pytest.raises(EdgememError, match=r"of version 3, this edgemem reads versions? 1") as refusal:
+    with pytest.raises(EdgememError, match=r"of version 9, this edgemem reads versions? 1") as refusal:
         read.get(name, lambda: open_bundle(packed / BUNDLE))()
     assert str(packed / name) in refusal.value.message
     assert re.search("Install (edgemem|the edgemem).* wrote it, or .*: edgemem", refusal.value.hint or "")

@@ -151,7 +151,7 @@ class AttentionLayer:
         if site is not None:
             merged = read.transpose(1, 2).flatten(2)  # [B, T, Hq·Dv]: how the operator gives it
             merged = end([merged, *(new[name] for name in site.states)])
-            read = merged.unflatten(2, (self.dims.heads, self.value_dim)).transpose(1, 2)
+            read = merged.reshape(*merged.shape[:2], self.dims.heads, self.value_dim).transpose(1, 2)
         return read, new
 
     def _site(self, past: Mapping[str, Tensor] | None) -> LayerSite | None:

@@ -98,7 +98,8 @@ def _is_mean_square(value: ir.Value | None, x: ir.Value) -> bool:
     if mean is None or square is None or square.inputs[0] is not x or _scalar(square.inputs[1]) != 2:
         return False
     shape, axes = x.meta.get("shape") or x.shape, _constant(_input(mean, 1))
-    return axes is not None and axes.size == 1 and (axes.item() == -1 or (shape and axes.item() == len(shape) - 1))
+    last = [-1] if shape is None else [-1, len(shape) - 1]
+    return axes is not None and axes.size == 1 and axes.item() in last
 
 
 def _join(graph: ir.Graph, norm: _Norm) -> None:

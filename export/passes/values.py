@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> None:
-    """Let everything that uses ``old`` use ``new``, the graph's outputs too; ``new`` takes over name, type and shape."""
+    """Let all that uses ``old`` use ``new``, the graph's outputs too; ``new`` takes over its name, type and shape."""
     name, old.name = old.name, f"{old.name}.replaced"
     new.name, new.type, new.shape = name, old.type, old.shape
     new.meta.update(old.meta)

@@ -109,9 +109,7 @@ class OrtEngine(Engine):
                 self.form = f"{STANDARD}: {error.message}"
         self._load(onnxruntime, folder, options, CPU, None)
 
-    def _load(
-        self, onnxruntime: Any, folder: Path, options: LoadOptions, first: str, operators: Path | None
-    ) -> bool:
+    def _load(self, onnxruntime: Any, folder: Path, options: LoadOptions, first: str, operators: Path | None) -> bool:
         """Load every graph; whether ONNX Runtime started the provider."""
         for graph in self._bundle.manifest.graphs:
             providers = [*self._providers(self.memory, graph, first), CPU]
