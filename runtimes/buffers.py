@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edgemem.contract import Contract, Framing, InputSpec, OutputSpec, Stft
+from edgemem.contract import BackEnd, Contract, Framing, InputSpec, OutputSpec, Stft
 from edgemem.dtypes import BFLOAT16_NAN, decode_bfloat16, encode_bfloat16, numpy_dtype
 from edgemem.errors import InputError
 from edgemem.runtimes.memory import Array
@@ -45,8 +45,8 @@ class Buffers:
                 self.arrays[f"context.{spec.name}"] = np.zeros(shape, numpy_dtype(spec.dtype))
         ends: tuple[InputSpec | OutputSpec, ...] = (*contract.data, *contract.output_specs)
         for either in ends:
-            if (stft := transform(either)) is not None and stft.n_fft > stft.hop:
-                self.arrays[f"tail.{either.name}"] = np.zeros((batch, stft.n_fft - stft.hop), np.float32)
+            if (end := overlapping(either)) is not None and end.overlap:
+                self.arrays[f"tail.{either.name}"] = np.zeros((batch, end.overlap), np.float32)
         self.settle()
 
     def keep_last(self, specs: Sequence[InputSpec]) -> None:
@@ -163,13 +163,13 @@ class Buffers:
     def delay_steps(self) -> int:
         """Steps of silence after which overlap-add has given every sample."""
         ends = [spec.back_end for spec in self._contract.output_specs if spec.back_end is not None]
-        return max(((stft.n_fft - stft.hop) // stft.hop for stft in ends), default=0)
+        return max((end.overlap // end.hop for end in ends), default=0)
 
 
-def transform(spec: InputSpec | OutputSpec) -> Stft | None:
-    """The Fourier transform that is declared for a tensor, if any."""
+def overlapping(spec: InputSpec | OutputSpec) -> BackEnd | None:
+    """What is declared for a tensor, if it cuts or adds frames that overlap."""
     end = spec.front_end if isinstance(spec, InputSpec) else spec.back_end
-    return end if isinstance(end, Stft) else None
+    return None if isinstance(end, Framing) else end
 
 
 def item_dtype(spec: InputSpec) -> np.dtype[np.generic]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemem.contract import Contract, Framing, InputSpec, OutputSpec, Stft
+from edgemem.contract import BackEnd, Contract, Framing, InputSpec, OutputSpec, Stft
 from edgemem.runtimes.buffers import Buffers, item_dtype
 from edgemem.runtimes.inputs import named, step_array
 from edgemem.runtimes.lane import Lane
@@ -150,26 +150,42 @@ class _Back:
 
 
 class _Overlapping(_Back):
-    """Adds the inverse transform of a frame where it overlaps with those before."""
+    """Adds a frame of samples where it overlaps with those before."""
 
-    def __init__(self, stft: Stft, frame: Array, tail: Array | None) -> None:
-        self._frame, self._stft = frame[:, 0], stft
-        self._complex = _as_complex(self._frame)
-        self._piece = np.empty((len(frame), stft.n_fft), np.float32)
-        self._samples = np.empty((len(frame), stft.hop), np.float32)
-        self._tail, self._window, self._overlap = tail, window(stft), overlap(stft)
+    def __init__(self, end: BackEnd, frame: Array, tail: Array | None) -> None:
+        self._frame, self._hop, self._tail = frame[:, 0], end.hop, tail
+        self._piece = np.empty((len(frame), end.hop + end.overlap), np.float32)
+        self._samples = np.empty((len(frame), end.hop), np.float32)
         super().__init__(self._samples)
 
     def give(self) -> None:
         """Add the frame."""
-        piece, hop, tail = self._piece, self._stft.hop, self._tail
-        frame = self._complex if self._complex is not None else self._frame[..., 0] + 1j * self._frame[..., 1]
-        samples = np.fft.irfft(frame, self._stft.n_fft)
-        np.multiply(samples.astype(np.float32, copy=False), self._window, out=piece)
+        self._piece[...] = self._frame
+        self._samples[...] = self._added()
+
+    def _added(self) -> Array:
+        """The samples that are complete with the piece."""
+        piece, tail = self._piece, self._tail
         if tail is not None:
             piece[:, : tail.shape[1]] += tail
-            tail[...] = piece[:, hop:]
-        np.divide(piece[:, :hop], self._overlap, out=self._samples)
+            tail[...] = piece[:, self._hop :]
+        return piece[:, : self._hop]
+
+
+class _Inverse(_Overlapping):
+    """Adds the inverse transform of a frame where it overlaps with those before."""
+
+    def __init__(self, stft: Stft, frame: Array, tail: Array | None) -> None:
+        super().__init__(stft, frame, tail)
+        self._complex, self._stft = _as_complex(self._frame), stft
+        self._window, self._overlap = window(stft), overlap(stft)
+
+    def give(self) -> None:
+        """Add the frame."""
+        frame = self._complex if self._complex is not None else self._frame[..., 0] + 1j * self._frame[..., 1]
+        samples = np.fft.irfft(frame, self._stft.n_fft)
+        np.multiply(samples.astype(np.float32, copy=False), self._window, out=self._piece)
+        np.divide(self._added(), self._overlap, out=self._samples)
 
 
 def _as_complex(frames: Array) -> Array | None:
@@ -189,4 +205,7 @@ def _front(spec: InputSpec, target: Array, buffers: Buffers) -> _Front:
 def _back(spec: OutputSpec, output: Array, buffers: Buffers) -> _Back:
     if spec.back_end is None:
         return _Back(output)
-    return _Overlapping(spec.back_end, output, buffers.arrays.get(f"tail.{spec.name}"))
+    tail = buffers.arrays.get(f"tail.{spec.name}")
+    if isinstance(spec.back_end, Stft):
+        return _Inverse(spec.back_end, output, tail)
+    return _Overlapping(spec.back_end, output, tail)

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemem.contract import Stft
+from edgemem.contract import BackEnd, OverlapAdd, Stft
 
 Floats = NDArray[np.float32]
 
@@ -55,23 +55,31 @@ def to_frames(stft: Stft, tail: Floats, samples: Floats) -> tuple[Floats, Floats
     return parts.astype(np.float32), known[:, known.shape[1] - tail.shape[1] :].copy()
 
 
-def to_samples(stft: Stft, tail: Floats, frames: Floats) -> tuple[Floats, Floats]:
+def to_samples(end: BackEnd, tail: Floats, frames: Floats) -> tuple[Floats, Floats]:
     """Add new frames where they overlap.
 
     Args:
-        stft: The transform.
-        tail: What earlier frames gave for samples that are not complete, ``[B, n_fft - hop]``.
-        frames: ``[B, T, n_fft / 2 + 1, 2]``.
+        end: The inverse transform, or frames of samples as they are.
+        tail: What earlier frames gave for samples that are not complete, ``[B, overlap]``.
+        frames: ``[B, T, *end.shape]``.
 
     Returns:
         Samples float32 ``[B, T * hop]``, and the new tail.
     """
-    batch, time = frames.shape[:2]
+    if isinstance(end, OverlapAdd):
+        return _added(end.hop, tail, frames)
     spectrum = np.ascontiguousarray(frames, np.float32).view(np.complex64)[..., 0]
-    pieces = np.fft.irfft(spectrum, stft.n_fft, axis=-1).astype(np.float32, copy=False) * window(stft)
-    total = np.zeros((batch, time * stft.hop + tail.shape[1]), np.float32)
+    pieces = np.fft.irfft(spectrum, end.n_fft, axis=-1).astype(np.float32, copy=False) * window(end)
+    samples, tail = _added(end.hop, tail, pieces)
+    done = samples.reshape(len(samples), -1, end.hop) / overlap(end)
+    return np.asarray(done.reshape(len(samples), -1), np.float32), tail
+
+
+def _added(hop: int, tail: Floats, pieces: Floats) -> tuple[Floats, Floats]:
+    """Sums of pieces ``[B, T, n]`` that begin ``hop`` samples apart: those that are complete, and the rest."""
+    batch, time, length = pieces.shape
+    total = np.zeros((batch, time * hop + tail.shape[1]), np.float32)
     total[:, : tail.shape[1]] = tail
     for index in range(time):
-        total[:, index * stft.hop : index * stft.hop + stft.n_fft] += pieces[:, index]
-    done = total[:, : time * stft.hop].reshape(batch, time, stft.hop) / overlap(stft)
-    return np.asarray(done.reshape(batch, -1), np.float32), total[:, time * stft.hop :].copy()
+        total[:, index * hop : index * hop + length] += pieces[:, index]
+    return total[:, : time * hop], total[:, time * hop :].copy()

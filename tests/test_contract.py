@@ -396,6 +396,8 @@ def test_a_contract_of_version_1_that_was_tampered_with_is_refused(path: list[An
         (["outputs", 0, "axes"], ["batch", "time", 2.5]),
         (["outputs", 0, "gives"], "1"),
         (["outputs", 0, "back_end"], {"kind": "framing", "context": 2}),
+        (["outputs", 0, "back_end"], {"kind": "overlap_add", "frame": 4, "hop": 3}),
+        (["inputs", 0, "front_end"], {"kind": "overlap_add", "frame": 4, "hop": 2}),
         (["states", 0, "axes"], ["batch", 2, 8.0, 4]),
         (["states", 0, "axes"], ["batch", 2, 9, 4]),
         (["states", 0, "axes"], [2, "batch", 8, 4]),  # a ring has its batch axis first

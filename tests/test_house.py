@@ -49,9 +49,9 @@ EXPORTED = {
     ],
     "edgemem.adopt": ["AdoptOptions", "Pair", "Proposal", "adopt", "propose", "recheck"],
     "edgemem.contract": [
-        *("METADATA_KEY", "OUTPUT_INDICES", "POSITION", "Axis", "Contract", "FoundTensor", "Framing"),
-        *("FrontEnd", "InputSpec", "OutputSpec", "Role", "Sizes", "StateSpec", "Stft", "TensorSpec", "Times"),
-        *("UpdateRule", "difference", "initial_bytes", "initial_state"),
+        *("METADATA_KEY", "OUTPUT_INDICES", "POSITION", "Axis", "BackEnd", "Contract", "FoundTensor", "Framing"),
+        *("FrontEnd", "InputSpec", "OutputSpec", "OverlapAdd", "Role", "Sizes", "StateSpec", "Stft", "TensorSpec"),
+        *("Times", "UpdateRule", "difference", "initial_bytes", "initial_state"),
     ],
     "edgemem.runtimes": ["DEVICES", "Runtime", "Session", "Stream", "known_runtimes", "open"],
     "edgemem.export": [

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemem.adopt.compare import Progress, compare
+from edgemem.adopt.compare import LARGEST, Progress, compare
 from edgemem.adopt.describe import describe, probe_sizes
 from edgemem.adopt.evidence import LONG_CALL, long_calls, recording, sequence_form
 from edgemem.adopt.fold import fold
@@ -17,6 +17,7 @@ from edgemem.adopt.options import AdoptOptions
 from edgemem.adopt.pairing import Pair, pair_states
 from edgemem.adopt.proof import TOLERANCE, refuse_dead_states, rows_are_independent, settle_pairs
 from edgemem.adopt.read import read_model
+from edgemem.adopt.stages import FRAME, merge
 from edgemem.adopt.subject import Subject, subject_of
 from edgemem.adopt.write import write_graph
 from edgemem.bundle import Bundle, Manifest, package_versions, write_bundle
@@ -55,14 +56,14 @@ class Proposal:
 
 
 def propose(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     options: AdoptOptions = AdoptOptions(),  # noqa: B008 (immutable)
     announce: Announce = lambda message: None,
 ) -> Proposal:
     """Find what the tensors of an ONNX file are, and prove it by calling the graph.
 
     Args:
-        path: The file.
+        path: The file, or two that ``options.between`` connects.
         options: What the user says.
         announce: Called with a line at each stage.
 
@@ -70,11 +71,9 @@ def propose(
         ExportError: The file cannot be adopted; the message names the tensor, the hint what to do.
         VerificationError: Pairs that the user named contradict a sequence form or a recording.
     """
-    file = Path(path)
-    announce(f"reading {file.name}")
-    subject = subject_of(read_model(file), file.name, file.parent, options)
-    announce("pairing states")
-    subject, undecided = _paired(subject, options)
+    files = _files(path)
+    announce(f"reading {' and '.join(file.name for file in files)}, and pairing states")
+    subject, undecided = _opened(files, options)
     announce("calling the graph to prove them")
     refuse_dead_states(subject)
     batches = rows_are_independent(subject)
@@ -90,7 +89,40 @@ def propose(
         has_long = any(each.what == LONG_CALL and each.error(subject) <= TOLERANCE for each in evidence)
         return Proposal(subject, describe(subject, seen, batches, _MAX_CHUNK if has_long else 1), probes)
     except ContractError as error:
-        raise ExportError(f"{file.name}: {error.message}", hint=error.hint) from error
+        raise ExportError(f"{files[0].name}: {error.message}", hint=error.hint) from error
+
+
+def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    return [Path(path)] if isinstance(path, str | Path) else [Path(each) for each in path]
+
+
+def _opened(files: Sequence[Path], options: AdoptOptions) -> tuple[Subject, dict[str, str]]:
+    """The subject with the pairs that shapes and names propose, and the inputs that they do not decide."""
+    if len(files) != (2 if options.between else 1):
+        raise ExportError(f"{len(files)} files: --between connects two, and without it there is one.")
+    if not options.between:
+        return _paired(subject_of(read_model(files[0]), files[0].name, files[0].parent, options), options)
+    stages = [_stage(file, options) for file in files]
+    (first, open_first), (second, open_second) = stages
+    model, pair = merge(first, second, options.takes + options.context)
+    seconds = [p.renamed(pair.prefix) for p in second.pairs]
+    whole = replace(options, inputs=(FRAME,), outputs=(), states={}, fixed={}, held=(), overlap_add=True)
+    subject = replace(subject_of(model, "the merged graph", files[0].parent, whole), graph=pair)
+    undecided = open_first | {pair.prefix + name: pair.prefix + out for name, out in open_second.items()}
+    return subject.with_pairs([*first.pairs, *seconds]), undecided
+
+
+def _stage(file: Path, options: AdoptOptions) -> tuple[Subject, dict[str, str]]:
+    """One of two files, with what the options say about its tensors."""
+    model = read_model(file)
+    inputs, outputs = ({value.name for value in values} for values in (model.graph.inputs, model.graph.outputs))
+    own = AdoptOptions(
+        inputs=tuple(name for name in options.inputs if name in inputs),
+        outputs=tuple(name for name in options.outputs if name in outputs),
+        states={name: out for name, out in options.states.items() if name in inputs},
+        fixed={name: value for name, value in options.fixed.items() if name in inputs},
+    )
+    return _paired(subject_of(model, file.name, file.parent, own), own)
 
 
 def _paired(subject: Subject, options: AdoptOptions) -> tuple[Subject, dict[str, str]]:
@@ -147,7 +179,7 @@ def _probed(subject: Subject, batches: bool) -> tuple[list[dict[str, Any]], dict
 
 
 def adopt(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     out: str | Path,
     options: AdoptOptions = AdoptOptions(),  # noqa: B008 (immutable)
     *,
@@ -157,7 +189,7 @@ def adopt(
     """Make a bundle of an ONNX file with explicit state. It is written only if it computes what the file computes.
 
     Args:
-        path: The file.
+        path: The file, or two that ``options.between`` connects.
         out: Folder of the bundle.
         options: What the user says about the model.
         announce: Called with a line at each stage.
@@ -168,13 +200,13 @@ def adopt(
         VerificationError: The bundle computes something else than the file.
         EdgememError: The bundle cannot be written.
     """
-    file = Path(path)
-    proposal = propose(file, options, announce)
+    files = _files(path)
+    proposal = propose(files, options, announce)
     subject, contract = proposal.subject, proposal.contract
     with write_bundle(out) as writer:
         announce("writing the graph")
         probes = proposal.probes if contract.max_chunk > 1 else [p for p in proposal.probes if _is_step(subject, p)]
-        model = fold(subject.model, subject.fixed, probes, file.parent)
+        model = fold(subject.model, subject.fixed, probes, files[0].parent)
         manifest = Manifest(
             contract=contract,
             graphs=(write_graph(model, contract, writer.folder),),
@@ -185,11 +217,12 @@ def adopt(
         )
         writer.finish(manifest)
         announce("comparing the bundle with the original file")
-        largest = compare(writer.folder, subject, options.steps, progress)
+        allowed = TOLERANCE if options.between else LARGEST
+        largest = compare(writer.folder, subject, options.steps, progress, largest_allowed=allowed)
         report = {
             "steps": options.steps,
             "largest_difference": largest,
-            "original": {"file": file.name, "sha256": sha256_file(file)},
+            "original": [{"file": file.name, "sha256": sha256_file(file)} for file in files],
             "states": {p.input: p.verdict for p in proposal.pairs},
         }
         bundle = writer.finish(replace(manifest, verification=report))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgemem.adopt.subject import Subject
 from edgemem.adopt.tensors import DataInput, random_values
 from edgemem.bundle import GraphFile
-from edgemem.contract import Contract, InputSpec, Stft
+from edgemem.contract import BackEnd, Contract, InputSpec
 from edgemem.runtimes.stft import to_frames, to_samples
 
 Array = NDArray[Any]
@@ -58,7 +58,7 @@ class ByHand:
     def framed(self, data: DataInput, spec: InputSpec, items: Array) -> Array:
         """What the graph is given for new items of one input: with what was before them, or transformed."""
         if data.stft is not None:
-            tail = self._before.get(data.name, np.zeros((self._batch, data.stft.n_fft - data.stft.hop), np.float32))
+            tail = self._before.get(data.name, np.zeros((self._batch, data.stft.overlap), np.float32))
             items, self._before[data.name] = to_frames(data.stft, tail, items)
         elif data.context:
             zeros = np.zeros((self._batch, data.context, *spec.shape), items.dtype)
@@ -66,9 +66,9 @@ class ByHand:
             self._before[data.name] = items[:, -data.context :]
         return to_graph(spec, items)
 
-    def _added(self, name: str, stft: Stft, frames: Array) -> Array:
-        tail = self._tails.get(name, np.zeros((self._batch, stft.n_fft - stft.hop), np.float32))
-        samples, self._tails[name] = to_samples(stft, tail, frames)
+    def _added(self, name: str, end: BackEnd, frames: Array) -> Array:
+        tail = self._tails.get(name, np.zeros((self._batch, end.overlap), np.float32))
+        samples, self._tails[name] = to_samples(end, tail, frames)
         return samples
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgemem.adopt.subject import State, Subject
 from edgemem.adopt.tensors import DataInput, dims_of
-from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec, initial_bytes
+from edgemem.contract import Contract, InputSpec, OutputSpec, OverlapAdd, StateSpec, initial_bytes
 from edgemem.dtypes import DType
 from edgemem.errors import ExportError
 
@@ -80,6 +80,8 @@ def _output(
         time = _time_like(one, data, batch)
     if data.stft is not None:
         return _spectrum(name, one, data, batch, dtype)
+    if data.overlap_add and name == subject.results[0]:
+        return _frame(name, one, data, batch, dtype)
     shape = tuple(size for at, size in enumerate(one) if at not in (batch, time))
     gives = 1 if time is None else one[time]
     if 0 in one:
@@ -96,6 +98,14 @@ def _spectrum(name: str, one: Shape, data: DataInput, batch: int | None, dtype: 
     shape = tuple(size for at, size in enumerate(one) if at not in (batch, time))
     back_end = data.stft if like_input else None
     return OutputSpec(name, shape, _dtype(dtype), batch_axis=batch, time_axis=time, back_end=back_end)
+
+
+def _frame(name: str, one: Shape, data: DataInput, batch: int | None, dtype: str) -> OutputSpec:
+    """An output of one frame of samples, which overlaps with the next."""
+    end = OverlapAdd(data.takes + data.context, data.takes)
+    time = next((at for at, size in enumerate(one) if at != batch and size == 1), None)
+    shape = tuple(size for at, size in enumerate(one) if at not in (batch, time))
+    return OutputSpec(name, shape, _dtype(dtype), batch_axis=batch, time_axis=time, back_end=end)
 
 
 def _growing(one: Shape, other: Shape | None) -> int | None:

@@ -30,6 +30,7 @@ class AdoptOptions:
         stft: The graph takes and gives frames of this transform; the runtime computes them from samples.
         sample_rate_hz: Samples a second of the first data input, if they are audio; 0: a fixed input's value whose name
             says that it is a rate, or not audio.
+        overlap_add: The first result is a frame of ``takes + context`` samples, which are added where they overlap.
         between: For two files: what connects them. ``"spectral-mask"``: the first masks the magnitudes of a frame of
             ``takes + context`` samples, the second takes the masked samples, and its frames are added where they
             overlap.
@@ -51,6 +52,7 @@ class AdoptOptions:
     context: int = 0
     stft: Stft | None = None
     sample_rate_hz: int = 0
+    overlap_add: bool = False
     between: Literal["", "spectral-mask"] = ""
     sequence: Path | None = None
     recorded: Path | None = None
@@ -65,8 +67,8 @@ class AdoptOptions:
     def __post_init__(self) -> None:
         if self.stft is not None and (self.takes or self.context):
             raise ExportError("--stft takes its hop of samples a step: leave out --takes and --context.")
-        if self.context and not self.takes:
-            raise ExportError("--context needs --takes: how many new items a step takes.")
+        if (self.context or self.overlap_add or self.between) and not self.takes:
+            raise ExportError("--context, --overlap-add and --between need --takes: how many new items a step takes.")
         named = [*self.inputs, *self.states, *self.fixed, *self.held]
         if twice := sorted({name for name in named if named.count(name) > 1}):
             raise ExportError(f"{twice[0]} is named twice: as data, state, fixed or held it can be one of these.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgemem.errors import ExportError
 
@@ -40,6 +40,11 @@ class Pair:
     by: str
     twins: tuple[str, ...] = ()
     is_proved: bool = False
+
+    def renamed(self, prefix: str) -> Pair:
+        """The same pair in a graph in which the names begin with ``prefix``."""
+        twins = tuple(prefix + name for name in self.twins)
+        return replace(self, input=prefix + self.input, output=prefix + self.output, twins=twins)
 
     @property
     def verdict(self) -> str:

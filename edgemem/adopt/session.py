@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -15,6 +15,13 @@ from edgemem.runtimes.ort.importing import import_onnxruntime
 
 Array = NDArray[Any]
 _STANDARD = ("", "ai.onnx")
+
+
+class Calls(Protocol):
+    """What computes outputs from inputs."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Every output by name."""
 
 
 class Graph:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgemem.adopt.options import AdoptOptions
 from edgemem.adopt.pairing import Pair, similarity
 from edgemem.adopt.read import GraphTensor, graph_tensors
-from edgemem.adopt.session import Graph
+from edgemem.adopt.session import Calls, Graph
 from edgemem.adopt.tensors import DataInput, data_input, dims_of, initial_values, random_values, state_batch_axis
 from edgemem.errors import ExportError
 
@@ -48,7 +48,7 @@ class Subject:
     """
 
     model: ir.Model
-    graph: Graph
+    graph: Calls
     folder: Path
     data: tuple[DataInput, ...]
     held: tuple[State, ...]

@@ -33,6 +33,7 @@ class DataInput:
         context: Items that are repeated in front.
         stft: The transform that makes its items from samples.
         sample_rate_hz: Samples a second, where they are audio.
+        overlap_add: Whether results are frames as long as its own, which are added where they overlap.
     """
 
     tensor: GraphTensor
@@ -42,6 +43,7 @@ class DataInput:
     context: int = 0
     stft: Stft | None = None
     sample_rate_hz: int | None = None
+    overlap_add: bool = False
 
     @property
     def name(self) -> str:
@@ -123,7 +125,7 @@ def data_input(tensor: GraphTensor, options: AdoptOptions, is_first: bool) -> Da
         ones = [at for at in others if dims[at] == 1] if len(dims) > 2 else []
         time = next((at for at in [*(at for at in free if at != batch), *ones]), None)
     rate = options.sample_rate if is_first and "float" in tensor.dtype else None
-    return DataInput(tensor, batch, time, takes or 1, context, sample_rate_hz=rate)
+    return DataInput(tensor, batch, time, takes or 1, context, sample_rate_hz=rate, overlap_add=options.overlap_add)
 
 
 def _spectral(tensor: GraphTensor, stft: Stft, rate: int | None) -> DataInput:

@@ -72,6 +72,14 @@ class Named:
         metavar="N,HOP,WINDOW",
         help="The graph takes and gives spectra: the runtime computes them from samples, as in 512,256,sqrt_hann.",
     )
+    overlap_add: bool = option(
+        "--overlap-add", default=False, is_flag=True, help="The result is a frame as long, added where frames overlap."
+    )
+    between: str | None = option(
+        "--between",
+        type=click.Choice(["spectral-mask"]),
+        help="Two MODELs: the first gives a mask for the spectrum of a frame, the second takes the masked frame.",
+    )
     sample_rate_hz: int | None = option(
         "--sample-rate",
         type=count(1),
@@ -101,6 +109,8 @@ class Named:
             held=self.held,
             takes=self.takes or 0,
             context=self.context or 0,
+            overlap_add=self.overlap_add,
+            between="spectral-mask" if self.between else "",
             sample_rate_hz=self.sample_rate_hz or 0,
             states=dict(map(_pair, self.states)),
             fixed=dict(map(_constant, self.fixed)),
@@ -113,13 +123,15 @@ class Named:
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...", type=click.Path(path_type=Path))
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder of the bundle to write.")
 @option_group("named", Named)
 @click.option("--steps", type=count(1, MOST_STEPS), help="Steps of the comparison with MODEL (default: 10,000).")
 @click.option("--dry-run", is_flag=True, help="Show what each tensor was found to be, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def adopt(model: Path, out: Path | None, named: Named, steps: int | None, dry_run: bool, as_json: bool) -> None:
+def adopt(
+    models: tuple[Path, ...], out: Path | None, named: Named, steps: int | None, dry_run: bool, as_json: bool
+) -> None:
     """Make a bundle of MODEL, an ONNX file whose states are inputs and outputs, and compare it with MODEL.
 
     Torch and the model's source are not needed. States are paired by type, shape and name, and the pairs are proved by
@@ -134,9 +146,9 @@ def adopt(model: Path, out: Path | None, named: Named, steps: int | None, dry_ru
     options = named.parsed(steps)
     with checking(console(stderr=True)) as (announce, progress):
         if out is None:
-            proposal = propose(model, options, announce)
+            proposal = propose(models, options, announce)
         else:
-            bundle = adopt_model(model, out, options, announce=announce, progress=progress)
+            bundle = adopt_model(models, out, options, announce=announce, progress=progress)
     if out is None:
         _print_proposal(proposal, as_json)
     elif as_json:
@@ -147,7 +159,8 @@ def adopt(model: Path, out: Path | None, named: Named, steps: int | None, dry_ru
         facts = f": {readable_bytes(files)}; state {readable_bytes(bundle.contract.state_bytes)} a stream."
         console().print(headed(str(out), facts))
         _print_roles(bundle.contract, found["states"])
-        console().print(equal_to(model.name, found["steps"], found["largest_difference"]))
+        names = " and ".join(model.name for model in models)
+        console().print(equal_to(names, found["steps"], found["largest_difference"]))
 
 
 def _print_proposal(proposal: Proposal, as_json: bool) -> None:

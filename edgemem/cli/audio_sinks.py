@@ -57,7 +57,7 @@ class Timing:
     def delay(self) -> int:
         """Items by which overlap-add delays the output."""
         end = self.output.back_end
-        return 0 if end is None else end.n_fft - end.hop
+        return 0 if end is None else end.overlap
 
     @property
     def latency_ms(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from edgemem.contract.axes import Axis, Sizes
 from edgemem.contract.contract import Contract
-from edgemem.contract.front_end import Framing, FrontEnd, Stft
+from edgemem.contract.front_end import BackEnd, Framing, FrontEnd, OverlapAdd, Stft
 from edgemem.contract.specs import InputSpec, OutputSpec, Role, StateSpec, UpdateRule, initial_bytes, initial_state
 from edgemem.contract.tensors import OUTPUT_INDICES, POSITION, FoundTensor, TensorSpec, Times, difference
 
@@ -28,12 +28,14 @@ __all__ = [
     "OUTPUT_INDICES",
     "POSITION",
     "Axis",
+    "BackEnd",
     "Contract",
     "FoundTensor",
     "Framing",
     "FrontEnd",
     "InputSpec",
     "OutputSpec",
+    "OverlapAdd",
     "Role",
     "Sizes",
     "StateSpec",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edgemem.contract.front_end import Framing, Stft
+from edgemem.contract.front_end import Framing, OverlapAdd, Stft
 from edgemem.contract.serial import CONTRACT, contract_fields, input_to_json, output_to_json, reading, state_to_json
 from edgemem.contract.specs import InputSpec, OutputSpec, StateSpec
 from edgemem.contract.tensors import TensorSpec, Times, graph_inputs, graph_outputs
@@ -238,4 +238,4 @@ class Contract:
 
 def _is_plain(spec: InputSpec | OutputSpec) -> bool:
     front = spec.front_end if isinstance(spec, InputSpec) else spec.back_end
-    return spec.step_items == 1 and spec.time_axis is not None and not isinstance(front, Framing | Stft)
+    return spec.step_items == 1 and spec.time_axis is not None and not isinstance(front, Framing | Stft | OverlapAdd)

@@ -51,23 +51,64 @@ class Stft:
             raise ContractError(f"stft: window {self.window!r} is not one of {', '.join(get_args(Window))}.")
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, ...]:
         """Shape of a frame: frequencies, and real and imaginary part."""
         return (self.n_fft // 2 + 1, 2)
 
+    @property
+    def overlap(self) -> int:
+        """Samples that a frame shares with the next: by so many the output is late."""
+        return self.n_fft - self.hop
+
+
+@dataclass(frozen=True)
+class OverlapAdd:
+    """The back end of an output that gives one frame of samples a step: frames are added where they overlap.
+
+    The output is ``frame - hop`` samples late.
+
+    Attributes:
+        frame: Samples of a frame.
+        hop: Samples from one frame to the next.
+    """
+
+    frame: int
+    hop: int
+
+    def __post_init__(self) -> None:
+        _whole("overlap-add", "frame", self.frame)
+        _whole("overlap-add", "hop", self.hop)
+        if self.frame % self.hop:
+            raise ContractError(f"overlap-add: frame {self.frame} must be a multiple of hop {self.hop}.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a frame."""
+        return (self.frame,)
+
+    @property
+    def overlap(self) -> int:
+        """Samples that a frame shares with the next: by so many the output is late."""
+        return self.frame - self.hop
+
 
 FrontEnd = Framing | Stft
-_KINDS: dict[str, type[Framing] | type[Stft]] = {"framing": Framing, "stft": Stft}
+BackEnd = Stft | OverlapAdd
+_KINDS: dict[str, type[Framing | Stft | OverlapAdd]] = {
+    "framing": Framing,
+    "stft": Stft,
+    "overlap_add": OverlapAdd,
+}
 
 
-def front_end_to_json(front_end: FrontEnd) -> dict[str, Any]:
+def end_to_json(front_end: FrontEnd | BackEnd) -> dict[str, Any]:
     """The declaration as plain JSON values."""
     kind = next(name for name, known in _KINDS.items() if isinstance(front_end, known))
     return {"kind": kind, **asdict(front_end)}
 
 
-def front_end_from_json(owner: str, data: Any) -> FrontEnd | None:
-    """Read what :func:`front_end_to_json` wrote; ``None`` stays ``None``."""
+def end_from_json(owner: str, data: Any) -> FrontEnd | BackEnd | None:
+    """Read what :func:`end_to_json` wrote; ``None`` stays ``None``."""
     if data is None:
         return None
     fields = dict(data)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgemem.contract.axes import insert_axes, remove_axes
-from edgemem.contract.front_end import Stft, front_end_from_json, front_end_to_json
+from edgemem.contract.front_end import Framing, OverlapAdd, end_from_json, end_to_json
 from edgemem.contract.specs import InputSpec, OutputSpec, StateSpec
 from edgemem.errors import ContractError
 from edgemem.versioned import JsonFormat
@@ -69,7 +69,7 @@ def input_to_json(spec: InputSpec) -> dict[str, Any]:
     if spec.role == "fixed":
         found["value"] = np.asarray(spec.value).tolist()
     if spec.front_end is not None:
-        found["front_end"] = front_end_to_json(spec.front_end)
+        found["front_end"] = end_to_json(spec.front_end)
     if spec.sample_rate_hz is not None:
         found["sample_rate_hz"] = spec.sample_rate_hz
     return found
@@ -85,7 +85,7 @@ def output_to_json(spec: OutputSpec, selected: bool) -> dict[str, Any]:
         "gives": spec.gives,
     }
     if spec.back_end is not None:
-        found["back_end"] = front_end_to_json(spec.back_end)
+        found["back_end"] = end_to_json(spec.back_end)
     return found
 
 
@@ -120,6 +120,9 @@ def _input_from_json(entry: dict[str, Any]) -> InputSpec:
     _refuse_unknown(entry, ("name", "dtype", "axes", "role", "takes", *options))
     owner = f"input {entry['name']!r}"
     shape, (batch, time) = remove_axes(owner, entry["axes"], ("batch", "time"))
+    front_end = end_from_json(owner, entry.get("front_end"))
+    if isinstance(front_end, OverlapAdd):
+        raise ContractError(f"{owner}: a front end is framing or stft, got {entry['front_end']}.")
     return InputSpec(
         entry["name"],
         shape,
@@ -130,7 +133,7 @@ def _input_from_json(entry: dict[str, Any]) -> InputSpec:
         batch_axis=batch,
         time_axis=time,
         value=_tuples(entry.get("value")),
-        front_end=front_end_from_json(owner, entry.get("front_end")),
+        front_end=front_end,
         sample_rate_hz=entry.get("sample_rate_hz"),
     )
 
@@ -139,9 +142,9 @@ def _output_from_json(entry: dict[str, Any], selected: bool) -> OutputSpec:
     _refuse_unknown(entry, ("name", "dtype", "axes", "gives", "back_end"))
     owner = f"output {entry['name']!r}"
     shape, (batch, time) = remove_axes(owner, entry["axes"], ("batch", "selected" if selected else "time"))
-    back_end = front_end_from_json(owner, entry.get("back_end"))
-    if back_end is not None and not isinstance(back_end, Stft):
-        raise ContractError(f"{owner}: a back end is stft, got {entry['back_end']}.")
+    back_end = end_from_json(owner, entry.get("back_end"))
+    if isinstance(back_end, Framing):
+        raise ContractError(f"{owner}: a back end is stft or overlap_add, got {entry['back_end']}.")
     return OutputSpec(
         entry["name"], shape, entry["dtype"], gives=entry["gives"], batch_axis=batch, time_axis=time, back_end=back_end
     )

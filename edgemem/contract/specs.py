@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from edgemem.contract.axes import insert_axes
-from edgemem.contract.front_end import Framing, FrontEnd, Stft
+from edgemem.contract.front_end import BackEnd, Framing, FrontEnd, Stft
 from edgemem.dtypes import ELEMENT_TYPES, DType, element_type, encode_bfloat16, numpy_dtype
 from edgemem.errors import ContractError
 
@@ -162,7 +162,7 @@ class OutputSpec:
     gives: int = 1
     batch_axis: int | None = 0
     time_axis: int | None = 1
-    back_end: Stft | None = None
+    back_end: BackEnd | None = None
 
     def __post_init__(self) -> None:
         owner = f"output {self.name!r}"
@@ -171,10 +171,9 @@ class OutputSpec:
             raise ContractError(
                 f"{owner}: gives must be 1 or more, and 1 where there is no time axis; got {self.gives!r}."
             )
-        if self.back_end is not None and (
-            not isinstance(self.back_end, Stft) or self.gives != 1 or self.shape != self.back_end.shape
-        ):
-            raise ContractError(f"{owner}: overlap-add needs one frame of an stft a step, got shape {self.shape}.")
+        if self.back_end is not None and (self.gives != 1 or self.shape != self.back_end.shape):
+            wanted = self.back_end.shape
+            raise ContractError(f"{owner}: overlap-add needs one frame {wanted} a step, got shape {self.shape}.")
         insert_axes(self.shape, {"batch": self.batch_axis, "time": self.time_axis})
 
     @property

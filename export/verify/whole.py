@@ -72,7 +72,7 @@ def host_outputs(contract: Contract, outputs: dict[str, Array]) -> dict[str, Arr
     for spec in contract.output_specs:
         if spec.back_end is not None:
             frames = outputs[spec.name]
-            tail = np.zeros((len(frames), spec.back_end.n_fft - spec.back_end.hop), np.float32)
+            tail = np.zeros((len(frames), spec.back_end.overlap), np.float32)
             found[spec.name] = to_samples(spec.back_end, tail, frames)[0]
     output = contract.output
     return by_step(contract, found, found[output.name].shape[1] // output.step_items)
@@ -81,7 +81,7 @@ def host_outputs(contract: Contract, outputs: dict[str, Array]) -> dict[str, Arr
 def _items(spec: InputSpec, given: Sequences, start: int, stop: int) -> Array:
     value = given.data[spec.name]
     if isinstance(spec.front_end, Stft):
-        tail = np.zeros((len(value), spec.front_end.n_fft - spec.front_end.hop), np.float32)
+        tail = np.zeros((len(value), spec.front_end.overlap), np.float32)
         value = to_frames(spec.front_end, tail, value)[0]
     zeros = np.zeros((len(value), spec.context, *value.shape[2:]), value.dtype)
     return np.concatenate([zeros, value], axis=1)[:, start * spec.takes : stop * spec.takes + spec.context]

@@ -48,7 +48,7 @@ def test_the_manifest_records_the_source_the_pairs_and_the_comparison(leaky):
     assert manifest.verification["largest_difference"] == 0
     assert manifest.verification["steps"] == 12
     assert manifest.verification["states"] == {"mem": "→ mem_out: name"}, "y has the shape of mem_out"
-    assert manifest.verification["original"]["file"] == "leaky.onnx"
+    assert manifest.verification["original"][0]["file"] == "leaky.onnx"
 
 
 def test_rows_that_do_not_see_each_other_are_batched(leaky):

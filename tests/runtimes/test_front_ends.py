@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import edgemem
-from edgemem.contract import Contract, Framing, InputSpec, OutputSpec, StateSpec, Stft
+from edgemem.contract import Contract, Framing, InputSpec, OutputSpec, OverlapAdd, StateSpec, Stft
 from edgemem.runtimes import Session
 from tests.runtimes import tiny
 
@@ -129,3 +129,27 @@ def test_only_the_last_samples_are_returned_where_they_are_asked_for(tmp_path: P
         np.testing.assert_allclose(
             np.concatenate([stepped.step(x[i : i + 4]).copy() for i in range(0, 64, 4)], 1), every, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("max_chunk", [1, 3])
+def test_frames_of_samples_are_added_where_they_overlap(tmp_path: Path, max_chunk: int) -> None:
+    frame, hop = 6, 2
+    contract = Contract(
+        (InputSpec("x", (frame,)),),
+        (OutputSpec("y", (frame,), back_end=OverlapAdd(frame, hop)),),
+        (StateSpec("0.gain.g", (frame,), initial=1.0),),
+        max_chunk=max_chunk,
+        position="none",
+    )
+    n = tiny.Nodes()
+    n.Mul("x", n.Unsqueeze("past.0.gain.g", n.const([1])), out="y")
+    n.Add("past.0.gain.g", n.const(np.zeros(frame, np.float32)), out="present.0.gain.g")
+    bundle = tiny.save_bundle(tmp_path / "frames", contract, tiny.model_proto(contract, n))
+    x = np.random.default_rng(2).normal(size=(2, 7, frame)).astype(np.float32)
+    wanted = np.zeros((2, 7 * hop + frame - hop))
+    for at in range(7):
+        wanted[:, at * hop : at * hop + frame] += x[:, at]
+    with edgemem.open(bundle.path, "onnxruntime", device="cpu", threads=1) as session:
+        stream = session.stream(2)
+        got = np.concatenate([stream.feed(x[:, :3], "all"), stream.feed(x[:, 3:], "all"), stream.finish()], axis=1)
+    np.testing.assert_allclose(got, wanted, atol=1e-6)

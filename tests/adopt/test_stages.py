@@ -1,0 +1,102 @@
+"""Two files with a spectral mask between them become one bundle, equal to the loop by hand around both."""
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+import edgemem
+from edgemem.adopt import AdoptOptions, adopt, propose
+from edgemem.contract import Framing, OverlapAdd
+from edgemem.errors import ExportError
+from tests.adopt.models import write
+
+HOP, FRAME = 4, 16
+MASK = """
+mask (float[1, 1, 9] mag, float[1, 9] s) => (float[1, 1, 9] m, float[1, 9] s_out) {
+    half = Constant <value = float {0.5}> ()
+    axis = Constant <value = int64[1] {1}> ()
+    kept = Mul(s, half)
+    flat = Squeeze(mag, axis)
+    s_out = Add(kept, flat)
+    wide = Unsqueeze(s_out, axis)
+    m = Sigmoid(wide)
+}
+"""
+FILTER = """
+filter (float[1, 1, 16] x, float[1, 16] s) => (float[1, 1, 16] y, float[1, 16] s_out) {
+    half = Constant <value = float {0.5}> ()
+    axis = Constant <value = int64[1] {1}> ()
+    kept = Mul(s, half)
+    flat = Squeeze(x, axis)
+    s_out = Add(kept, flat)
+    y = Unsqueeze(s_out, axis)
+}
+"""
+OPTIONS = AdoptOptions(between="spectral-mask", takes=HOP, context=FRAME - HOP, steps=30)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return [write(tmp_path / "mask.onnx", MASK), write(tmp_path / "filter.onnx", FILTER)]
+
+
+def by_hand(files, samples):
+    mask, filter_ = (ort.InferenceSession(file, providers=["CPUExecutionProvider"]) for file in files)
+    s1, s2 = np.zeros((1, 9), np.float32), np.zeros((1, 16), np.float32)
+    frame, added, found = np.zeros(FRAME, np.float32), np.zeros(FRAME, np.float32), []
+    for start in range(0, len(samples), HOP):
+        frame = np.concatenate([frame[HOP:], samples[start : start + HOP]])
+        spectrum = np.fft.rfft(frame)
+        m, s1 = mask.run(None, {"mag": np.abs(spectrum).astype(np.float32)[None, None], "s": s1})
+        masked = np.fft.irfft(m[0, 0] * spectrum).astype(np.float32)
+        y, s2 = filter_.run(None, {"x": masked[None, None], "s": s2})
+        added = np.concatenate([added[HOP:], np.zeros(HOP, np.float32)]) + y[0, 0]
+        found.append(added[:HOP])
+    return np.concatenate(found)
+
+
+def test_both_stages_stream_as_the_loop_by_hand_does(files, tmp_path):
+    bundle = adopt(files, tmp_path / "bundle", OPTIONS)
+    assert bundle.contract.input.front_end == Framing(FRAME - HOP)
+    assert bundle.contract.output.back_end == OverlapAdd(FRAME, HOP)
+    samples = np.random.default_rng(0).standard_normal(40 * HOP).astype(np.float32)
+    wanted = by_hand(files, samples)
+    with edgemem.open(bundle.path) as session:
+        stream = session.stream()
+        got = np.concatenate([stream.feed(samples[None, :10], "all"), stream.feed(samples[None, 10:], "all")], 1)
+    np.testing.assert_allclose(got[0], wanted, atol=2e-6 * wanted.std())
+
+
+def test_states_of_one_name_are_told_apart_and_each_stage_proves_its_own(files):
+    found = propose(files, OPTIONS)
+    assert [(pair.input, pair.output) for pair in found.pairs] == [("s", "s_out"), ("second.s", "second.s_out")]
+    assert all(pair.is_proved for pair in found.pairs)
+
+
+def test_a_snapshot_holds_the_samples_that_still_overlap(files, tmp_path):
+    bundle = adopt(files, tmp_path / "bundle", OPTIONS)
+    samples = np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32)
+    with edgemem.open(bundle.path) as session:
+        stream, other = session.stream(), session.stream()
+        stream.feed(samples[:, :30])
+        other.restore(stream.snapshot())
+        np.testing.assert_array_equal(other.feed(samples[:, 30:], "all"), stream.feed(samples[:, 30:], "all"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context": 8}, "wants a graph that takes and gives 7 magnitudes"),
+        ({"between": ""}, "2 files: --between connects two"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(files, change, message):
+    from dataclasses import replace
+
+    with pytest.raises(ExportError, match=message):
+        propose(files, replace(OPTIONS, **change))
+
+
+def test_one_file_has_nothing_between(files):
+    with pytest.raises(ExportError, match="1 files: --between connects two"):
+        propose(files[0], OPTIONS)
