@@ -12,6 +12,7 @@ enum { STATES_FROM = 7, LIST_MAX = 1024 };
 #define NAME "edgemem::MemoryAttention: "
 
 struct layer {
+  const struct kernels *const *levels;
   int64_t heads, kv_heads, window, rotate, heads_first;
   float scale, softcap;
   int memories, summaries;
@@ -80,6 +81,7 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
   (void)op, (void)api;
   struct layer *layer = calloc(1, sizeof *layer);
   if (!layer) return failure(NAME "no memory");
+  layer->levels = levels;
   OrtStatus *status = read_attributes(info, layer);
   if (status) free(layer);
   *kernel = status ? NULL : layer;
@@ -119,9 +121,9 @@ static OrtStatus *read_heads_first(const OrtKernelContext *context, const struct
     return failure(NAME "input 0 (q) has %zu axes and %lld heads; it must be [B, %lld, T, D]", q->rank,
                    (long long)(q->rank > 1 ? q->dims[1] : 0), (long long)layer->heads);
   int64_t dims[4] = {q->dims[0], layer->kv_heads, q->dims[2], q->dims[3]};
-  TRY(expect(&k, NAME "input 1 (k)", ORT_FLOAT32, dims, 4));
+  TRY(expect(&k, NAME, 1, "k", ORT_FLOAT32, dims, 4));
   if (v.rank == 4) dims[3] = v.dims[3];
-  TRY(expect(&v, NAME "input 2 (v)", ORT_FLOAT32, dims, 4));
+  TRY(expect(&v, NAME, 2, "v", ORT_FLOAT32, dims, 4));
   call->batch = q->dims[0], call->time = q->dims[2], call->width = q->dims[3], call->value_width = v.dims[3];
   call->q = heads_first(q), call->k = heads_first(&k), call->v = heads_first(&v);
   return NULL;
@@ -143,7 +145,7 @@ static OrtStatus *check_widths(const struct layer *layer, const struct attention
 static OrtStatus *read_positions(const OrtKernelContext *context, struct attention *call) {
   struct tensor position;
   TRY(read_input(context, 3, &position));
-  TRY(expect(&position, NAME "input 3 (position)", ORT_INT64, &call->batch, 1));
+  TRY(expect(&position, NAME, 3, "position", ORT_INT64, &call->batch, 1));
   call->position = position.data;
   for (int64_t row = 0; row < call->batch; row++)
     if (call->position[row] < 0 || call->position[row] > (int64_t)1 << 62)
@@ -152,11 +154,11 @@ static OrtStatus *read_positions(const OrtKernelContext *context, struct attenti
 }
 
 // An optional float input; null where it is absent.
-static OrtStatus *read_optional(const OrtKernelContext *context, size_t index, const char *what, const int64_t *dims,
-                                size_t rank, const float **data) {
+static OrtStatus *read_optional(const OrtKernelContext *context, const char *owner, size_t index, const char *what,
+                                const int64_t *dims, size_t rank, const float **data) {
   struct tensor tensor;
   TRY(read_input(context, index, &tensor));
-  if (tensor.data) TRY(expect(&tensor, what, ORT_FLOAT32, dims, rank));
+  if (tensor.data) TRY(expect(&tensor, owner, index, what, ORT_FLOAT32, dims, rank));
   *data = tensor.data;
   return NULL;
 }
@@ -170,12 +172,12 @@ static OrtStatus *read_fixed(const OrtKernelContext *context, const struct layer
   if (layer->rotate) {
     const int64_t pairs = call->width / 2;
     TRY(read_input(context, 4, &phases));
-    TRY(expect(&phases, NAME "input 4 (phases)", ORT_INT64, &pairs, 1));
+    TRY(expect(&phases, NAME, 4, "phases", ORT_INT64, &pairs, 1));
     call->phases = phases.data;
   }
   const int64_t bias[2] = {layer->summaries, layer->heads};
-  TRY(read_optional(context, 5, NAME "input 5 (sink_logits)", &layer->heads, 1, &call->sink_logits));
-  return read_optional(context, 6, NAME "input 6 (bias)", bias, 2, &call->bias);
+  TRY(read_optional(context, NAME, 5, "sink_logits", &layer->heads, 1, &call->sink_logits));
+  return read_optional(context, NAME, 6, "bias", bias, 2, &call->bias);
 }
 
 // --- states ---------------------------------------------------------------------------------------------------------
@@ -188,11 +190,9 @@ struct places {
 // Reads a state, and makes its output of `entries` slots in place of dims[2]; `dims` are those that it must have.
 static OrtStatus *read_state(OrtKernelContext *context, struct places *places, const char *what, int type,
                              const int64_t dims[4], int64_t entries, const void **past, void **present) {
-  char name[96];
   struct tensor state;
-  snprintf(name, sizeof name, NAME "input %zu (%s)", places->input, what);
-  TRY(read_input(context, places->input++, &state));
-  TRY(expect(&state, name, type, dims, 4));
+  TRY(read_input(context, places->input, &state));
+  TRY(expect(&state, NAME, places->input++, what, type, dims, 4));
   const int64_t made[4] = {dims[0], dims[1], entries, dims[3]};
   TRY(make_output(context, places->output, made, 4, present));
   if (!*present) return failure(NAME "output %zu (%s) is not connected", places->output, what);
@@ -231,8 +231,8 @@ static OrtStatus *read_summary(OrtKernelContext *context, struct places *places,
   struct tensor decay;
   TRY(read_state(context, places, "sum", ORT_FLOAT32, pair, 1, &memory->past[0], &memory->present[0]));
   TRY(read_state(context, places, "mass", ORT_FLOAT32, mass, 1, &memory->past[1], &memory->present[1]));
-  TRY(read_input(context, places->input++, &decay));
-  TRY(expect(&decay, NAME "the input after mass (log_decay)", ORT_FLOAT32, &call->kv_heads, 1));
+  TRY(read_input(context, places->input, &decay));
+  TRY(expect(&decay, NAME, places->input++, "log_decay", ORT_FLOAT32, &call->kv_heads, 1));
   memory->decay = decay.data;
   return NULL;
 }
@@ -282,7 +282,7 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
   const int64_t read[3] = {attention->batch, attention->time, layer->heads * attention->value_width};
   TRY(make_output(context, 0, read, 3, (void **)&attention->read));
   if (!attention->read) return failure(NAME "output 0 (the read) is not connected");
-  call.kernels = kernels_for(levels, attention->width, attention->value_width);
+  call.kernels = kernels_for(layer->levels, attention->width, attention->value_width);
   int64_t work = attention->batch * attention->time * layer->heads * attention->width * 2;
   int64_t seen = attention->time + layer->window;
   return run_tasks(context, one_task, &call, attention->batch * layer->kv_heads, work * seen);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 const OrtApi *ort;
+bool ort_gives_references;
 const struct kernels *const *levels;
 
 OrtStatus *failure(const char *format, ...) {
@@ -17,13 +18,8 @@ OrtStatus *failure(const char *format, ...) {
   return ort->CreateStatus(ORT_INVALID_ARGUMENT, text);
 }
 
-OrtStatus *read_input(const OrtKernelContext *context, size_t index, struct tensor *tensor) {
-  const OrtValue *value = NULL;
+static OrtStatus *copy_shape(const OrtValue *value, size_t index, struct tensor *tensor) {
   OrtShape *shape = NULL;
-  void *data = NULL;
-  memset(tensor, 0, sizeof *tensor);
-  TRY(ort->KernelContext_GetInput(context, index, &value));
-  if (!value) return NULL;
   TRY(ort->GetTensorTypeAndShape(value, &shape));
   OrtStatus *status = ort->GetTensorElementType(shape, &tensor->type);
   if (!status) status = ort->GetDimensionsCount(shape, &tensor->rank);
@@ -31,7 +27,26 @@ OrtStatus *read_input(const OrtKernelContext *context, size_t index, struct tens
     status = failure("input %zu has %zu axes; at most %d are supported", index, tensor->rank, RANK_MAX);
   if (!status) status = ort->GetDimensions(shape, tensor->dims, tensor->rank);
   ort->ReleaseTensorTypeAndShapeInfo(shape);
-  if (status) return status;
+  return status;
+}
+
+static OrtStatus *read_shape(const OrtValue *value, size_t index, struct tensor *tensor) {
+  const int64_t *dims = NULL;
+  if (!ort_gives_references) return copy_shape(value, index, tensor);
+  TRY(ort->GetTensorElementTypeAndShapeDataReference(value, &tensor->type, &dims, &tensor->rank));
+  if (tensor->rank > RANK_MAX)
+    return failure("input %zu has %zu axes; at most %d are supported", index, tensor->rank, RANK_MAX);
+  for (size_t i = 0; i < tensor->rank; i++) tensor->dims[i] = dims[i];
+  return NULL;
+}
+
+OrtStatus *read_input(const OrtKernelContext *context, size_t index, struct tensor *tensor) {
+  const OrtValue *value = NULL;
+  void *data = NULL;
+  tensor->data = NULL;
+  TRY(ort->KernelContext_GetInput(context, index, &value));
+  if (!value) return NULL;
+  TRY(read_shape(value, index, tensor));
   TRY(ort->GetTensorMutableData((OrtValue *)value, &data));
   tensor->data = data ? data : tensor;  // a tensor without elements may have no address, and is present all the same
   return NULL;
@@ -66,15 +81,16 @@ static void describe(char *text, size_t size, int type, const int64_t *dims, siz
   if (used < size) snprintf(text + used, size - used, "]");
 }
 
-OrtStatus *expect(const struct tensor *tensor, const char *what, int type, const int64_t *dims, size_t rank) {
+OrtStatus *expect(const struct tensor *tensor, const char *owner, size_t index, const char *what, int type,
+                  const int64_t *dims, size_t rank) {
   char got[160], want[160];
-  bool same = tensor->data && tensor->type == type && tensor->rank == rank &&
-              memcmp(tensor->dims, dims, rank * sizeof *dims) == 0;
+  bool same = tensor->data && tensor->type == type && tensor->rank == rank;
+  for (size_t i = 0; same && i < rank; i++) same = tensor->dims[i] == dims[i];
   if (same) return NULL;
   describe(want, sizeof want, type, dims, rank);
-  if (!tensor->data) return failure("%s is missing; it must be %s", what, want);
+  if (!tensor->data) return failure("%sinput %zu (%s) is missing; it must be %s", owner, index, what, want);
   describe(got, sizeof got, tensor->type, tensor->dims, tensor->rank);
-  return failure("%s is %s, and must be %s", what, got, want);
+  return failure("%sinput %zu (%s) is %s, and must be %s", owner, index, what, got, want);
 }
 
 OrtStatus *float_attribute(const OrtKernelInfo *info, const char *name, float *value) {

@@ -9,8 +9,9 @@
 
 enum { RANK_MAX = 8 };
 
-// ONNX Runtime's functions, and the instruction sets to use; both are set as the library is registered.
+// ONNX Runtime's functions, and the instruction sets for kernels made from now on; set as the library is registered.
 extern const OrtApi *ort;
+extern bool ort_gives_references;  // it has GetTensorElementTypeAndShapeDataReference
 extern const struct kernels *const *levels;
 
 extern const OrtCustomOp memory_attention_operator, swiglu_operator, rms_norm_operator;
@@ -37,8 +38,9 @@ OrtStatus *read_input(const OrtKernelContext *context, size_t index, struct tens
 // An output's place; null where the graph does not use it.
 OrtStatus *make_output(OrtKernelContext *context, size_t index, const int64_t *dims, size_t rank, void **data);
 
-// The error of a tensor that has not this element type and these dimensions; `what` names it in the message.
-OrtStatus *expect(const struct tensor *tensor, const char *what, int type, const int64_t *dims, size_t rank);
+// The error of a tensor that has not this element type and these dimensions. The message names operator and tensor.
+OrtStatus *expect(const struct tensor *tensor, const char *owner, size_t index, const char *what, int type,
+                  const int64_t *dims, size_t rank);
 
 OrtStatus *float_attribute(const OrtKernelInfo *info, const char *name, float *value);
 OrtStatus *integer_attribute(const OrtKernelInfo *info, const char *name, int64_t least, int64_t most, int64_t *value);

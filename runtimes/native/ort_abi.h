@@ -18,6 +18,7 @@ typedef struct OrtKernelContext OrtKernelContext;
 typedef struct OrtValue OrtValue;
 typedef struct OrtShape OrtShape;  // OrtTensorTypeAndShapeInfo
 
+enum { ORT_REFERENCE_VERSION = 24 };
 enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
 enum { ORT_ANY = 0, ORT_FLOAT32 = 1, ORT_INT8 = 3, ORT_INT64 = 7, ORT_FLOAT16 = 10 };
 enum { ORT_REQUIRED = 0, ORT_OPTIONAL = 1, ORT_VARIADIC = 2 };
@@ -56,6 +57,10 @@ typedef struct OrtApi {
   void *unused_102[172];
   OrtStatus *(*KernelContext_ParallelFor)(const OrtKernelContext *context, void (*task)(void *data, size_t index),
                                           size_t total, size_t batches, void *data);
+  void *unused_275[139];
+  // Since version 24 (ONNX Runtime 1.24): a shape without a copy of it.
+  OrtStatus *(*GetTensorElementTypeAndShapeDataReference)(const OrtValue *value, int *type, const int64_t **dims,
+                                                          size_t *rank);
 } OrtApi;
 
 #define ORT_PLACE(name, index) \
@@ -70,6 +75,7 @@ ORT_PLACE(ReleaseStatus, 93);
 ORT_PLACE(ReleaseTensorTypeAndShapeInfo, 99);
 ORT_PLACE(ReleaseCustomOpDomain, 101);
 ORT_PLACE(KernelContext_ParallelFor, 274);
+ORT_PLACE(GetTensorElementTypeAndShapeDataReference, 414);
 
 typedef struct OrtApiBase {
   const OrtApi *(*GetApi)(uint32_t version);

@@ -33,6 +33,9 @@ OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base)
              base->GetVersionString());
     return base->GetApi(1)->CreateStatus(ORT_FAIL, text);
   }
+  // A version that it does not have would make it complain on the terminal.
+  ort_gives_references = atoi(base->GetVersionString() + 2) >= ORT_REFERENCE_VERSION;
+  if (ort_gives_references) ort = base->GetApi(ORT_REFERENCE_VERSION);
   levels = available_kernels();
   if (!levels)
     return failure("EDGEMEM_NATIVE_LEVEL is %s, which is unknown or more than this processor has",

@@ -4,6 +4,11 @@
 
 #include "operator.h"
 
+struct norm {
+  const struct kernels *const *levels;
+  float epsilon;
+};
+
 struct rms_norm {
   const struct kernels *kernels;
   const float *x, *delta, *weight;
@@ -20,6 +25,7 @@ static void one_row(void *data, size_t row) {
 }
 
 static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
+  const struct norm *norm = kernel;
   struct tensor x, weight, delta = {0};
   size_t inputs = 0, outputs = 0;
   TRY(ort->KernelContext_GetInputCount(context, &inputs));
@@ -29,9 +35,9 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
   if (inputs > 2) TRY(read_input(context, 2, &delta));
   if (x.rank < 1) return failure("edgemem::RMSNorm: x is a scalar, and must have an axis");
   int64_t width = x.dims[x.rank - 1];
-  TRY(expect(&weight, "edgemem::RMSNorm: input 1 (weight)", ORT_FLOAT32, &width, 1));
-  if (delta.data) TRY(expect(&delta, "edgemem::RMSNorm: input 2 (delta)", ORT_FLOAT32, x.dims, x.rank));
-  struct rms_norm call = {kernels_for(levels, width, width), x.data, delta.data, weight.data, *(const float *)kernel,
+  TRY(expect(&weight, "edgemem::RMSNorm: ", 1, "weight", ORT_FLOAT32, &width, 1));
+  if (delta.data) TRY(expect(&delta, "edgemem::RMSNorm: ", 2, "delta", ORT_FLOAT32, x.dims, x.rank));
+  struct rms_norm call = {kernels_for(norm->levels, width, width), x.data, delta.data, weight.data, norm->epsilon,
                           NULL, NULL, width};
   TRY(make_output(context, 0, x.dims, x.rank, (void **)&call.out));
   if (outputs > 1) TRY(make_output(context, 1, x.dims, x.rank, (void **)&call.sum));
@@ -41,11 +47,12 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
   (void)op, (void)api;
-  float *epsilon = malloc(sizeof *epsilon);
-  if (!epsilon) return failure("edgemem::RMSNorm: no memory");
-  OrtStatus *status = float_attribute(info, "eps", epsilon);
-  if (status) free(epsilon);
-  *kernel = status ? NULL : epsilon;
+  struct norm *norm = malloc(sizeof *norm);
+  if (!norm) return failure("edgemem::RMSNorm: no memory");
+  norm->levels = levels;
+  OrtStatus *status = float_attribute(info, "eps", &norm->epsilon);
+  if (status) free(norm);
+  *kernel = status ? NULL : norm;
   return status;
 }
 

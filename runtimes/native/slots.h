@@ -7,7 +7,7 @@
 
 #include "queries.h"
 
-enum { TILE = 256, TILE_FLOATS = 16384, ROWS = 4, PACK_FROM = 8 };
+enum { TILE = 256, TILE_FLOATS = 16384, ROWS = 4, PACK_FROM = 8, AHEAD = 8192 };
 #if LANES == 16 || defined(__aarch64__)
 enum { COLUMNS = 4 };  // vectors of columns for ROWS rows: 16 sums of 32 registers
 #else
@@ -39,54 +39,70 @@ INLINE void visible(const struct segment *segment, const struct tile *tile, int6
   *high = within(position - segment->lag + 1 - first, tile->count);
 }
 
-// Products of one query with the keys low .. high - 1 of a tile. `fixed` is the width where it is known.
-INLINE void dots_of(const int64_t fixed, int64_t any, const float *q, const void *keys, const enum element type,
-                    int64_t low, int64_t high, float *out) {
+// Asks for what a loop over memory will want AHEAD bytes later: the processor's own prefetching stops at every page.
+INLINE void prefetch(const void *data, int64_t bytes) {
+  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch((const char *)data + AHEAD + line);
+}
+
+// Products of `rows` queries [rows, D] with the keys low .. high - 1 of a tile: out[r * TILE + s]. `fixed` is the width
+// where it is known. A few keys at a time meet all queries, while they are in the processor's first cache.
+INLINE void dots_of(const int64_t fixed, int64_t any, int rows, const float *queries, const void *keys,
+                    const enum element type, int64_t low, int64_t high, float *out) {
   const int64_t width = fixed ? fixed : any, full = width / LANES * LANES;
   int64_t s = low;
   for (; s + LANES <= high; s += LANES) {
-    vec rows[LANES];
+    prefetch(element(keys, type, s * width), LANES * width * element_bytes(type));
+    for (int r = 0; r < rows; r++) {
+      const float *q = queries + r * width;
+      vec products[LANES];
 #pragma GCC unroll 16
-    for (int j = 0; j < LANES; j++) {
-      rows[j] = load(q) * load_elements(keys, type, (s + j) * width);
+      for (int j = 0; j < LANES; j++) {
+        products[j] = load(q) * load_elements(keys, type, (s + j) * width);
 #pragma GCC unroll 8
-      for (int64_t d = LANES; d < full; d += LANES)
-        rows[j] += load(q + d) * load_elements(keys, type, (s + j) * width + d);
+        for (int64_t d = LANES; d < full; d += LANES)
+          products[j] += load(q + d) * load_elements(keys, type, (s + j) * width + d);
+      }
+      store(out + r * TILE + s, sum_rows(products));
     }
-    store(out + s, sum_rows(rows));
-    if (!fixed)
-      for (int j = 0; j < LANES; j++)
-        for (int64_t d = full; d < width; d++) out[s + j] += q[d] * element_at(keys, type, (s + j) * width + d);
   }
-  for (; s < high; s++) {
-    vec row = {0};
-    for (int64_t d = 0; d < full; d += LANES) row += load(q + d) * load_elements(keys, type, s * width + d);
-    out[s] = sum(row);
-    for (int64_t d = full; d < width; d++) out[s] += q[d] * element_at(keys, type, s * width + d);
-  }
+  for (int64_t rest = s; rest < high; rest++)
+    for (int r = 0; r < rows; r++) {
+      vec product = {0};
+      for (int64_t d = 0; d < full; d += LANES)
+        product += load(queries + r * width + d) * load_elements(keys, type, rest * width + d);
+      out[r * TILE + rest] = sum(product);
+    }
+  for (s = low; s < high && full < width; s++)  // what does not fill a vector
+    for (int r = 0; r < rows; r++)
+      for (int64_t d = full; d < width; d++)
+        out[r * TILE + s] += queries[r * width + d] * element_at(keys, type, s * width + d);
 }
 
-INLINE void dots_as(int64_t width, const float *q, const void *keys, const enum element type, int64_t low, int64_t high,
-                    float *out) {
-  if (width == 64)
-    dots_of(64, 0, q, keys, type, low, high, out);
+INLINE void dots_as(int64_t width, int rows, const float *q, const void *keys, const enum element type, int64_t low,
+                    int64_t high, float *out) {
+  if (width == 32)
+    dots_of(32, 0, rows, q, keys, type, low, high, out);
+  else if (width == 64)
+    dots_of(64, 0, rows, q, keys, type, low, high, out);
   else if (width == 128)
-    dots_of(128, 0, q, keys, type, low, high, out);
+    dots_of(128, 0, rows, q, keys, type, low, high, out);
   else if (width >= LANES)
-    dots_of(0, width, q, keys, type, low, high, out);
+    dots_of(0, width, rows, q, keys, type, low, high, out);
   else
-    for (int64_t s = low; s < high; s++) {
-      out[s] = 0;
-      for (int64_t d = 0; d < width; d++) out[s] += q[d] * element_at(keys, type, s * width + d);
-    }
+    for (int64_t s = low; s < high; s++)
+      for (int r = 0; r < rows; r++) {
+        float product = 0;
+        for (int64_t d = 0; d < width; d++) product += q[r * width + d] * element_at(keys, type, s * width + d);
+        out[r * TILE + s] = product;
+      }
 }
 
-static void dots(int64_t width, const float *q, const void *keys, enum element type, int64_t low, int64_t high,
-                 float *out) {
+static void dots(int64_t width, int rows, const float *q, const void *keys, enum element type, int64_t low,
+                 int64_t high, float *out) {
   if (type == FLOAT16)
-    dots_as(width, q, keys, FLOAT16, low, high, out);
+    dots_as(width, rows, q, keys, FLOAT16, low, high, out);
   else
-    dots_as(width, q, keys, FLOAT32, low, high, out);
+    dots_as(width, rows, q, keys, FLOAT32, low, high, out);
 }
 
 // Writes the keys of a tile transposed: [D, size], zero beyond the last.
@@ -130,12 +146,13 @@ INLINE void scores_of(const int rows, const float *q, const struct attention *ca
                       const struct tile *tile, int64_t low, int64_t high, float *scores) {
   if (!tile->keys) {
     const void *keys = element(segment->k, segment->element, tile->first * call->width);
-    for (int r = 0; r < rows; r++) dots(call->width, q + r * call->width, keys, segment->element, low, high, scores + r * TILE);
+    dots(call->width, rows, q, keys, segment->element, low, high, scores);
     return;
   }
   int64_t slot = low / LANES * LANES;
   for (; slot + (COLUMNS - 1) * LANES < high; slot += COLUMNS * LANES)
     packed_scores(rows, COLUMNS, q, call->width, tile, slot, scores);
+  for (; slot + LANES < high; slot += 2 * LANES) packed_scores(rows, 2, q, call->width, tile, slot, scores);
   for (; slot < high; slot += LANES) packed_scores(rows, 1, q, call->width, tile, slot, scores);
 }
 
@@ -168,22 +185,24 @@ static float weights_of(struct queries *queries, int r, const struct attention *
   return kept;
 }
 
-// read = read * kept + weights . values, for `columns` vectors of the values' width.
+// read = read * kept + weights . values, for `columns` vectors of the values' width. `far`: they are in no cache yet.
 INLINE void weigh_columns(const int rows, const int columns, const float *weights, const void *values,
                           const enum element type, int64_t width, int64_t column, int64_t low, int64_t high,
-                          const float *kept, float *const *read) {
+                          bool far, const float *kept, float *const *read) {
   vec sums[ROWS][8];
 #pragma GCC unroll 4
   for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
     for (int c = 0; c < columns; c++) sums[r][c] = kept[r] * load(read[r] + column + c * LANES);
-  for (int64_t s = low; s < high; s++)
+  for (int64_t s = low; s < high; s++) {
+    if (far) prefetch(element(values, type, s * width + column), columns * LANES * element_bytes(type));
 #pragma GCC unroll 8
     for (int c = 0; c < columns; c++) {
       vec value = load_elements(values, type, s * width + column + c * LANES);
 #pragma GCC unroll 4
       for (int r = 0; r < rows; r++) sums[r][c] += weights[r * TILE + s] * value;
     }
+  }
 #pragma GCC unroll 4
   for (int r = 0; r < rows; r++)
 #pragma GCC unroll 8
@@ -191,17 +210,17 @@ INLINE void weigh_columns(const int rows, const int columns, const float *weight
 }
 
 INLINE void weigh_as(const int rows, const float *weights, const void *values, const enum element type, int64_t width,
-                     int64_t low, int64_t high, const float *kept, float *const *read) {
+                     int64_t low, int64_t high, bool far, const float *kept, float *const *read) {
   const int most = rows == 1 ? 8 : rows == 2 ? 4 : COLUMNS;
   int64_t column = 0;
   for (; column + most * LANES <= width; column += most * LANES)
-    weigh_columns(rows, most, weights, values, type, width, column, low, high, kept, read);
+    weigh_columns(rows, most, weights, values, type, width, column, low, high, far, kept, read);
   if (most == 8 && column + 4 * LANES <= width) {
-    weigh_columns(rows, 4, weights, values, type, width, column, low, high, kept, read);
+    weigh_columns(rows, 4, weights, values, type, width, column, low, high, far, kept, read);
     column += 4 * LANES;
   }
   for (; column + LANES <= width; column += LANES)
-    weigh_columns(rows, 1, weights, values, type, width, column, low, high, kept, read);
+    weigh_columns(rows, 1, weights, values, type, width, column, low, high, far, kept, read);
   for (; column < width; column++)
     for (int r = 0; r < rows; r++) {
       float total = read[r][column] * kept[r];
@@ -229,9 +248,9 @@ INLINE void read_tile(const int rows, struct queries *queries, int r, const stru
   }
   const void *values = element(segment->v, segment->element, tile->first * call->value_width);
   if (segment->element == FLOAT16)
-    weigh_as(rows, scores, values, FLOAT16, call->value_width, low, high, kept, queries->read + r);
+    weigh_as(rows, scores, values, FLOAT16, call->value_width, low, high, !tile->keys, kept, queries->read + r);
   else
-    weigh_as(rows, scores, values, FLOAT32, call->value_width, low, high, kept, queries->read + r);
+    weigh_as(rows, scores, values, FLOAT32, call->value_width, low, high, !tile->keys, kept, queries->read + r);
 }
 
 static void read_tile_by_all(struct queries *queries, const struct attention *call, const struct segment *segment,

@@ -1,6 +1,5 @@
 // edgemem::SwiGLU: silu(gate) * up. Inputs: gate and up [..., M], or both side by side [..., 2M]. Output [..., M].
 #include <stdlib.h>
-#include <string.h>
 
 #include "operator.h"
 
@@ -18,7 +17,6 @@ static void one_row(void *data, size_t row) {
 }
 
 static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
-  (void)kernel;
   struct tensor gate, up;
   size_t inputs = 0;
   TRY(ort->KernelContext_GetInputCount(context, &inputs));
@@ -30,13 +28,13 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
   if (gate.rank < 1) return failure("edgemem::SwiGLU: the gate is a scalar, and must have an axis");
   int64_t stride = gate.dims[gate.rank - 1], width = up.data ? stride : stride / 2;
   if (up.data)
-    TRY(expect(&up, "edgemem::SwiGLU: input 1 (up)", ORT_FLOAT32, gate.dims, gate.rank));
+    TRY(expect(&up, "edgemem::SwiGLU: ", 1, "up", ORT_FLOAT32, gate.dims, gate.rank));
   else if (stride % 2)
     return failure("edgemem::SwiGLU: the last axis has %lld numbers, and must hold gate and up side by side",
                    (long long)stride);
   int64_t rows = rows_of(&gate);
   gate.dims[gate.rank - 1] = width;
-  struct swiglu call = {kernels_for(levels, width, width), gate.data, up.data ? up.data : (const float *)gate.data + width,
+  struct swiglu call = {kernels_for(*(const struct kernels *const **)kernel, width, width), gate.data, up.data ? up.data : (const float *)gate.data + width,
                         stride, width, NULL};
   TRY(make_output(context, 0, gate.dims, gate.rank, (void **)&call.out));
   return run_tasks(context, one_row, &call, rows, rows * width * 16);
@@ -44,7 +42,10 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
   (void)op, (void)api, (void)info;
-  *kernel = NULL;
+  const struct kernels *const **chosen = malloc(sizeof *chosen);
+  if (!chosen) return failure("edgemem::SwiGLU: no memory");
+  *chosen = levels;
+  *kernel = chosen;
   return NULL;
 }
 

@@ -132,7 +132,6 @@ INLINE vec vexp(vec x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + (r + 1.0f);
-  n = where(n == n, n, splat(0.0f));
   return (vec)(~vanishes & (ivec)(p * (vec)((uvec)(to_int(n) + 127) << 23)));
 }
 
