@@ -7,7 +7,7 @@
 
 #include "queries.h"
 
-enum { TILE = 256, TILE_FLOATS = 16384, ROWS = 4, PACK_FROM = 8, AHEAD = 8192 };
+enum { TILE = 256, TILE_FLOATS = 16384, ROWS = 4, PACK_FROM = 8, AHEAD = 4096 };
 #if LANES == 16 || defined(__aarch64__)
 enum { COLUMNS = 4 };  // vectors of columns for ROWS rows: 16 sums of 32 registers
 #else
@@ -51,12 +51,12 @@ INLINE void dots_of(const int64_t fixed, int64_t any, int rows, const float *que
   const int64_t width = fixed ? fixed : any, full = width / LANES * LANES;
   int64_t s = low;
   for (; s + LANES <= high; s += LANES) {
-    prefetch(element(keys, type, s * width), LANES * width * element_bytes(type));
     for (int r = 0; r < rows; r++) {
       const float *q = queries + r * width;
       vec products[LANES];
 #pragma GCC unroll 16
       for (int j = 0; j < LANES; j++) {
+        if (r == 0) prefetch(element(keys, type, (s + j) * width), width * element_bytes(type));
         products[j] = load(q) * load_elements(keys, type, (s + j) * width);
 #pragma GCC unroll 8
         for (int64_t d = LANES; d < full; d += LANES)

@@ -21,6 +21,11 @@ LISTS = (
 FAR = (0, 1, 2, 5, 7, 8, 9, 30, 1000, 2**31 - 3, 2**40 + 1, 2**53 + 1, 2**62 - 600)
 
 
+def rotary_phases(width: int, theta: float = 10000.0) -> Array:
+    """Parts of a turn that each pair turns from one position to the next, int64 ``[D/2]``."""
+    return np.array([round(theta ** (-2 * f / width) / (2 * math.pi) * TURN) for f in range(width // 2)])
+
+
 def make_call(
     memories: list[str],
     *,
@@ -57,8 +62,7 @@ def make_call(
             states[f"{m}.mass"] = np.abs(draw(batch, kv_heads, 1, 1)) * 5
             decays[m] = np.log(random.uniform(0.5, 0.999, kv_heads)).astype(np.float32)
     summaries = sum(memory not in ("window", "sinks") for memory in memories)
-    phases = [round(10000.0 ** (-2 * f / width) / (2 * math.pi) * TURN) for f in range(width // 2)]
-    values: dict[str, Any] = {"phases": np.array(phases), "bias": draw(summaries, heads) if summaries else None}
+    values: dict[str, Any] = {"phases": rotary_phases(width), "bias": draw(summaries, heads) if summaries else None}
     return Call(
         memories,
         draw(batch, heads, time, width) * 2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,9 +47,7 @@ def session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    library = native.library()
-    assert library is not None, native.why()
-    options.register_custom_ops_library(str(library))
+    options.register_custom_ops_library(os.environ.get("EDGEMEM_TEST_NATIVE_LIBRARY") or str(native.library()))
     return ort.InferenceSession(onnx.ModelProto.SerializeToString(model), options, ["CPUExecutionProvider"])
 
 
