@@ -95,7 +95,7 @@ docs: $(VENV)/.dev-installed
 	python -m tests.docs.memories_page
 
 figures: $(VENV)/.demo-installed
-	python benchmarks/checks.py; python benchmarks/figures.py
+	python benchmarks/checks.py; python benchmarks/adopted.py; python benchmarks/figures.py
 
 $(VENV)/.demo-installed: EXTRAS = examples
 $(VENV)/.dev-installed: EXTRAS = dev,examples

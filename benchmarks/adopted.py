@@ -15,7 +15,7 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,8 @@ class Model:
     held: dict[str, Any] | None = None
 
 
-FRAMED = AdoptOptions(fixed={"sr": 16_000}, takes=512, context=64)
+CHECKED = AdoptOptions(steps=200)
+FRAMED = replace(CHECKED, fixed={"sr": 16_000}, takes=512, context=64)
 
 
 def models() -> Iterator[Model]:
@@ -145,17 +146,19 @@ def models() -> Iterator[Model]:
         path = packages.silero(name)
         yield Model(title, path, FRAMED, silero_loop(path), (512,))
     path = packages.gtcrn()
-    yield Model("GTCRN", path, AdoptOptions(stft=Stft(512, 256, "sqrt_hann")), gtcrn_loop(path), (256,), batched=False)
+    yield Model(
+        "GTCRN", path, replace(CHECKED, stft=Stft(512, 256, "sqrt_hann")), gtcrn_loop(path), (256,), batched=False
+    )
     for stage, data, pair in (
         (1, "input_2", ("input_3", "tf_op_layer_stack_2")),
         (2, "input_4", ("input_5", "tf_op_layer_stack_5")),
     ):
         path = packages.dtln(stage)
         shape = (1, 257 if stage == 1 else 512)
-        yield Model(f"DTLN {stage}", path, AdoptOptions(), plain_loop(path, data, [pair], {}), shape)
+        yield Model(f"DTLN {stage}", path, CHECKED, plain_loop(path, data, [pair], {}), shape)
     path, speaker = packages.voicefilter(), {"dvec": np.full((1, 256), 0.05, np.float32)}
     by_hand = plain_loop(path, "stacked_logmel", [("h0", "hN"), ("c0", "cN")], speaker)
-    yield Model("VoiceFilter-Lite", path, AdoptOptions(held=("dvec",)), by_hand, (1, 512), held=speaker)
+    yield Model("VoiceFilter-Lite", path, replace(CHECKED, held=("dvec",)), by_hand, (1, 512), held=speaker)
 
 
 @dataclass(frozen=True)
@@ -203,19 +206,32 @@ def batched(folder: Path, rounds: int, progress: Progress) -> list[Figure]:
     with edgemem.open(bundle.path, "onnxruntime", threads=THREADS, device="cpu") as session:
         alone = [session.stream() for _ in range(STREAMS)]
 
+        loops = [silero_loop(path) for _ in range(STREAMS)]
+
         def each(samples: Floats) -> None:
             for stream, row in zip(alone, samples, strict=True):
                 stream.step(row)
 
+        def each_by_hand(samples: Floats) -> None:
+            for loop, row in zip(loops, samples, strict=True):
+                loop(row[np.newaxis])
+
         contenders = [
             Contender("alone", feeding(each, chunks)),
+            Contender("alone by hand", feeding(each_by_hand, chunks)),
             Contender("batch", feeding(session.stream(STREAMS).step, chunks)),
             Contender("by hand", feeding(silero_loop(path, STREAMS), chunks)),
         ]
         samples = measure.interleave(contenders, rounds=rounds, steps=10, progress=progress, what="batches")
     p50 = {name: number(statistics.median_ms(values)) for name, values in samples.items()}
-    gain, raw = (statistics.ratio(samples[name], samples["batch"]) for name in ("alone", "by hand"))
+    gain, whole, raw = (
+        statistics.ratio(samples[name], samples["batch"]) for name in ("alone", "alone by hand", "by hand")
+    )
     return [
+        Figure(
+            f"silero-vad: {STREAMS} loops by hand over a batch", whole.value, "×", 2.0, True, whole,
+            f"{p50['alone by hand']} ms by hand",
+        ),
         Figure(
             f"silero-vad: {STREAMS} streams alone over a batch", gain.value, "×", 2.0, True, gain,
             f"{p50['alone']} ms alone, {p50['batch']} ms in a batch",

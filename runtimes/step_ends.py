@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from edgemem.contract import BackEnd, Contract, Framing, InputSpec, OutputSpec, Stft
-from edgemem.runtimes.buffers import Buffers, item_dtype
-from edgemem.runtimes.inputs import named, step_array
+from edgemem.runtimes.buffers import Buffers
+from edgemem.runtimes.inputs import named, step_array, step_reader
 from edgemem.runtimes.lane import Lane
 from edgemem.runtimes.memory import Array
 from edgemem.runtimes.on_nan import NanPolicy, step_check
@@ -36,12 +36,7 @@ class StepEnds:
         self._fronts = {spec.name: _front(spec, inputs[spec.name], lane.buffers) for spec in contract.data}
         self._backs = {spec.name: _back(spec, outputs[spec.name], lane.buffers) for spec in contract.output_specs}
         self._checks = [step_check(spec, self._fronts[spec.name].checked) for spec in policy.checked]
-        first = contract.input
-        self._dtype, self._full = item_dtype(first), (self._batch, first.step_items, *first.item_shape)
-        # Arrays of these shapes, in this dtype, are taken as they are.
-        self._shapes = {self._full, *([self._full[1:]] if self._batch == 1 else [])}
-        if len(self._specs) > 1 or first.is_tokens:
-            self._shapes = set()
+        self._read, self._front = step_reader(contract.input, self._batch), self._fronts[contract.input.name]
         found = {spec.name: (back.out[:, 0] if spec.step_items == 1 else back.out)
                  for spec, back in zip(contract.output_specs, self._backs.values(), strict=True)}  # fmt: skip
         self._result: Any = found[contract.output.name] if len(found) == 1 else found
@@ -54,8 +49,8 @@ class StepEnds:
         """
         if self._lane.ended or self._buffers.waits:
             return False
-        if type(x) is np.ndarray and x.dtype == self._dtype and x.shape in self._shapes:
-            self._fronts[self._specs[0].name].take(x.reshape(self._full))
+        if len(self._specs) == 1:
+            self._front.take(self._read(x))
         else:
             given = named(self._specs, x, "step")
             self.write({spec.name: step_array(spec, given[spec.name], self._batch) for spec in self._specs})

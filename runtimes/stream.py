@@ -22,7 +22,7 @@ from edgemem.runtimes.engine import Engine
 from edgemem.runtimes.exclusive import Exclusive, exclusive, in_use
 from edgemem.runtimes.feeder import Feeder
 from edgemem.runtimes.guard import Rows, checked_positions, checked_rows, checked_states
-from edgemem.runtimes.inputs import chunk_array, named, step_array, token_error
+from edgemem.runtimes.inputs import chunk_array, named, step_reader, token_error
 from edgemem.runtimes.lane import Lane
 from edgemem.runtimes.memory import Array, Memory
 from edgemem.runtimes.on_nan import NanPolicy, OnNan, step_check
@@ -56,6 +56,7 @@ class Stream(Exclusive):
         self._ends = ends = step_ends(contract, lane, policy, session.guard)
         self._feeder = Feeder(contract, lane, batch, session.guard, session.pieces, policy, ends)
         self._positions = lane.positions
+        self._read = step_reader(contract.input, batch)
         self._step_input = lane.arena.step_inputs[contract.input.name]  # [B, takes, *input.shape]
         self._step_output = lane.arena.step_outputs[contract.output.name][:, 0]  # [B, *output.shape]
         self._notes = policy.holds or policy.skips
@@ -337,8 +338,7 @@ class Stream(Exclusive):
                 raise token_error(self._contract.input, x)
             self._step_input[0, 0] = x
         else:
-            spec = self._contract.input
-            self._step_input[...] = step_array(spec, named((spec,), x, "step")[spec.name], self.batch)
+            self._step_input[...] = self._read(x)
 
     def _taken_step(self) -> Any:
         """A step from ``_step_input``, by what the policy for values that are not finite makes of it."""
