@@ -19,6 +19,7 @@ from edgemem.adopt.proof import TOLERANCE, refuse_dead_states, rows_are_independ
 from edgemem.adopt.read import read_model
 from edgemem.adopt.stages import FRAME, merge
 from edgemem.adopt.subject import Subject, subject_of
+from edgemem.adopt.unroll import unroll
 from edgemem.adopt.write import write_graph
 from edgemem.bundle import Bundle, Manifest, package_versions, write_bundle
 from edgemem.contract import Contract, Stft, initial_state
@@ -207,6 +208,9 @@ def adopt(
         announce("writing the graph")
         probes = proposal.probes if contract.max_chunk > 1 else [p for p in proposal.probes if _is_step(subject, p)]
         model = fold(subject.model, subject.fixed, probes, files[0].parent)
+        is_rewritten = bool(options.between)
+        if options.unroll or options.between:
+            is_rewritten |= unroll(model, probes, files[0].parent) > 0
         manifest = Manifest(
             contract=contract,
             graphs=(write_graph(model, contract, writer.folder),),
@@ -217,7 +221,7 @@ def adopt(
         )
         writer.finish(manifest)
         announce("comparing the bundle with the original file")
-        allowed = TOLERANCE if options.between else LARGEST
+        allowed = TOLERANCE if is_rewritten else LARGEST
         largest = compare(writer.folder, subject, options.steps, progress, largest_allowed=allowed)
         report = {
             "steps": options.steps,

@@ -34,6 +34,8 @@ class AdoptOptions:
         between: For two files: what connects them. ``"spectral-mask"``: the first masks the magnitudes of a frame of
             ``takes + context`` samples, the second takes the masked samples, and its frames are added where they
             overlap.
+        unroll: Write LSTM and GRU of one step as matrix products: TensorRT compiles some graphs only so. The outputs
+            are then equal within rounding. Always with ``between``.
         sequence: An ONNX file that computes whole sequences with the same weights, to prove the pairs.
         recorded: An ``.npz`` file of inputs and outputs (docs/export.md), for the same.
         steps: Steps of the comparison with the original.
@@ -54,6 +56,7 @@ class AdoptOptions:
     sample_rate_hz: int = 0
     overlap_add: bool = False
     between: Literal["", "spectral-mask"] = ""
+    unroll: bool = False
     sequence: Path | None = None
     recorded: Path | None = None
     steps: int = CHECK_STEPS

@@ -80,6 +80,12 @@ class Named:
         type=click.Choice(["spectral-mask"]),
         help="Two MODELs: the first gives a mask for the spectrum of a frame, the second takes the masked frame.",
     )
+    unroll: bool = option(
+        "--unroll",
+        default=False,
+        is_flag=True,
+        help="Write LSTM and GRU of one step as matrix products: TensorRT compiles some graphs only so.",
+    )
     sample_rate_hz: int | None = option(
         "--sample-rate",
         type=count(1),
@@ -110,6 +116,7 @@ class Named:
             takes=self.takes or 0,
             context=self.context or 0,
             overlap_add=self.overlap_add,
+            unroll=self.unroll,
             between="spectral-mask" if self.between else "",
             sample_rate_hz=self.sample_rate_hz or 0,
             states=dict(map(_pair, self.states)),

@@ -34,13 +34,14 @@ _PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum"})
 _QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _SCATTERS = frozenset({"ScatterElements", "ScatterND", "Scatter"})
 _WIDE_BYTES = 1 << 20
+_UNROLL = "--max-chunk 1 leaves one step, without a loop; edgemem adopt --unroll does it for an adopted file"
 _CONTROL = {
     "Loop": "unroll it, or write it as one tensor operation over all time steps",
     "Scan": "unroll it, or write it as one tensor operation over all time steps",
     "If": "compute both sides and choose with Where",
-    "LSTM": "--max-chunk 1 leaves one step, without a loop",
-    "GRU": "--max-chunk 1 leaves one step, without a loop",
-    "RNN": "--max-chunk 1 leaves one step, without a loop",
+    "LSTM": _UNROLL,
+    "GRU": _UNROLL,
+    "RNN": _UNROLL,
 }
 
 
