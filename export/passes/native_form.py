@@ -10,6 +10,8 @@ import onnx_ir as ir
 
 from edgemem.export.passes.gates import join_gates
 from edgemem.export.passes.norms import join_norms
+from edgemem.export.passes.reshapes import drop_reshapes
+from edgemem.export.passes.rotations import join_rotations
 from edgemem.export.passes.sites import fill_sites, has_sites, remove_dead, remove_sites
 from edgemem.memories.site import DOMAIN
 
@@ -25,8 +27,10 @@ def native_form(model: ir.Model) -> ir.Model | None:
     copy = model.clone()
     fill_sites(copy)
     remove_sites(copy)
+    join_rotations(copy)
     join_gates(copy)
     join_norms(copy)
+    drop_reshapes(copy)
     remove_dead(copy)
     copy.opset_imports[DOMAIN] = 1
     return copy

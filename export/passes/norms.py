@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from edgemem.export.passes.values import replace_value
+from edgemem.export.passes.values import constant, input_of, made_by, replace_value
 from edgemem.memories.site import DOMAIN
 
 NORM = "RMSNorm"
@@ -77,11 +76,11 @@ def _norm_at(node: ir.Node) -> _Norm | None:
     if node.op_type != "Mul" or node.domain:
         return None
     for quotient, weight in (node.inputs, reversed(node.inputs)):
-        division = _made_by(quotient, "Div")
+        division = made_by(quotient, "Div")
         if division is None or weight is None or not weight.is_initializer():
             continue
         x, root = division.inputs
-        total = _made_by(_input(_made_by(root, "Sqrt"), 0), "Add")
+        total = made_by(input_of(made_by(root, "Sqrt"), 0), "Add")
         if x is None or total is None:
             continue
         for mean, eps in (total.inputs, reversed(total.inputs)):
@@ -93,17 +92,17 @@ def _norm_at(node: ir.Node) -> _Norm | None:
 
 def _is_mean_square(value: ir.Value | None, x: ir.Value) -> bool:
     """Whether a value is ``mean(x²)`` over the last axis of ``x``."""
-    mean = _made_by(value, "ReduceMean")
-    square = _made_by(_input(mean, 0), "Pow")
+    mean = made_by(value, "ReduceMean")
+    square = made_by(input_of(mean, 0), "Pow")
     if mean is None or square is None or square.inputs[0] is not x or _scalar(square.inputs[1]) != 2:
         return False
-    shape, axes = x.meta.get("shape") or x.shape, _constant(_input(mean, 1))
+    shape, axes = x.meta.get("shape") or x.shape, constant(input_of(mean, 1))
     last = [-1] if shape is None else [-1, len(shape) - 1]
     return axes is not None and axes.size == 1 and axes.item() in last
 
 
 def _join(graph: ir.Graph, norm: _Norm) -> None:
-    adding = _made_by(norm.x, "Add")
+    adding = made_by(norm.x, "Add")
     parts = [] if adding is None else list(adding.inputs)
     is_sum = len(parts) == 2 and all(_same_shape(part, norm.x) for part in parts)
     inputs = [parts[0], norm.weight, parts[1]] if is_sum else [norm.x, norm.weight]
@@ -120,20 +119,6 @@ def _same_shape(value: ir.Value | None, x: ir.Value) -> bool:
     return mine is not None and wanted is not None and list(mine) == list(wanted)
 
 
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type and not node.domain else None
-
-
-def _input(node: ir.Node | None, at: int) -> ir.Value | None:
-    return None if node is None or len(node.inputs) <= at else node.inputs[at]
-
-
-def _constant(value: ir.Value | None) -> np.ndarray | None:
-    constant = ir.convenience.get_const_tensor(value) if value is not None else None
-    return None if constant is None else constant.numpy()
-
-
 def _scalar(value: ir.Value | None) -> float | None:
-    constant = _constant(value)
-    return float(constant.item()) if constant is not None and constant.size == 1 else None
+    found = constant(value)
+    return float(found.item()) if found is not None and found.size == 1 else None

@@ -1,8 +1,12 @@
-"""Putting one value of a graph in the place of another."""
+"""Values of a graph: what made them, what they hold, and putting one in the place of another."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 
 def replace_value(old: ir.Value, new: ir.Value) -> None:
@@ -11,3 +15,20 @@ def replace_value(old: ir.Value, new: ir.Value) -> None:
     new.name, new.type, new.shape = name, old.type, old.shape
     new.meta.update(old.meta)
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that made a value, if it is this operator of ONNX."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type and not node.domain else None
+
+
+def input_of(node: ir.Node | None, at: int) -> ir.Value | None:
+    """An input of a node; ``None`` where it has none."""
+    return None if node is None or len(node.inputs) <= at else node.inputs[at]
+
+
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
+    """What a constant holds; ``None`` for any other value."""
+    found = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if found is None else np.asarray(found.numpy())

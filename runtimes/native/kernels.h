@@ -33,7 +33,9 @@ struct attention {
   float scale, softcap;
   struct strided q, k, v;
   const int64_t *position;     // [B], of the first query of each row
-  const int64_t *phases;       // [D/2], in 2^-31 of a turn; null: nothing is rotated
+  const int64_t *phases;       // [D/2], in 2^-31 of a turn, or null
+  const float *turns;          // cosines, then sines, of each row and step [B or 1, T, 2R], or null
+  int64_t turns_row, turned;   // floats from one row to the next (0: all rows have the same), and R
   const float *sink_logits;    // [Hq] or null
   const float *bias;           // [S, Hq] or null
   int memories;

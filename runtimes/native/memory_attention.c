@@ -18,7 +18,7 @@ static void write_entries(const struct head *head, const struct rotary *rotary) 
   float turned[WIDTH_MAX];
   for (int64_t t = 0; t < call->time; t++) {
     const float *k = at(&call->k, head->row, t, head->index), *v = at(&call->v, head->row, t, head->index);
-    rotate(rotary, head->start + t, k, 1.0f, turned);
+    rotate_step(rotary, call, head->row, t, k, 1.0f, turned);
     int64_t entry = (head->row * call->kv_heads + head->index) * call->time + t;
     set_elements(window->present[0], window->element, entry * call->width, turned, call->width);
     set_elements(window->present[1], window->element, entry * call->value_width, v, call->value_width);
@@ -37,7 +37,7 @@ static void write_sinks(const struct head *head, const struct memory *sinks, con
   }
   for (int64_t t = 0; t < call->time && head->start + t < sinks->slots; t++) {
     int64_t slot = index * sinks->slots + head->start + t;
-    rotate(rotary, head->start + t, at(&call->k, head->row, t, head->index), 1.0f, turned);
+    rotate_step(rotary, call, head->row, t, at(&call->k, head->row, t, head->index), 1.0f, turned);
     set_elements(sinks->present[0], sinks->element, slot * call->width, turned, call->width);
     const float *v = at(&call->v, head->row, t, head->index);
     set_elements(sinks->present[1], sinks->element, slot * call->value_width, v, call->value_width);

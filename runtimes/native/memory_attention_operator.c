@@ -129,6 +129,64 @@ static OrtStatus *read_heads_first(const OrtKernelContext *context, const struct
   return NULL;
 }
 
+// A tensor [B, T, heads * width], or [B, T, heads, width].
+static OrtStatus *read_steps_first(const OrtKernelContext *context, size_t index, const int64_t dims[2], int64_t heads,
+                                   struct strided *strided, int64_t *width) {
+  struct tensor tensor;
+  TRY(read_input(context, index, &tensor));
+  int64_t floats = tensor.rank == 3 ? tensor.dims[2] : tensor.rank == 4 ? tensor.dims[2] * tensor.dims[3] : 0;
+  bool fits = floats > 0 && floats % heads == 0 && (tensor.rank == 3 || tensor.dims[2] == heads);
+  if (!fits || tensor.type != ORT_FLOAT32 || tensor.dims[0] != dims[0] || tensor.dims[1] != dims[1])
+    return failure(NAME "input %zu must be float32 [%lld, %lld, %lld * width], the heads one after another", index,
+                   (long long)dims[0], (long long)dims[1], (long long)heads);
+  *width = floats / heads;
+  *strided = (struct strided){tensor.data, dims[1] * floats, floats, *width};
+  return NULL;
+}
+
+static OrtStatus *read_apart(const OrtKernelContext *context, const struct layer *layer, const struct tensor *q,
+                             struct attention *call) {
+  int64_t width = 0;
+  call->batch = q->dims[0], call->time = q->dims[1];
+  TRY(read_steps_first(context, 0, q->dims, layer->heads, &call->q, &call->width));
+  TRY(read_steps_first(context, 1, q->dims, layer->kv_heads, &call->k, &width));
+  if (width != call->width)
+    return failure(NAME "queries are %lld wide and keys %lld", (long long)call->width, (long long)width);
+  return read_steps_first(context, 2, q->dims, layer->kv_heads, &call->v, &call->value_width);
+}
+
+static OrtStatus *read_queries(const OrtKernelContext *context, const struct layer *layer, struct attention *call) {
+  struct tensor q, k;
+  TRY(read_input(context, 0, &q));
+  if (layer->heads_first) return read_heads_first(context, layer, &q, call);
+  TRY(read_input(context, 1, &k));
+  if (!k.data) return read_packed(layer, &q, call);
+  if (q.rank < 2) return failure(NAME "input 0 (q) has %zu axes; it must be [B, T, %lld * D]", q.rank,
+                                 (long long)layer->heads);
+  return read_apart(context, layer, &q, call);
+}
+
+// How queries and keys are rotated: phases, or the cosines and sines of every step.
+static OrtStatus *read_rotation(const OrtKernelContext *context, struct attention *call) {
+  struct tensor tensor;
+  TRY(read_input(context, 4, &tensor));
+  if (tensor.type == ORT_FLOAT32 && tensor.rank == 3) {
+    int64_t rows = tensor.dims[0] == 1 ? 1 : call->batch, floats = tensor.dims[2];
+    const int64_t dims[3] = {rows, call->time, floats};
+    TRY(expect(&tensor, NAME, 4, "turns", ORT_FLOAT32, dims, 3));
+    if (floats % 4 || floats / 2 > call->width)
+      return failure(NAME "input 4 (turns) has %lld cosines and sines a step; heads are %lld wide", (long long)floats,
+                     (long long)call->width);
+    call->turns = tensor.data, call->turned = floats / 2;
+    call->turns_row = rows == 1 ? 0 : call->time * floats;
+    return NULL;
+  }
+  const int64_t pairs = call->width / 2;
+  TRY(expect(&tensor, NAME, 4, "phases", ORT_INT64, &pairs, 1));
+  call->phases = tensor.data;
+  return NULL;
+}
+
 static OrtStatus *check_widths(const struct layer *layer, const struct attention *call) {
   const int64_t widths[2] = {call->width, call->value_width};
   for (int i = 0; i < 2; i++)
@@ -164,17 +222,10 @@ static OrtStatus *read_optional(const OrtKernelContext *context, const char *own
 }
 
 static OrtStatus *read_fixed(const OrtKernelContext *context, const struct layer *layer, struct attention *call) {
-  struct tensor q, phases;
-  TRY(read_input(context, 0, &q));
-  TRY(layer->heads_first ? read_heads_first(context, layer, &q, call) : read_packed(layer, &q, call));
+  TRY(read_queries(context, layer, call));
   TRY(check_widths(layer, call));
   TRY(read_positions(context, call));
-  if (layer->rotate) {
-    const int64_t pairs = call->width / 2;
-    TRY(read_input(context, 4, &phases));
-    TRY(expect(&phases, NAME, 4, "phases", ORT_INT64, &pairs, 1));
-    call->phases = phases.data;
-  }
+  if (layer->rotate) TRY(read_rotation(context, call));
   const int64_t bias[2] = {layer->summaries, layer->heads};
   TRY(read_optional(context, NAME, 5, "sink_logits", &layer->heads, 1, &call->sink_logits));
   return read_optional(context, NAME, 6, "bias", bias, 2, &call->bias);
@@ -293,7 +344,8 @@ static size_t inputs(const OrtCustomOp *op) { return op ? STATES_FROM + 1 : 0; }
 static size_t outputs(const OrtCustomOp *op) { return op ? 2 : 0; }
 
 static int input_type(const OrtCustomOp *op, size_t index) {
-  if (op && (index == 3 || index == 4)) return ORT_INT64;
+  if (op && index == 3) return ORT_INT64;
+  if (index == 4) return ORT_ANY;  // phases int64, or turns float32
   return index < STATES_FROM ? ORT_FLOAT32 : ORT_ANY;
 }
 

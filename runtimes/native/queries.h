@@ -58,7 +58,7 @@ static void take_queries(struct queries *queries, const struct head *head, const
     int64_t t = (first + r) / groups, h = head->index * groups + (first + r) % groups;
     queries->position[r] = head->start + t;
     queries->source[r] = at(&call->q, head->row, t, h);
-    rotate(rotary, queries->position[r], queries->source[r], call->scale, queries->q + r * call->width);
+    rotate_step(rotary, call, head->row, t, queries->source[r], call->scale, queries->q + r * call->width);
     queries->read[r] = call->read + ((head->row * call->time + t) * heads + h) * call->value_width;
     memset(queries->read[r], 0, (size_t)call->value_width * sizeof(float));
     queries->top[r] = call->sink_logits ? call->sink_logits[h] : -INFINITY;

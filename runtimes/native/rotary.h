@@ -1,4 +1,5 @@
-// Rotary positions: each pair (x[f], x[f + D/2]) is turned by position * phases[f], an exact part of a turn.
+// Rotary positions: each pair (x[f], x[f + D/2]) is turned by position * phases[f], an exact part of a turn; or by the
+// cosines and sines that the model made itself, which turn the first R of D.
 #ifndef EDGEMEM_ROTARY_H
 #define EDGEMEM_ROTARY_H
 
@@ -39,6 +40,29 @@ static void rotate(const struct rotary *rotary, int64_t position, const float *r
     out[f] = low * cosines[f] - high * sines[f];
     out[f + half] = low * sines[f] + high * cosines[f];
   }
+}
+
+// The same by a row of `turns`: cosines [R], then sines [R].
+static void rotate_by_turns(const float *turns, int64_t turned, int64_t width, const float *restrict x, float scale,
+                            float *restrict out) {
+  int64_t half = turned / 2;
+  const float *cosines = turns, *sines = turns + turned;
+  for (int64_t f = 0; f < half; f++) {
+    float low = x[f], high = x[f + half];
+    out[f] = (low * cosines[f] - high * sines[f]) * scale;
+    out[f + half] = (high * cosines[f + half] + low * sines[f + half]) * scale;
+  }
+  for (int64_t d = turned; d < width; d++) out[d] = x[d] * scale;
+}
+
+// `x` [D] of step `t` of a row, rotated to its own position and scaled.
+static void rotate_step(const struct rotary *rotary, const struct attention *call, int64_t row, int64_t t,
+                        const float *x, float scale, float *out) {
+  if (call->turns)
+    rotate_by_turns(call->turns + row * call->turns_row + t * 2 * call->turned, call->turned, call->width, x, scale,
+                    out);
+  else
+    rotate(rotary, call->position[row] + t, x, scale, out);
 }
 
 #endif

@@ -12,6 +12,8 @@ from edgemem.export.graph import export_graph
 from edgemem.export.passes.gates import join_gates
 from edgemem.export.passes.native_form import native_form
 from edgemem.export.passes.norms import divide_by_roots, join_norms
+from edgemem.export.passes.reshapes import drop_reshapes
+from edgemem.export.passes.rotations import join_rotations
 from edgemem.export.passes.sites import remove_dead, remove_sites
 from edgemem.models import DecoderConfig
 
@@ -129,3 +131,81 @@ def test_a_gate_is_one_operator_and_takes_the_whole_product_where_it_is_split_in
     join_gates(model)
     gate = next(node for node in model.graph if node.op_type == "SwiGLU")
     assert [value.name for value in gate.inputs] == inputs
+
+
+def test_a_reshape_to_the_shape_that_the_data_had_is_left_out():
+    text = """g (float[B,T,4] x, int64[4] apart, int64[3] flat) => (float[B,T,4] y) {
+        a = Reshape(x, apart)
+        b = Reshape(a, flat)
+        y = Relu(b)
+    }"""
+    model = graph(text)
+    shapes = {"a": ["B", "T", 2, 2], "b": ["B", "T", 4]}
+    for node in model.graph:
+        node.outputs[0].meta["shape"] = ir.Shape(shapes.get(node.outputs[0].name, []))
+    drop_reshapes(model)
+    assert next(node for node in model.graph if node.op_type == "Relu").inputs[0].name == "x"
+
+
+ROTARY = """g (float[B,T,8] q, float[B,T,4] k, float[B,T,4] v, int64[B] position, float[B,T,4] c, float[B,T,4] s,
+    float[B,1,6,4] ring_k, float[B,1,6,4] ring_v) => (float[B,T,8] read, float[B,1,T,4] new_k, float[B,1,T,4] new_v)
+<int64[1] one = {1}, int64[1] three = {3}, int64[1] zero = {0}, int64[1] half = {2},
+ int64[1] end = {9223372036854775807}, int64[4] heads = {0,0,-1,4}> {
+    cos = Unsqueeze(c, one)
+    sin = Unsqueeze(s, one)
+    q4 = Reshape(q, heads)
+    qt = Transpose<perm = [0,2,1,3]>(q4)
+    q1 = Slice(qt, zero, half, three, one)
+    q2 = Slice(qt, half, end, three, one)
+    qn = Neg(q2)
+    qc = Concat<axis = %d>(%s)
+    qa = Mul(qt, cos)
+    qb = Mul(qc, sin)
+    qr = Add(qa, qb)
+    k4 = Reshape(k, heads)
+    kt = Transpose<perm = [0,2,1,3]>(k4)
+    k1 = Slice(kt, zero, half, three, one)
+    k2 = Slice(kt, half, end, three, one)
+    kn = Neg(k2)
+    kc = Concat<axis = -1>(kn, k1)
+    ka = Mul(kt, cos)
+    kb = Mul(sin, kc)
+    new_k = Add(kb, ka)
+    v4 = Reshape(v, heads)
+    new_v = Transpose<perm = [0,2,1,3]>(v4)
+    read, spare_k, spare_v = edgemem.MemoryAttention<heads_first = 1, rotate = 0>(
+        qr, new_k, new_v, position, , , , ring_k, ring_v)
+}"""
+
+
+def rotary(axis: int, parts: str) -> ir.Model:
+    text = ROTARY % (axis, parts)
+    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["": 20, "edgemem": 1]> {text}')
+    for node in model.graph:
+        for value in node.outputs:
+            heads = 2 if value.name[0] == "q" else 1
+            value.meta["shape"] = ir.Shape(["B", heads, "T", 2 if value.name[1:] in ("1", "2") else 4])
+    for value in model.graph.inputs:
+        value.meta["shape"] = value.shape
+    return model
+
+
+def test_rotary_positions_move_into_the_operator_with_the_heads():
+    model = rotary(3, "qn, q1")
+    join_rotations(model)
+    remove_dead(model)
+    (attention,) = (node for node in model.graph if node.domain == "edgemem")
+    assert [value and value.name for value in attention.inputs] == [
+        *("q", "k", "v", "position", "c.s", None, None, "ring_k", "ring_v")
+    ]
+    assert [value.name for value in attention.outputs] == ["read", "new_k", "new_v"]
+    assert [node.op_type for node in model.graph] == ["Concat", "MemoryAttention"]
+    assert (attention.attributes["heads_first"].as_int(), attention.attributes["rotate"].as_int()) == (0, 1)
+
+
+@pytest.mark.parametrize(("axis", "parts"), [(3, "q1, qn"), (3, "qn, q2"), (2, "qn, q1")])
+def test_another_turn_stays_where_it_is(axis, parts):
+    model = rotary(axis, parts)
+    join_rotations(model)
+    (attention,) = (node for node in model.graph if node.domain == "edgemem")
+    assert attention.inputs[0].name == "qr"
