@@ -29,7 +29,9 @@ def attend(call: Call, tables: Array, flat: bool) -> dict[str, Array]:
     outputs = {"read": np.float32, "0.k": np.float32, "0.v": np.float32}
     heads = {"heads": call.q.shape[1], "kv_heads": call.k.shape[1], "heads_first": 0, "rotate": 1}
     options = {"memories": "window", "scale": float(call.scale), "softcap": 0.0, "window": call.window}
-    made = session("MemoryAttention", inputs, {f"new.{name}": kind for name, kind in outputs.items()}, **heads, **options)
+    made = session(
+        "MemoryAttention", inputs, {f"new.{name}": kind for name, kind in outputs.items()}, **heads, **options
+    )
     return {name.removeprefix("new."): value for name, value in run(made, inputs).items()}
 
 
@@ -60,12 +62,8 @@ def test_turns_may_be_narrower_than_heads():
     np.testing.assert_array_equal(got[..., 4:], call.k[..., 4:])
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 16), (2, 3, 16), (2, 4, 6), (2, 4, 40)])
+@pytest.mark.parametrize("shape", [(3, 4, 16), (2, 3, 16), (2, 4, 6), (2, 4, 40)])
 def test_turns_of_another_shape_are_refused(shape):
     call = make_call(["window"], position=[3, 4], time=4, width=8)
-    tables = np.zeros(shape, np.float32)
-    if shape == (1, 4, 16):  # one row for all is a shape that fits
-        attend(call, tables, True)
-        return
     with pytest.raises(Exception, match="turns"):
-        attend(call, tables, True)
+        attend(call, np.zeros(shape, np.float32), True)
