@@ -52,22 +52,56 @@ INLINE vec load_half(const uint16_t *p) {
 #endif
 }
 
+INLINE vec load_int8(const int8_t *p) {
+#if defined(__AVX512F__)
+  return to_float((ivec)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+#elif defined(__AVX2__)
+  return to_float((ivec)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+#else
+  return to_float((ivec){p[0], p[1], p[2], p[3]});
+#endif
+}
+
 // LANES elements from the given one on.
 INLINE vec load_elements(const void *data, const enum element type, int64_t first) {
+  if (type == INT8) return load_int8((const int8_t *)data + first);
   return type == FLOAT16 ? load_half((const uint16_t *)data + first) : load((const float *)data + first);
 }
 
 INLINE float element_at(const void *data, const enum element type, int64_t index) {
+  if (type == INT8) return ((const int8_t *)data)[index];
   return type == FLOAT16 ? half_to_float(((const uint16_t *)data)[index]) : ((const float *)data)[index];
 }
 
-INLINE void set_element(void *data, const enum element type, int64_t index, float x) {
-  if (type == FLOAT16)
-    ((uint16_t *)data)[index] = float_to_half(x);
-  else
-    ((float *)data)[index] = x;
+INLINE int64_t element_bytes(enum element type) { return type == INT8 ? 1 : type == FLOAT16 ? 2 : 4; }
+
+INLINE const void *element(const void *data, enum element type, int64_t index) {
+  return (const char *)data + index * element_bytes(type);
 }
 
-INLINE int64_t element_bytes(enum element type) { return type == FLOAT16 ? 2 : 4; }
+// Writes x / scale, and returns the scale: the largest is 127 of it. A slot that is not finite gets the scale NaN, so
+// that whoever reads it gets NaN too.
+INLINE float quantise(int8_t *restrict out, const float *restrict x, int64_t count) {
+  float most = 0.0f, poison = 0.0f;
+  for (int64_t i = 0; i < count; i++) {
+    float size = x[i] < 0 ? -x[i] : x[i];
+    if (size > most) most = size;
+    poison += x[i] * 0.0f;
+  }
+  float scale = most / 127.0f + poison, factor = scale > 0 ? scale : 1.0f;
+  const float rounding = 12582912.0f;  // 1.5 * 2^23
+  for (int64_t i = 0; i < count; i++) out[i] = poison == 0 ? (int8_t)((x[i] / factor + rounding) - rounding) : 0;
+  return scale;
+}
+
+// Stores `count` floats as elements from the given one on; returns the scale of integers, and 1 of floats.
+INLINE float set_elements(void *data, enum element type, int64_t first, const float *x, int64_t count) {
+  if (type == INT8) return quantise((int8_t *)data + first, x, count);
+  if (type == FLOAT32)
+    memcpy((float *)data + first, x, (size_t)count * sizeof(float));
+  else
+    for (int64_t i = 0; i < count; i++) ((uint16_t *)data)[first + i] = float_to_half(x[i]);
+  return 1.0f;
+}
 
 #endif

@@ -7,7 +7,7 @@
 
 enum { MEMORIES_MAX = 16, WIDTH_MAX = 512 };
 
-enum element { FLOAT32, FLOAT16 };
+enum element { FLOAT32, FLOAT16, INT8 };
 enum kind { WINDOW, SINKS, CUMULATIVE, GEOMETRIC };
 
 // One memory of the list: its states as they come in and as they go out, [B, heads, slots, width] each.
@@ -18,6 +18,8 @@ struct memory {
   int64_t slots;          // of a window (W) or of sinks (n)
   const void *past[2];    // window, sinks: k, v; cumulative: mean, carry; geometric: sum, mass
   void *present[2];       // the same; of a window only the T new entries
+  const float *past_scale[2];  // of int8 rings: what each slot's integers are multiplied with, [B, H, slots, 1]
+  float *present_scale[2];
   const float *decay;     // geometric: the logarithm of the decay [H]
 };
 

@@ -11,17 +11,21 @@
 #include "summaries.h"
 #include "slots.h"
 
+// Part 0 or 1 (key or value) of a pair, as the given slot of all streams and heads.
+static void write_slot(const struct memory *memory, int part, int64_t slot, const float *x, int64_t width) {
+  float scale = set_elements(memory->present[part], memory->element, slot * width, x, width);
+  if (memory->element == INT8) memory->present_scale[part][slot] = scale;
+}
+
 // The T new entries of the window: keys rotated to their positions, and values.
 static void write_entries(const struct head *head, const struct rotary *rotary) {
   const struct attention *call = head->call;
-  const struct memory *window = &call->memory[0];
   float turned[WIDTH_MAX];
   for (int64_t t = 0; t < call->time; t++) {
-    const float *k = at(&call->k, head->row, t, head->index), *v = at(&call->v, head->row, t, head->index);
-    rotate_step(rotary, call, head->row, t, k, 1.0f, turned);
-    int64_t entry = (head->row * call->kv_heads + head->index) * call->time + t;
-    set_elements(window->present[0], window->element, entry * call->width, turned, call->width);
-    set_elements(window->present[1], window->element, entry * call->value_width, v, call->value_width);
+    int64_t slot = (head->row * call->kv_heads + head->index) * call->time + t;
+    rotate_step(rotary, call, head->row, t, at(&call->k, head->row, t, head->index), 1.0f, turned);
+    write_slot(&call->memory[0], 0, slot, turned, call->width);
+    write_slot(&call->memory[0], 1, slot, at(&call->v, head->row, t, head->index), call->value_width);
   }
 }
 
@@ -38,41 +42,48 @@ static void write_sinks(const struct head *head, const struct memory *sinks, con
   for (int64_t t = 0; t < call->time && head->start + t < sinks->slots; t++) {
     int64_t slot = index * sinks->slots + head->start + t;
     rotate_step(rotary, call, head->row, t, at(&call->k, head->row, t, head->index), 1.0f, turned);
-    set_elements(sinks->present[0], sinks->element, slot * call->width, turned, call->width);
-    const float *v = at(&call->v, head->row, t, head->index);
-    set_elements(sinks->present[1], sinks->element, slot * call->value_width, v, call->value_width);
+    write_slot(sinks, 0, slot, turned, call->width);
+    write_slot(sinks, 1, slot, at(&call->v, head->row, t, head->index), call->value_width);
   }
+}
+
+// `count` slots from the given one on (of all streams and heads), as they were before the call or as they are after it.
+static struct segment slots_of(const struct memory *memory, bool after, int64_t slot, int64_t count,
+                               const struct attention *call) {
+  const void *k = after ? memory->present[0] : memory->past[0], *v = after ? memory->present[1] : memory->past[1];
+  struct segment segment = {.k = element(k, memory->element, slot * call->width),
+                            .v = element(v, memory->element, slot * call->value_width),
+                            .element = memory->element, .count = count};
+  if (memory->element == INT8) {
+    segment.k_scale = (after ? memory->present_scale[0] : memory->past_scale[0]) + slot;
+    segment.v_scale = (after ? memory->present_scale[1] : memory->past_scale[1]) + slot;
+  }
+  return segment;
 }
 
 // The ring from its oldest visible entry to its newest: entries follow one another up to the ring's end, then from 0.
 static void read_ring(struct queries *queries, const struct head *head) {
-  const struct attention *call = head->call;
-  const struct memory *window = &call->memory[0];
+  const struct memory *window = &head->call->memory[0];
   int64_t first = queries->position[0] - window->slots + 1, size = window->slots;
   if (first < 0) first = 0;
-  int64_t ring = (head->row * call->kv_heads + head->index) * size;
+  int64_t ring = (head->row * head->call->kv_heads + head->index) * size;
   while (first < head->start) {
     int64_t slot = first % size, count = size - slot;
     if (count > head->start - first) count = head->start - first;
-    struct segment segment = {
-        .k = element(window->past[0], window->element, (ring + slot) * call->width),
-        .v = element(window->past[1], window->element, (ring + slot) * call->value_width),
-        .element = window->element, .first = first, .count = count, .reach = size, .q = queries->q};
-    read_segment(queries, call, &segment);
+    struct segment segment = slots_of(window, false, ring + slot, count, head->call);
+    segment.first = first, segment.reach = size, segment.q = queries->q;
+    read_segment(queries, head->call, &segment);
     first += count;
   }
 }
 
 // The entries of this call, up to each query's own.
 static void read_chunk(struct queries *queries, const struct head *head) {
-  const struct attention *call = head->call;
-  const struct memory *window = &call->memory[0];
-  int64_t entry = (head->row * call->kv_heads + head->index) * call->time;
-  struct segment segment = {
-      .k = element(window->present[0], window->element, entry * call->width),
-      .v = element(window->present[1], window->element, entry * call->value_width),
-      .element = window->element, .first = head->start, .count = call->time, .reach = window->slots, .q = queries->q};
-  read_segment(queries, call, &segment);
+  const struct memory *window = &head->call->memory[0];
+  int64_t time = head->call->time, entry = (head->row * head->call->kv_heads + head->index) * time;
+  struct segment segment = slots_of(window, true, entry, time, head->call);
+  segment.first = head->start, segment.reach = window->slots, segment.q = queries->q;
+  read_segment(queries, head->call, &segment);
 }
 
 // Sinks that have left the window, by queries that are never further from them than in training.
@@ -81,11 +92,8 @@ static void read_sinks(struct queries *queries, const struct head *head, const s
   const struct attention *call = head->call;
   int64_t entry = (head->row * call->kv_heads + head->index) * sinks->slots;
   if (queries->position[queries->count - 1] < call->window) return;
-  struct segment segment = {
-      .k = element(sinks->present[0], sinks->element, entry * call->width),
-      .v = element(sinks->present[1], sinks->element, entry * call->value_width),
-      .element = sinks->element, .first = 0, .count = sinks->slots, .lag = call->window, .reach = INT64_MAX,
-      .q = queries->q};
+  struct segment segment = slots_of(sinks, true, entry, sinks->slots, call);
+  segment.lag = call->window, segment.reach = INT64_MAX, segment.q = queries->q;
   int64_t furthest = sinks->slots + (call->window > 1 ? call->window : 1) - 1;
   if (rotary->pairs && queries->position[queries->count - 1] > furthest) {
     for (int r = 0; r < queries->count; r++) {

@@ -252,23 +252,38 @@ static OrtStatus *read_state(OrtKernelContext *context, struct places *places, c
   return NULL;
 }
 
-// Window and sinks: keys and values of one element type, [B, H, slots, D] and [B, H, slots, Dv].
+// The keys or the values of a window or of sinks, [B, H, slots, width], and their scales where they are integers.
+static OrtStatus *read_part(OrtKernelContext *context, struct places *places, const struct attention *call,
+                            struct memory *memory, int part) {
+  static const char *const names[2][4] = {{"keys of the window", "scales of the window's keys",
+                                           "values of the window", "scales of the window's values"},
+                                          {"keys of sinks", "", "values of sinks", ""}};
+  static const int types[] = {[FLOAT32] = ORT_FLOAT32, [FLOAT16] = ORT_FLOAT16, [INT8] = ORT_INT8};
+  const char *const *name = names[memory->kind == SINKS] + 2 * part;
+  int64_t entries = memory->kind == WINDOW ? call->time : memory->slots;
+  int64_t dims[4] = {call->batch, call->kv_heads, memory->slots, part ? call->value_width : call->width};
+  TRY(read_state(context, places, name[0], types[memory->element], dims, entries, &memory->past[part],
+                 &memory->present[part]));
+  if (memory->element != INT8) return NULL;
+  dims[3] = 1;
+  return read_state(context, places, name[1], ORT_FLOAT32, dims, entries, (const void **)&memory->past_scale[part],
+                    (void **)&memory->present_scale[part]);
+}
+
+// Window and sinks: keys and values of one element type.
 static OrtStatus *read_pairs(OrtKernelContext *context, struct places *places, const struct attention *call,
                              struct memory *memory) {
   struct tensor keys;
   TRY(read_input(context, places->input, &keys));
-  if (!keys.data || keys.rank != 4 || (keys.type != ORT_FLOAT32 && keys.type != ORT_FLOAT16))
-    return failure(NAME "input %zu (keys of %s) must be float32 or float16 [B, %lld, slots, %lld]", places->input,
-                   memory->kind == WINDOW ? "the window" : "sinks", (long long)call->kv_heads, (long long)call->width);
-  memory->element = keys.type == ORT_FLOAT16 ? FLOAT16 : FLOAT32;
-  memory->slots = memory->kind == WINDOW ? call->window : keys.dims[2];
-  int64_t entries = memory->kind == WINDOW ? call->time : memory->slots;
-  const int64_t k[4] = {call->batch, call->kv_heads, memory->slots, call->width};
-  const int64_t v[4] = {call->batch, call->kv_heads, memory->slots, call->value_width};
-  const char *names[2] = {"keys of sinks", "values of sinks"};
-  if (memory->kind == WINDOW) names[0] = "keys of the window", names[1] = "values of the window";
-  TRY(read_state(context, places, names[0], keys.type, k, entries, &memory->past[0], &memory->present[0]));
-  return read_state(context, places, names[1], keys.type, v, entries, &memory->past[1], &memory->present[1]);
+  bool is_window = memory->kind == WINDOW, is_int8 = keys.type == ORT_INT8 && is_window;
+  if (!keys.data || keys.rank != 4 || (keys.type != ORT_FLOAT32 && keys.type != ORT_FLOAT16 && !is_int8))
+    return failure(NAME "input %zu (keys of %s) must be float32%s or float16 [B, %lld, slots, %lld]", places->input,
+                   is_window ? "the window" : "sinks", is_window ? ", int8" : "", (long long)call->kv_heads,
+                   (long long)call->width);
+  memory->element = is_int8 ? INT8 : keys.type == ORT_FLOAT16 ? FLOAT16 : FLOAT32;
+  memory->slots = is_window ? call->window : keys.dims[2];
+  TRY(read_part(context, places, call, memory, 0));
+  return read_part(context, places, call, memory, 1);
 }
 
 static OrtStatus *read_summary(OrtKernelContext *context, struct places *places, const struct attention *call,
@@ -288,16 +303,18 @@ static OrtStatus *read_summary(OrtKernelContext *context, struct places *places,
   return NULL;
 }
 
-static size_t inputs_of(const struct layer *layer) {
-  size_t inputs = STATES_FROM;
-  for (int m = 0; m < layer->memories; m++) inputs += layer->memory[m].kind == GEOMETRIC ? 3 : 2;
-  return inputs;
-}
-
+// Inputs and outputs must be as many as the list has states; a window of integers has two more.
 static OrtStatus *check_counts(const OrtKernelContext *context, const struct layer *layer) {
-  size_t inputs = 0, outputs = 0, wanted = inputs_of(layer), states = 1 + 2 * (size_t)layer->memories;
+  size_t inputs = 0, outputs = 0, wanted = STATES_FROM, states = 1;
+  struct tensor keys = {0};
   TRY(ort->KernelContext_GetInputCount(context, &inputs));
   TRY(ort->KernelContext_GetOutputCount(context, &outputs));
+  if (inputs > STATES_FROM) TRY(read_input(context, STATES_FROM, &keys));
+  for (int m = 0; m < layer->memories; m++) {
+    size_t tensors = m == 0 && keys.type == ORT_INT8 ? 4 : 2;
+    wanted += tensors + (layer->memory[m].kind == GEOMETRIC);
+    states += tensors;
+  }
   if (inputs == wanted && outputs == states) return NULL;
   return failure(NAME "%zu inputs and %zu outputs; this list of memories has %zu and %zu", inputs, outputs, wanted, states);
 }

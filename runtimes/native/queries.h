@@ -28,17 +28,6 @@ INLINE const float *at(const struct strided *tensor, int64_t row, int64_t time, 
   return tensor->data + row * tensor->row + time * tensor->time + head * tensor->head;
 }
 
-INLINE const void *element(const void *data, enum element type, int64_t index) {
-  return (const char *)data + index * element_bytes(type);
-}
-
-INLINE void set_elements(void *data, enum element type, int64_t first, const float *x, int64_t count) {
-  if (type == FLOAT32)
-    memcpy((float *)data + first, x, (size_t)count * sizeof(float));
-  else
-    for (int64_t i = 0; i < count; i++) set_element(data, type, first + i, x[i]);
-}
-
 // A state that is bound to one address as input and output is there already.
 INLINE void copy(void *to, const void *from, int64_t bytes) {
   if (to != from) memcpy(to, from, (size_t)bytes);

@@ -25,17 +25,20 @@ static OrtStatus *shared_domain(OrtCustomOpDomain **domain) {
   return NULL;
 }
 
+static OrtStatus *too_old(const OrtApiBase *base) {
+  char text[160];
+  snprintf(text, sizeof text, "edgemem's operators need ONNX Runtime 1.%d or newer, and this is %s", ORT_API_VERSION,
+           base->GetVersionString());
+  return base->GetApi(1)->CreateStatus(ORT_FAIL, text);
+}
+
 OrtStatus *RegisterCustomOps(OrtSessionOptions *options, const OrtApiBase *base) {
-  ort = base->GetApi(ORT_API_VERSION);
-  if (!ort) {
-    char text[160];
-    snprintf(text, sizeof text, "edgemem's operators need ONNX Runtime 1.%d or newer, and this is %s", ORT_API_VERSION,
-             base->GetVersionString());
-    return base->GetApi(1)->CreateStatus(ORT_FAIL, text);
-  }
-  // A version that it does not have would make it complain on the terminal.
-  ort_gives_references = atoi(base->GetVersionString() + 2) >= ORT_REFERENCE_VERSION;
-  if (ort_gives_references) ort = base->GetApi(ORT_REFERENCE_VERSION);
+  // Asked for a version that it does not have, it complains on the terminal. Its versions are 1.<version>.<patch>.
+  int version = atoi(base->GetVersionString() + 2);
+  if (version < ORT_API_VERSION) return too_old(base);
+  ort_gives_references = version >= ORT_REFERENCE_VERSION;
+  ort = base->GetApi(ort_gives_references ? ORT_REFERENCE_VERSION : ORT_API_VERSION);
+  if (!ort) return too_old(base);
   levels = available_kernels();
   if (!levels)
     return failure("EDGEMEM_NATIVE_LEVEL is %s, which is unknown or more than this processor has",

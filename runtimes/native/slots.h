@@ -18,6 +18,7 @@ enum { COLUMNS = 2 };  // 8 of 16
 // i - reach < first + s <= i - lag.
 struct segment {
   const void *k, *v;
+  const float *k_scale, *v_scale;  // of each slot; null where the elements are floats
   enum element element;
   int64_t first, count, lag, reach;
   const float *q;  // the queries as these slots see them [count, D]
@@ -99,7 +100,9 @@ INLINE void dots_as(int64_t width, int rows, const float *q, const void *keys, c
 
 static void dots(int64_t width, int rows, const float *q, const void *keys, enum element type, int64_t low,
                  int64_t high, float *out) {
-  if (type == FLOAT16)
+  if (type == INT8)
+    dots_as(width, rows, q, keys, INT8, low, high, out);
+  else if (type == FLOAT16)
     dots_as(width, rows, q, keys, FLOAT16, low, high, out);
   else
     dots_as(width, rows, q, keys, FLOAT32, low, high, out);
@@ -229,6 +232,12 @@ INLINE void weigh_as(const int rows, const float *weights, const void *values, c
     }
 }
 
+// Multiplies what belongs to the slots low .. high - 1 with their scales; null: these are 1.
+static void scale_slots(float *x, const float *scale, int64_t low, int64_t high) {
+  if (scale)
+    for (int64_t s = low; s < high; s++) x[s] *= scale[s];
+}
+
 // One tile for `rows` queries from query r on.
 INLINE void read_tile(const int rows, struct queries *queries, int r, const struct attention *call,
                       const struct segment *segment, const struct tile *tile) {
@@ -241,13 +250,19 @@ INLINE void read_tile(const int rows, struct queries *queries, int r, const stru
     if (to[i] > high) high = to[i];
   }
   if (low >= high) return;
+  const float *k_scale = segment->k_scale ? segment->k_scale + tile->first : NULL;
+  const float *v_scale = segment->v_scale ? segment->v_scale + tile->first : NULL;
   scores_of(rows, segment->q + r * call->width, call, segment, tile, low, high, scores);
   for (int i = 0; i < rows; i++) {
     if (from[i] < low) from[i] = to[i] = low;
+    scale_slots(scores + i * TILE, k_scale, low, high);
     kept[i] = weights_of(queries, r + i, call, scores + i * TILE, from[i], to[i], low, high);
+    scale_slots(scores + i * TILE, v_scale, low, high);
   }
   const void *values = element(segment->v, segment->element, tile->first * call->value_width);
-  if (segment->element == FLOAT16)
+  if (segment->element == INT8)
+    weigh_as(rows, scores, values, INT8, call->value_width, low, high, !tile->keys, kept, queries->read + r);
+  else if (segment->element == FLOAT16)
     weigh_as(rows, scores, values, FLOAT16, call->value_width, low, high, !tile->keys, kept, queries->read + r);
   else
     weigh_as(rows, scores, values, FLOAT32, call->value_width, low, high, !tile->keys, kept, queries->read + r);
@@ -272,7 +287,9 @@ static __attribute__((noinline)) void read_packed(struct queries *queries, const
   for (; tile.first < segment->count; tile.first += tile.size) {
     tile.count = segment->count - tile.first < tile.size ? segment->count - tile.first : tile.size;
     const void *from = element(segment->k, segment->element, tile.first * call->width);
-    if (segment->element == FLOAT16)
+    if (segment->element == INT8)
+      pack_keys(&tile, from, INT8, call->width);
+    else if (segment->element == FLOAT16)
       pack_keys(&tile, from, FLOAT16, call->width);
     else
       pack_keys(&tile, from, FLOAT32, call->width);

@@ -38,14 +38,16 @@ def make_call(
     sinks: int = 3,
     ring: type = np.float32,
     seed: int = 0,
+    halves: bool = False,
     **options: Any,
 ) -> Call:
-    """A call of normal numbers, each stream at its own position."""
+    """A call of normal numbers, each stream at its own position; ``halves``: k and v are float16 numbers."""
     random = np.random.default_rng(seed)
     batch, heads = len(position), kv_heads * groups
 
     def draw(*shape: int) -> Array:
-        return random.normal(size=shape).astype(np.float32)
+        values = random.normal(size=shape).astype(np.float32)
+        return values.astype(np.float16).astype(np.float32) if halves else values
 
     states: dict[str, Array] = {}
     decays: dict[int, Array] = {}
@@ -53,7 +55,12 @@ def make_call(
         if memory in ("window", "sinks"):
             slots = window if memory == "window" else sinks
             for tensor in ("k", "v"):
-                states[f"{m}.{tensor}"] = draw(batch, kv_heads, slots, width).astype(ring)
+                values = draw(batch, kv_heads, slots, width)
+                if ring is np.int8 and memory == "window":
+                    states[f"{m}.{tensor}_scale"] = np.abs(draw(batch, kv_heads, slots, 1)) / 60
+                    states[f"{m}.{tensor}"] = (values * 60).clip(-127, 127).astype(np.int8)
+                else:
+                    states[f"{m}.{tensor}"] = values.astype(np.float32 if ring is np.int8 else ring)
         elif memory.startswith("cumulative"):
             states[f"{m}.mean"] = draw(batch, 2 * kv_heads, 1, width)
             states[f"{m}.carry"] = draw(batch, 2 * kv_heads, 1, width) * np.float32(1e-8)
@@ -62,7 +69,7 @@ def make_call(
             states[f"{m}.mass"] = np.abs(draw(batch, kv_heads, 1, 1)) * 5
             decays[m] = np.log(random.uniform(0.5, 0.999, kv_heads)).astype(np.float32)
     summaries = sum(memory not in ("window", "sinks") for memory in memories)
-    values: dict[str, Any] = {"phases": rotary_phases(width), "bias": draw(summaries, heads) if summaries else None}
+    given: dict[str, Any] = {"phases": rotary_phases(width), "bias": draw(summaries, heads) if summaries else None}
     return Call(
         memories,
         draw(batch, heads, time, width) * 2,
@@ -73,15 +80,15 @@ def make_call(
         width**-0.5,
         states,
         log_decay=decays,
-        **{**values, **options},
+        **{**given, **options},
     )
 
 
 @st.composite
-def calls(draw: st.DrawFn, ring: type = np.float32) -> Call:
+def calls(draw: st.DrawFn, ring: type = np.float32, **given: Any) -> Call:
     """Lists, sizes, wraps, batches, groups and lengths; widths that fill vectors and widths that do not."""
     heads = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3, 5]))
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = dict(given)
     if draw(st.booleans()):
         options["softcap"] = draw(st.sampled_from([0.5, 30.0]))
     if draw(st.booleans()):

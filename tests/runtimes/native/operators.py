@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from edgemem.runtimes import native
 from tests.runtimes.native.oracle import Array, Call
 
-STATES = {
+TENSORS = {
     "window": ("k", "v"),
     "sinks": ("k", "v"),
     "cumulative": ("mean", "carry"),
@@ -22,7 +22,14 @@ STATES = {
     "geometric": ("sum", "mass"),
 }
 KINDS = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
-KINDS[np.dtype(np.int64)] = TensorProto.INT64
+KINDS |= {np.dtype(np.int64): TensorProto.INT64, np.dtype(np.int8): TensorProto.INT8}
+
+
+def tensors(call: Call, m: int) -> tuple[str, ...]:
+    """Names of the states of a call's memory ``m``, in the operator's order."""
+    if call.states.get(f"{m}.k", call.q).dtype == np.int8:
+        return "k", "k_scale", "v", "v_scale"
+    return TENSORS[call.memories[m]]
 
 
 def session(
@@ -66,7 +73,7 @@ def attention_inputs(call: Call, heads_first: bool) -> dict[str, Array]:
     inputs |= {"position": call.position, "phases": call.phases}
     inputs |= {"sink_logits": call.sink_logits, "bias": call.bias}
     for m, memory in enumerate(call.memories):
-        for tensor in STATES[memory]:
+        for tensor in tensors(call, m):
             inputs[f"{m}.{tensor}"] = call.states[f"{m}.{tensor}"]
         if memory == "geometric":
             inputs[f"{m}.log_decay"] = call.log_decay[m]
@@ -75,8 +82,8 @@ def attention_inputs(call: Call, heads_first: bool) -> dict[str, Array]:
 
 def attention_session(call: Call, heads_first: bool = False, threads: int = 1, **changed: Any) -> ort.InferenceSession:
     outputs: dict[str, Any] = {"read": np.float32}
-    for m, memory in enumerate(call.memories):
-        for tensor in STATES[memory]:
+    for m in range(len(call.memories)):
+        for tensor in tensors(call, m):
             outputs[f"new.{m}.{tensor}"] = call.states[f"{m}.{tensor}"].dtype
     attributes: dict[str, Any] = {
         "memories": ",".join(call.memories),

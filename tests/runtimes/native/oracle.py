@@ -52,6 +52,14 @@ def rotated(x: Array, position: int, phases: Array | None) -> Array:
     )
 
 
+def stored(x: Array, kind: np.dtype[Any]) -> tuple[Array, float]:
+    """``x`` [D] as elements of a ring, and what they are multiplied with when they are read."""
+    if kind != np.int8:
+        return x.astype(kind), 1.0
+    scale = np.float32(np.abs(x.astype(np.float32)).max() / np.float32(127))
+    return np.rint(x.astype(np.float32) / (scale or np.float32(1))).astype(np.int8), float(scale)
+
+
 class Row:
     """One stream and one key/value head of a call."""
 
@@ -61,17 +69,20 @@ class Row:
         self.states = {name: value[b].astype(np.float64) for name, value in call.states.items()}
         kind = call.states["0.k"].dtype
         self.entries = [
-            (rotated(k, self.start + t, call.phases).astype(kind), v.astype(kind))
+            (stored(rotated(k, self.start + t, call.phases), kind), stored(v, kind))
             for t, (k, v) in enumerate(zip(call.k[b, h], call.v[b, h], strict=True))
         ]
 
     def pair(self, position: int) -> tuple[Array, Array]:
         """The window's entry of a position: from this call, or from the ring."""
         if position >= self.start:
-            k, v = self.entries[position - self.start]
-            return k.astype(np.float64), v.astype(np.float64)
-        slot = position % self.call.window
-        return self.states["0.k"][self.h, slot], self.states["0.v"][self.h, slot]
+            (k, k_scale), (v, v_scale) = self.entries[position - self.start]
+            return k.astype(np.float64) * k_scale, v.astype(np.float64) * v_scale
+        return self.ring("k", position % self.call.window), self.ring("v", position % self.call.window)
+
+    def ring(self, tensor: str, slot: int) -> Array:
+        scale = self.states[f"0.{tensor}_scale"][self.h, slot] if f"0.{tensor}_scale" in self.states else 1.0
+        return self.states[f"0.{tensor}"][self.h, slot] * scale
 
     def summary(self, m: int, t: int) -> tuple[Array, Array]:
         """Key and value of summary ``m`` after step ``t``."""
@@ -167,10 +178,14 @@ def _states_after(call: Call, rows: dict[tuple[int, int], Row], m: int, memory: 
         return np.concatenate([each(lambda row: [get(row)[0]]), each(lambda row: [get(row)[1]])], axis=1)
 
     if memory == "window":
-        return {
-            f"{m}.k": each(lambda row: [k for k, _ in row.entries]),
-            f"{m}.v": each(lambda row: [v for _, v in row.entries]),
+        new = {
+            f"{m}.k": each(lambda row: [k for (k, _), _ in row.entries]),
+            f"{m}.v": each(lambda row: [v for _, (v, _) in row.entries]),
         }
+        if call.states["0.k"].dtype == np.int8:
+            new["0.k_scale"] = each(lambda row: [[scale] for (_, scale), _ in row.entries])
+            new["0.v_scale"] = each(lambda row: [[scale] for _, (_, scale) in row.entries])
+        return new
     if memory == "sinks":
         slots = range(call.states[f"{m}.k"].shape[2])
         return {

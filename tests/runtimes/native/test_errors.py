@@ -32,7 +32,7 @@ def zeros(*shape, dtype=np.float32):
         (replace(CALL, q=CALL.q[:1]), "input 1"),
         (states(**{"0_k": zeros(1, 2, 8, 8)}), "keys of the window"),
         (states(**{"0_v": zeros(2, 2, 8, 6)}), "values of the window"),
-        (states(**{"0_k": zeros(2, 2, 8, 8, dtype=np.int64)}), "float32 or float16"),
+        (states(**{"0_k": zeros(2, 2, 8, 8, dtype=np.int64)}), "must be float32, int8 or float16"),
         (states(**{"1_k": zeros(2, 2, 3)}), "keys of sinks"),
         (states(**{"1_v": zeros(2, 2, 4, 8)}), "values of sinks"),
         (
