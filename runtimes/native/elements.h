@@ -2,6 +2,8 @@
 #ifndef EDGEMEM_ELEMENTS_H
 #define EDGEMEM_ELEMENTS_H
 
+#include <math.h>
+
 #include "kernels.h"
 #include "vectors.h"
 
@@ -11,6 +13,8 @@
 
 typedef uint16_t half_vec __attribute__((vector_size(LANES * 2)));
 typedef uint16_t loose_half_vec __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+
+typedef int8_t byte_vec __attribute__((vector_size(LANES)));
 
 // Half precision by integers: the bits of exponent and fraction, moved to their places in a float, are 2^112 too small.
 INLINE float half_to_float(uint16_t half) {
@@ -79,23 +83,33 @@ INLINE const void *element(const void *data, enum element type, int64_t index) {
   return (const char *)data + index * element_bytes(type);
 }
 
+// To the nearest integer, ties to even; for |x| below 2^22.
+INLINE vec rounded(vec x) { return (x + 12582912.0f) - 12582912.0f; }
+
 // Writes x / scale, and returns the scale: the largest is 127 of it. A slot that is not finite gets the scale NaN, so
 // that whoever reads it gets NaN too.
-INLINE float quantise(int8_t *restrict out, const float *restrict x, int64_t count) {
-  float most = 0.0f, poison = 0.0f;
-  for (int64_t i = 0; i < count; i++) {
-    float size = x[i] < 0 ? -x[i] : x[i];
-    if (size > most) most = size;
-    poison += x[i] * 0.0f;
+static float quantise(int8_t *restrict out, const float *restrict x, int64_t count) {
+  vec most = {0}, poison = {0};
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    most = larger(absolute(load(x + i)), most);
+    poison += load(x + i) * 0.0f;
   }
-  float scale = most / 127.0f + poison, factor = scale > 0 ? scale : 1.0f;
-  const float rounding = 12582912.0f;  // 1.5 * 2^23
-  for (int64_t i = 0; i < count; i++) out[i] = poison == 0 ? (int8_t)((x[i] / factor + rounding) - rounding) : 0;
+  for (; i < count; i++) {
+    most = larger(absolute(splat(x[i])), most);
+    poison += splat(x[i]) * 0.0f;
+  }
+  float scale = largest(most) / 127.0f + sum(poison), factor = scale > 0 ? scale : INFINITY;
+  for (i = 0; i + LANES <= count; i += LANES) {
+    byte_vec bytes = __builtin_convertvector(to_int(rounded(load(x + i) / factor)), byte_vec);
+    memcpy(out + i, &bytes, sizeof bytes);
+  }
+  for (; i < count; i++) out[i] = (int8_t)to_int(rounded(splat(x[i]) / factor))[0];
   return scale;
 }
 
 // Stores `count` floats as elements from the given one on; returns the scale of integers, and 1 of floats.
-INLINE float set_elements(void *data, enum element type, int64_t first, const float *x, int64_t count) {
+static inline float set_elements(void *data, enum element type, int64_t first, const float *x, int64_t count) {
   if (type == INT8) return quantise((int8_t *)data + first, x, count);
   if (type == FLOAT32)
     memcpy((float *)data + first, x, (size_t)count * sizeof(float));
