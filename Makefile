@@ -1,5 +1,7 @@
 # make demo           train a heartbeat spotter, export it, stream a real pulse, measure it (QUICK=1: a rough run)
 # make demo-text      the same with a small language model on Python's documentation
+# make example-vad    adopt a published model, find the speech in a recording with it, and write a page
+# make example-denoise  the same with a model that removes noise
 # make test           lint, types, tests
 # make test-all       the same with the tests that take minutes
 # make fuzz           300,000 mutated files (CASES=N: so many), and hostile command lines
@@ -37,7 +39,7 @@ endif
 NATIVE := runtimes/native/libedgemem_native.so
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-text demo-quick test test-all lint types unit fuzz mutants soak test-gpu format docs figures wheel clean
+.PHONY: demo demo-text demo-quick example-vad example-denoise test test-all lint types unit fuzz mutants soak test-gpu format docs figures wheel clean
 
 demo: $(VENV)/.demo-installed
 	$(CALMLY) python examples/beats.py --out $(OUT)/beats $(TRAIN_BEATS)
@@ -53,6 +55,11 @@ demo-text: $(VENV)/.demo-installed
 	edgemem bench $(OUT)/bundle $(BENCH) --html $(OUT)/bench.html
 	@echo
 	@echo "Open $(abspath $(OUT))/bench.html in a browser. To continue by hand: source $(VENV)/bin/activate"
+
+example-vad example-denoise: example-%: $(VENV)/.demo-installed
+	$(CALMLY) python examples/$*.py --out $(OUT)/$*
+	@echo
+	@echo "Open $(abspath $(OUT))/$*/$*.html in a browser. To continue by hand: source $(VENV)/bin/activate"
 
 demo-quick:
 	$(MAKE) demo QUICK=1

@@ -41,7 +41,9 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
             stdout.write_text(result.stdout)
 
     import beats
+    import denoise
     import sensor
+    import vad
 
-    for module in (beats, sensor):
+    for module in (beats, denoise, sensor, vad):
         monkeypatch.setattr(module, "edgemem_command", edgemem_command)
