@@ -215,7 +215,7 @@ def adopt(
             contract=contract,
             graphs=(write_graph(model, contract, writer.folder),),
             source=SourceInfo(
-                ADOPTED, str(path), fixed={name: array.tolist() for name, array in subject.fixed.items()}
+                ADOPTED, " and ".join(map(str, files)), fixed={name: v.tolist() for name, v in subject.fixed.items()}
             ),
             versions=package_versions("onnx", "onnx-ir", "onnxruntime"),
         )

@@ -3,55 +3,76 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemem.contract import Contract
+from edgemem.contract import Contract, InputSpec
+from edgemem.dtypes import element_type
 from edgemem.errors import NonFiniteError
-from edgemem.runtimes import Stream
+from edgemem.runtimes import Session, Stream
 from edgemem.text import Sampler, generate
 
-_ROWS = 256
+_ROWS, _FEW = 256, 2
 
 
 class Inputs:
-    """Chooses each step's input as ``edgemem run`` does: a token drawn from the logits, or the next row of features.
+    """Chooses each step's input as ``edgemem run`` does: a token drawn from the logits, or the next items of the data.
 
-    Draws and features (standard normal noise) have fixed seeds. The cost of a step does not depend on them.
+    Draws and data (normal noise) have fixed seeds. The cost of a step does not depend on them.
 
     Attributes:
         sampler: Draws tokens; ``None`` for a model whose output is not one logit for each token.
     """
 
     def __init__(self, contract: Contract) -> None:
-        spec = contract.input
         rng = np.random.default_rng(0)
-        self._rows: NDArray[Any]
-        if spec.vocab_size is None:
-            noise = rng.standard_normal((_ROWS, *spec.shape), dtype=np.float32)
-            self._rows = noise if spec.dtype == "bfloat16" else noise.astype(spec.dtype)
-        else:
-            self._rows = rng.integers(0, spec.vocab_size, _ROWS, dtype=np.int64)
-        has_logits = spec.is_tokens and contract.output.shape == (spec.vocab_size,)
+        self._is_plain = contract.is_plain
+        self._rows = {spec.name: _noise(spec, rng) for spec in contract.data}
+        spec = contract.input
+        self._first = spec.name
+        has_logits = contract.is_plain and spec.is_tokens and contract.output.shape == (spec.vocab_size,)
         self.sampler = Sampler(seed=0) if has_logits else None
         self._next = 0
 
     def first(self) -> Any:
-        """The input of the first step: a token id, or features ``[F]``."""
-        row = self._rows[self._next]
-        self._next = (self._next + 1) % _ROWS
+        """The input of the first step: a token id, or features ``[F]``; of other models, the items by name."""
+        at = self._next
+        self._next = (at + 1) % _ROWS
+        if not self._is_plain:
+            return self._shown({name: rows[at] for name, rows in self._rows.items()})
+        row = self._rows[self._first][at, 0]
         return row if row.ndim else int(row)
 
-    def after(self, output: NDArray[Any]) -> Any:
-        """The input that follows ``output`` (``[1, *output.shape]``)."""
+    def after(self, output: Any) -> Any:
+        """The input that follows ``output`` (``[1, *output.shape]``, or outputs by name)."""
         return self.first() if self.sampler is None else self.sampler(output[0])
 
-    def sequence(self, length: int) -> NDArray[Any]:
-        """A long input: tokens ``[T]`` or features ``[T, F]``."""
-        return np.take(self._rows, np.arange(length) % _ROWS, axis=0)
+    def sequence(self, length: int) -> Any:
+        """A long input of that many steps: tokens ``[T]`` or features ``[T, F]``; of other models, items by name."""
+        taken = {name: np.take(rows, np.arange(length) % _ROWS, axis=0) for name, rows in self._rows.items()}
+        return self._shown({name: rows.reshape(-1, *rows.shape[2:]) for name, rows in taken.items()})
+
+    def _shown(self, items: dict[str, NDArray[Any]]) -> Any:
+        return items[self._first] if len(items) == 1 else items
+
+
+def _noise(spec: InputSpec, rng: np.random.Generator) -> NDArray[Any]:
+    """Items of :data:`_ROWS` steps, ``[rows, step_items, *item_shape]``."""
+    shape = (_ROWS, spec.step_items, *spec.item_shape)
+    if not element_type(spec.dtype).is_float:
+        return rng.integers(0, spec.vocab_size or _FEW, shape, dtype=np.int64).astype(spec.dtype)
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    return noise if spec.dtype == "bfloat16" else noise.astype(spec.dtype)
+
+
+def new_stream(session: Session) -> Stream:
+    """A stream at position 0; what holds for a whole stream is noise."""
+    rng = np.random.default_rng(1)
+    held = {spec.name: rng.standard_normal((1, *spec.shape)).astype(spec.dtype) for spec in session.contract.held}
+    return session.stream(held=held or None)
 
 
 class Loop:
@@ -61,14 +82,14 @@ class Loop:
     others calls :meth:`step`, :meth:`choose`, :meth:`step`, … instead.
 
     Attributes:
-        output: The last output ``[1, *output.shape]``; ``None`` before the first step.
+        output: The last output ``[1, *output.shape]``, or outputs by name; ``None`` before the first step.
         step_ns: Nanoseconds of the last ``stream.step`` of :meth:`turns`.
     """
 
     def __init__(self, stream: Stream, contract: Contract) -> None:
         self.stream = stream
         self.inputs = Inputs(contract)
-        self.output: NDArray[Any] | None = None
+        self.output: Any = None
         self.step_ns = 0
         self._limit = contract.max_position
         self._x = self.inputs.first()
@@ -98,7 +119,8 @@ class Loop:
         Raises:
             NonFiniteError: The last output holds NaN or infinity.
         """
-        if self.output is not None and not np.isfinite(self.output).all():
+        outputs = self.output.values() if isinstance(self.output, Mapping) else [self.output]
+        if self.output is not None and not all(np.isfinite(output).all() for output in outputs):
             raise NonFiniteError(
                 f"at position {self.stream.position} the model outputs NaN or infinity: its latency means nothing.",
                 hint="Find the first such step with: edgemem check",
@@ -130,7 +152,7 @@ class _Timed:
         self.feed = loop.stream.feed
         self.step_top = loop.stream.step_top
 
-    def step(self, x: Any) -> NDArray[Any]:
+    def step(self, x: Any) -> Any:
         loop = self._loop
         start = time.perf_counter_ns()
         loop.output = loop.stream.step(x)

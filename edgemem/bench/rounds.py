@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgemem.bench import baselines, measure
 from edgemem.bench.baselines import Ready, Skipped
 from edgemem.bench.floor import FloorReady, prepare_device_floor, prepare_floor
-from edgemem.bench.loop import Loop
+from edgemem.bench.loop import Loop, new_stream
 from edgemem.bench.positions import steps_to_fill, sweep_contenders
 from edgemem.bench.subject import Run
 
@@ -52,7 +52,7 @@ def measure_rounds(run: Run) -> Rounds:
         else:
             floor = prepare_floor(session.bundle, options.threads, run.stack)
         run.progress("preparing the baselines", 1, 1)
-    loop = Loop(session.stream(), contract)
+    loop = Loop(new_stream(session), contract)
     contenders = sweep_contenders(EDGEMEM, loop, contract, positions, steps_to_fill(contract))
     contenders += [c for baseline in prepared if isinstance(baseline, Ready) for c in baseline.contenders]
     contenders += floor.contenders if isinstance(floor, FloorReady) else []

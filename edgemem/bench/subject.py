@@ -15,7 +15,7 @@ import numpy as np
 
 import edgemem
 from edgemem.bench.devices.found import Devices, devices_of
-from edgemem.bench.loop import Loop
+from edgemem.bench.loop import Loop, new_stream
 from edgemem.bench.measure import Progress, time_steps
 from edgemem.bundle import Bundle
 from edgemem.contract import Contract
@@ -192,8 +192,7 @@ class Run:
         session = edgemem.open(path, runtime=options.runtime, threads=options.threads, device=options.device)
         opened = time.perf_counter_ns()
         self.session: Session = stack.enter_context(session)
-        session.contract.require_plain("edgemem bench")
-        stream = session.stream()
+        stream = new_stream(session)
         made = time.perf_counter_ns()
         self.loop = Loop(stream, session.contract)
         first = time_steps(self.loop.step, np.zeros(1, dtype=np.int64), self.loop.choose)

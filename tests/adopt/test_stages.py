@@ -59,6 +59,7 @@ def test_both_stages_stream_as_the_loop_by_hand_does(files, tmp_path):
     bundle = adopt(files, tmp_path / "bundle", OPTIONS)
     assert bundle.contract.input.front_end == Framing(FRAME - HOP)
     assert bundle.contract.output.back_end == OverlapAdd(FRAME, HOP)
+    assert bundle.manifest.source.name == f"{files[0]} and {files[1]}"
     samples = np.random.default_rng(0).standard_normal(40 * HOP).astype(np.float32)
     wanted = by_hand(files, samples)
     with edgemem.open(bundle.path) as session:

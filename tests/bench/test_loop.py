@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import edgemem
-from edgemem.bench.loop import Inputs, Loop
+from edgemem.adopt import AdoptOptions, adopt
+from edgemem.bench.loop import Inputs, Loop, new_stream
 from edgemem.bundle import Bundle
-from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec
+from edgemem.contract import Contract, Framing, InputSpec, OutputSpec, StateSpec
 from edgemem.errors import NonFiniteError
 from edgemem.text import Sampler, generate
+from tests.adopt.models import LEAKY, write
 
 FEATURES = Contract((InputSpec("features", (3,)),), (OutputSpec("predictions", (2,)),), (StateSpec("h", (2,)),))
 
@@ -90,3 +93,45 @@ class Recorder:
         self.position = 0
 
     feed = step_top = step
+
+
+SEVERAL = Contract(
+    (InputSpec("audio", (), takes=4, front_end=Framing(2)), InputSpec("speaker", (3,), role="held")),
+    (OutputSpec("level", ()), OutputSpec("mask", (2,))),
+    (StateSpec("h", (2,)),),
+    max_chunk=8,
+    position="none",
+)
+
+
+def test_inputs_of_a_model_that_takes_several_items_are_those_of_a_step() -> None:
+    inputs = Inputs(SEVERAL)
+    assert inputs.sampler is None
+    assert inputs.first().shape == inputs.after({"level": np.zeros((1, 1))}).shape == (4,)
+    assert inputs.sequence(5).shape == (20,)
+    two = Inputs(replace(SEVERAL, input_specs=(*SEVERAL.input_specs, InputSpec("ids", (), "int64", vocab_size=9))))
+    assert {name: value.shape for name, value in two.first().items()} == {"audio": (4,), "ids": (1,)}
+    assert {name: value.shape for name, value in two.sequence(5).items()} == {"audio": (20,), "ids": (5,)}
+
+
+def test_outputs_by_name_are_all_looked_at() -> None:
+    loop = Loop(Recorder(), FEATURES)
+    loop.output = {"level": np.zeros(1), "mask": np.zeros(2)}
+    loop.check()
+    loop.output["mask"][1] = np.nan
+    with pytest.raises(NonFiniteError):
+        loop.check()
+
+
+def test_an_adopted_model_with_a_held_input_runs_in_the_loop(tmp_path: Path) -> None:
+    text = LEAKY.replace("float[batch, 4] mem)", "float[batch, 4] mem, float[batch, 4] bias)")
+    path = write(tmp_path / "held.onnx", text.replace("Add(kept, x)", "Sum(kept, x, bias)"))
+    options = AdoptOptions(held=("bias",), states={"mem": "mem_out"}, steps=2)
+    bundle = adopt(path, tmp_path / "bundle", options)
+    with edgemem.open(bundle.path, threads=1) as session:
+        loop = Loop(new_stream(session), session.contract)
+        for _ in range(3):
+            loop.step()
+            loop.choose()
+        loop.check()
+        assert loop.stream.position == 3

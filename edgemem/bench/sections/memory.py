@@ -9,7 +9,7 @@ from typing import NamedTuple
 import edgemem
 from edgemem.bench import measure, words
 from edgemem.bench.devices.memory import proportional_bytes
-from edgemem.bench.loop import Loop
+from edgemem.bench.loop import Loop, new_stream
 from edgemem.bench.result import BenchResult, Section, Stage
 from edgemem.bench.subject import Moment, Run
 from edgemem.bench.table import Card, Table, rows_of, shown
@@ -132,7 +132,7 @@ def resident_growth(path: str | Path, steps: int, threads: int | None = None) ->
         Resident bytes after the warm-up, and their growth until the end.
     """
     with edgemem.open(path, threads=threads) as session:
-        loop = Loop(session.stream(), session.contract)
+        loop = Loop(new_stream(session), session.contract)
         for _ in range(5):
             measure.run_loop(loop, _BLOCK)
         before = machine_memory.resident_bytes()

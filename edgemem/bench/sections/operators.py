@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgemem.bench import measure, words
-from edgemem.bench.loop import Loop
+from edgemem.bench.loop import Loop, new_stream
 from edgemem.bench.measure import Progress, silent
 from edgemem.bench.positions import steps_to_fill
 from edgemem.bench.result import BenchResult, NotMeasured, Section, Stage
@@ -126,7 +126,7 @@ def profile(
     with tempfile.TemporaryDirectory(prefix="edgemem-profile-") as folder:
         session = OrtSession(bundle, threads=threads, device=device, profile=Path(folder, "step"))
         with session:
-            loop = Loop(session.stream(), session.contract)
+            loop = Loop(new_stream(session), session.contract)
             measure.run_loop(loop, warmup + steps)
             file = Path(session.engine.graph_for(1).end_profiling())
         events = json.loads(file.read_text(encoding="utf-8"))

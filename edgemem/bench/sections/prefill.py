@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemem.bench import statistics
-from edgemem.bench.loop import Loop
+from edgemem.bench.loop import Loop, new_stream
 from edgemem.bench.measure import Progress, silent, time_steps
 from edgemem.bench.result import BenchResult, NotMeasured, Section, Stage
 from edgemem.bench.statistics import Interval
@@ -56,7 +56,7 @@ class Prefill(Section, key="prefill", title="Prefill", place=40, stage=Stage.ALO
             steps: Single steps that are timed in each round.
             progress: Called after each round.
         """
-        fed, stepped = feed_and_step(Loop(session.stream(), session.contract), length, rounds, steps, progress)
+        fed, stepped = feed_and_step(Loop(new_stream(session), session.contract), length, rounds, steps, progress)
         p50_ms = statistics.median_ms(fed)
         return cls(length, session.max_time, p50_ms, length / p50_ms * 1e3, statistics.ratio(stepped * length, fed))
 
@@ -96,7 +96,7 @@ def feed_and_step(
     fed = np.zeros((rounds, 1), dtype=np.int64)
     stepped = np.zeros((rounds, steps), dtype=np.int64)
     stream.reset()
-    stream.feed(inputs[:_WARM_UP])
+    stream.feed(loop.inputs.sequence(min(_WARM_UP, length)))
     for round_ in range(rounds):
         stream.reset()
         time_steps(lambda: stream.feed(inputs), fed[round_])
