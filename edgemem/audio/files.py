@@ -68,7 +68,7 @@ def open_audio(path: Path) -> AudioFile:
         file: IO[bytes] = path.open("rb")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    with contextlib.suppress(wave.Error, EOFError):
+    with contextlib.suppress(wave.Error, EOFError, RuntimeError):  # the last of a chunk that ends before it begins
         opened = wave.open(file)  # noqa: SIM115 (the blocks close it)
         if opened.getsampwidth() == 2 and opened.getframerate():
             return AudioFile(opened.getframerate(), opened.getnchannels(), _wave_blocks(opened))
@@ -99,9 +99,12 @@ def _open_soundfile(path: Path, file: IO[bytes]) -> AudioFile:
         ) from error
 
     def blocks() -> Iterator[Samples]:
-        with opened:
-            while len(block := opened.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
-                yield block
+        try:
+            with opened:
+                while len(block := opened.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+                    yield block
+        except soundfile.LibsndfileError as error:
+            raise InputError(f"{path} is damaged: {error.error_string or error.code}") from error
 
     return AudioFile(opened.samplerate, opened.channels, blocks())
 

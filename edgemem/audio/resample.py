@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from edgemem.audio.files import EXTRA, Samples
-from edgemem.errors import MissingDependencyError
+from edgemem.errors import InputError, MissingDependencyError
+
+_LARGEST_RATIO = 256
 
 
 class Resampler:
@@ -18,9 +20,14 @@ class Resampler:
 
     Raises:
         MissingDependencyError: soxr is not installed.
+        InputError: One rate is more than 256 times the other.
     """
 
     def __init__(self, from_hz: int, to_hz: int, channels: int) -> None:
+        if max(from_hz, to_hz) > _LARGEST_RATIO * min(from_hz, to_hz):
+            raise InputError(
+                f"the audio has {from_hz:,} Hz, the model takes {to_hz:,} Hz: that is too far apart for a sample rate."
+            )
         try:
             import soxr
         except ImportError as error:

@@ -53,13 +53,18 @@ class Note:
         try:
             facts = parse_json(text)
             pending, context = (tuple(facts.get(name, ())) for name in ("pending", "context"))
+            audio = _audio(facts.get("audio"))
         except (ValueError, TypeError, AttributeError):
             return cls()
         if not all(type(token) is int for token in (*pending, *context)):
             return cls()
-        return cls(pending, context, facts.get("conversation"), _audio(facts.get("audio")))
+        return cls(pending, context, facts.get("conversation"), audio)
 
 
 def _audio(facts: Any) -> dict[str, Any]:
-    counts = [facts.get("fed"), facts.get("given")] if isinstance(facts, dict) else [None]
-    return facts if all(type(count) is int for count in counts) else {}
+    if not isinstance(facts, dict):
+        return {}
+    now, *between, end = segmenter = facts.get("segmenter", [0] * 6)
+    is_known = len(segmenter) == 6 and all(each is None or type(each) is int for each in between)
+    counts = (facts.get("fed"), facts.get("given"), now, end)
+    return facts if is_known and all(type(count) is int for count in counts) else {}

@@ -60,6 +60,16 @@ def test_what_is_not_audio_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "--input-format" in str(refusal.value.hint)
 
 
+def test_a_file_that_is_damaged_in_the_middle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, SCALED, 8_000)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) // 2)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.flac is damaged"):
+        list(open_audio(path).blocks)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.wav cannot be read: No such file"):
         open_audio(tmp_path / "none.wav")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgemem.audio.resample import Resampler
-from edgemem.errors import MissingDependencyError
+from edgemem.errors import InputError, MissingDependencyError
 
 
 def tone(rate_hz: int, seconds: float = 1.0) -> np.ndarray:
@@ -24,6 +24,12 @@ def test_a_tone_stays_the_same_tone_and_as_long(from_hz: int) -> None:
     middle = slice(2_000, 14_000)
     np.testing.assert_allclose(made[middle], tone(16_000)[middle], atol=1e-3)
     assert 0 < resampler.delay_s < 0.2
+
+
+@pytest.mark.parametrize("from_hz", [1, 1 << 31])
+def test_what_is_no_sample_rate_is_refused(from_hz: int) -> None:
+    with pytest.raises(InputError, match="too far apart"):
+        Resampler(from_hz, 16_000, 1)
 
 
 def test_without_soxr_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

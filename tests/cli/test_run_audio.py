@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgemem.audio.files import RAW, open_audio, to_raw
+from edgemem.cli.note import Note
 from edgemem.contract import InputSpec
 from tests.cli import audio_models
 from tests.cli.audio_models import RATE_HZ, WINDOW, loudness, write_denoiser, write_detector, write_stereo
@@ -200,6 +201,23 @@ def test_segments_go_on_in_the_middle_of_a_recording(detector, invoke, tmp_path,
     end = wav(tmp_path / "3.wav", np.zeros(1, np.float32))
     said.append(invoke("run", detector, "--audio", end, "--threshold", "0.5", "--resume", state[1]).stdout)
     assert "".join(said) == "0.480\t1.050\tsegment\n1.480\t2.006\tsegment\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "is_known"),
+    [
+        ({"fed": 3, "given": 1}, True),
+        ({"fed": 3, "given": 1, "segmenter": [10, None, None, 4, 2, 0]}, True),
+        ({"fed": 3}, False),
+        ({"fed": "3", "given": 1}, False),
+        ({"fed": 3, "given": 1, "segmenter": [10, None, None, "4", 2, 0]}, False),
+        ({"fed": 3, "given": 1, "segmenter": [10]}, False),
+        ({"fed": 3, "given": 1, "segmenter": 10}, False),
+        ([3, 1], False),
+    ],
+)
+def test_a_note_of_another_program_is_ignored(written, is_known):
+    assert Note.read(json.dumps({"audio": written})).audio == (written if is_known else {})
 
 
 def test_a_snapshot_cannot_hold_what_is_between_two_sample_rates(detector, invoke, tmp_path):

@@ -17,6 +17,8 @@ import numpy as np
 import onnx
 
 import edgemem
+from edgemem.audio.files import open_audio
+from edgemem.audio.resample import Resampler
 from edgemem.bundle import CHAT_TEMPLATE, MANIFEST, open_bundle
 from edgemem.cli.description import describe
 from edgemem.cli.note import Note
@@ -347,6 +349,30 @@ class Checkpoint(Target):
         return outputs.shape
 
 
+class Audio(Target):
+    """Recordings in the formats that the standard library and soundfile read, at another rate."""
+
+    protected = False
+
+    @override
+    def make(self) -> None:
+        import soundfile
+
+        samples = np.linspace(-0.5, 0.5, 600, dtype=np.float32).reshape(-1, 2)
+        for name, subtype in (("a.wav", "PCM_16"), ("b.wav", "FLOAT"), ("c.flac", "PCM_16"), ("d.ogg", "VORBIS")):
+            soundfile.write(self.folder / name, samples, 8_000, subtype=subtype)
+
+    @override
+    def use(self) -> Any:
+        shapes = []
+        for path in sorted(self.folder.iterdir()):
+            found = open_audio(path)
+            resampler = Resampler(found.rate_hz, 16_000, 1)
+            parts = [resampler.convert(block.mean(axis=1, keepdims=True)).shape for block in found.blocks]
+            shapes.append((*parts, resampler.convert(np.empty((0, 1), np.float32), last=True).shape))
+        return shapes
+
+
 TARGETS: dict[str, type[Target]] = {
     "bundle of tokens": Reciter,
     "bundle of features": Summer,
@@ -355,4 +381,5 @@ TARGETS: dict[str, type[Target]] = {
     "snapshot": Snapshot,
     "engine": Engines,
     "checkpoint": Checkpoint,
+    "audio": Audio,
 }
