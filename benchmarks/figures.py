@@ -14,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import contextlib
 import json
+import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -40,7 +41,7 @@ from edgemem.bench.sections.memory import resident_growth
 from edgemem.bench.sections.prefill import Prefill
 from edgemem.bench.statistics import Interval
 from edgemem.bench.words import count, number, spread
-from edgemem.bundle import Bundle, open_bundle
+from edgemem.bundle import WEIGHTS, Bundle, open_bundle
 from edgemem.cli.bench_command import progress_bars
 from edgemem.console import console, print_table
 from edgemem.decoder_config import DecoderConfig
@@ -55,6 +56,8 @@ from edgemem.text.sampling import Sampler
 
 THREADS = 1
 REFERENCE = Path(__file__).with_name("reference.json")
+BEFORE = Path(__file__).with_name("before")
+"""Manifest and graph of the reference bundle as commit 2a5ca8f exported it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Effort:
         prefill_rounds: How often it is fed.
         prefill_steps: Single steps that are timed in each round.
         parity_steps: Steps compared with torch.
+        openings: How often the bundle is opened.
     """
 
     rounds: int = 40
@@ -78,10 +82,18 @@ class Effort:
     prefill_rounds: int = 7
     prefill_steps: int = 256
     parity_steps: int = 2_000
+    openings: int = 9
 
 
 QUICK = Effort(
-    rounds=9, pairs=60, memory_steps=20_000, prefill=1_024, prefill_rounds=3, prefill_steps=32, parity_steps=600
+    rounds=9,
+    pairs=60,
+    memory_steps=20_000,
+    prefill=1_024,
+    prefill_rounds=3,
+    prefill_steps=32,
+    parity_steps=600,
+    openings=3,
 )
 
 
@@ -90,6 +102,7 @@ class Figure:
     """One line of the table.
 
     Attributes:
+        key: Its name for scripts.
         name: What was measured.
         value: In ``unit``.
         unit: ``"×"``, ``"µs"``, ``"MiB"`` or ``""``.
@@ -99,6 +112,7 @@ class Figure:
         details: What was run.
     """
 
+    key: str
     name: str
     value: float
     unit: str
@@ -137,18 +151,52 @@ def one_step(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) -
     assert made.floor is not None
     ratio = made.baselines[0].ratio
     assert ratio is not None
+    assert made.floor.step_over_all is not None
     own = f"step {number(made.edgemem_p50_ms)} ms"
     bandwidth = f"{number(made.floor.gigabytes_per_second)} GB/s by {made.floor.method}"
+    floor_ms = made.floor.p50_ms * (1 + made.floor.state_bytes / made.floor.weight_bytes)
     return [
         Figure(
-            "step p50 over the floor", made.floor.step_over_floor.value, "×", 1.25, False, made.floor.step_over_floor,
-            f"{own}, floor {number(made.floor.p50_ms)} ms ({bandwidth})",
+            "step_over_floor", "step over reading weights and state once", made.floor.step_over_all.value, "×", 1.10,
+            False, made.floor.step_over_all, f"{own}, floor {number(floor_ms)} ms ({bandwidth})",
         ),
         Figure(
-            "step p50 against the hand-written numpy loop, sealed graph", ratio.value, "×", 1.6, True, ratio,
-            f"{own}, numpy loop {number(made.baselines[0].p50_ms or 0.0)} ms",
+            "numpy_over_step_reference", "hand-written numpy loop, sealed graph, over a step", ratio.value, "×", 1.35,
+            True, ratio, f"{own}, numpy loop {number(made.baselines[0].p50_ms or 0.0)} ms",
         ),
     ]  # fmt: skip
+
+
+def small_step(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) -> list[Figure]:
+    """A step of a small model, with native operators and without, against the hand-written loop."""
+    with contextlib.ExitStack() as stack:
+        loops = {}
+        for name, native in (("native", True), ("standard", False)):
+            options = LoadOptions(THREADS, native=native)
+            session = stack.enter_context(Session(bundle.contract, bundle, OrtEngine(bundle, "cpu", options)))
+            loops[name] = loop = Loop(session.stream(), session.contract)
+            measure.run_loop(loop, steps_to_fill(session.contract), progress, f"warm-up, {name}")
+        by_hand = NumpyLoop(open_bundle(sealed_twin(bundle, folder / "sealed_small")), THREADS)
+        samples = measure.interleave(
+            [
+                *(Contender(name, loop.step, after=loop.choose) for name, loop in loops.items()),
+                Contender("numpy_loop", by_hand.step, after=by_hand.choose),
+            ],
+            rounds=effort.rounds,
+            steps=20,
+            progress=progress,
+            what="small step, numpy",
+        )
+    figures = []
+    for key, name, target, title in (
+        ("numpy_over_step_small", "native", 3.0, "numpy loop over a step, small model"),
+        ("fallback_numpy_over_step_small", "standard", 1.5, "the same without native operators"),
+    ):
+        ratio = statistics.ratio(samples["numpy_loop"], samples[name])
+        p50, loop_p50 = statistics.median_ms(samples[name]), statistics.median_ms(samples["numpy_loop"])
+        details = f"step {number(p50)} ms, numpy loop {number(loop_p50)} ms"
+        figures.append(Figure(key, title, ratio.value, "×", target, True, ratio, details))
+    return figures
 
 
 class TimedEngine(Engine):
@@ -216,7 +264,7 @@ def overhead(bundle: Bundle, effort: Effort, progress: Progress) -> Figure:
     turns = statistics.difference_ns(in_turns["step"], in_turns["bare"])
     bare = float(np.median(in_turns["bare"])) / 1e6
     return Figure(
-        "what stream.step adds to the bare run of the engine", added.value, "µs", 30.0, False, added,
+        "stream_step_us", "what stream.step adds to the bare run of the engine", added.value, "µs", 10.0, False, added,
         f"bare run {number(bare)} ms; in turns {number(turns.value / 1e3)} µs",
     )  # fmt: skip
 
@@ -230,7 +278,7 @@ def constancy(session: Session, effort: Effort, progress: Progress) -> Figure:
     sweep = sweep_of(EDGEMEM, samples, session.contract, positions)
     first, last = sweep.points
     return Figure(
-        "step p50 at position 1,000,000 over that at 1,000", sweep.last_over_first.value, "×", 1.03, False,
+        "position", "step p50 at position 1,000,000 over that at 1,000", sweep.last_over_first.value, "×", 1.03, False,
         sweep.last_over_first, f"{number(first.p50_ms)} ms and {number(last.p50_ms)} ms",
     )  # fmt: skip
 
@@ -242,7 +290,7 @@ def memory_growth(bundle: Bundle, effort: Effort, progress: Progress) -> Figure:
         before, grown = fresh.submit(resident_growth, bundle.path, effort.memory_steps, THREADS).result()
     progress("resident memory", 1, 1)
     return Figure(
-        f"growth of resident memory over {count(effort.memory_steps)} steps of a small model",
+        "memory_growth", f"growth of resident memory over {count(effort.memory_steps)} steps of a small model",
         max(0.0, grown / 2**20), "MiB", 1.0, False, None, f"{count(grown)} bytes on {before >> 20} MiB resident",
     )  # fmt: skip
 
@@ -251,7 +299,7 @@ def prefill(session: Session, effort: Effort, progress: Progress) -> Figure:
     """A long input by ``feed`` against stepping."""
     made = Prefill.of(session, effort.prefill, effort.prefill_rounds, effort.prefill_steps, progress)
     return Figure(
-        f"prefill of {count(effort.prefill)} tokens by feed against stepping them",
+        "prefill", f"prefill of {count(effort.prefill)} tokens by feed against stepping them",
         made.speedup.value, "×", 6.0, True, made.speedup,
         f"{number(made.p50_ms)} ms, {number(made.steps_per_second)} tokens/s",
     )  # fmt: skip
@@ -285,16 +333,24 @@ def parity(bundle: Bundle, session: Session, effort: Effort, progress: Progress)
         wanted = source_of(bundle).module(torch.from_numpy(tokens)[None])[0][0].numpy()
     by_step, by_chunk = (float(np.abs(got - wanted).max()) for got in (stepped, chunked))
     return Figure(
-        f"parity with torch, {count(steps)} fed-back steps, logits", max(by_step, by_chunk), "", 1e-4, False, None,
+        "parity", f"parity with torch, {count(steps)} fed-back steps, logits",
+        max(by_step, by_chunk), "", 1e-4, False, None,
         f"largest difference by steps {by_step:.1e}, by chunks {by_chunk:.1e}; logits up to {np.abs(wanted).max():.2g}",
     )  # fmt: skip
 
 
+def before(bundle: Bundle, folder: Path) -> Bundle:
+    """The reference bundle as commit 2a5ca8f exported it: its graph, and the weights of ``bundle``, which are equal."""
+    shutil.copytree(BEFORE, folder)
+    os.link(bundle.file(WEIGHTS), folder / WEIGHTS)
+    return open_bundle(folder)
+
+
 def quantised(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) -> list[Figure]:
-    """Steps with 8-bit and 4-bit weights against float32, in the same rounds, and the size of the 4-bit bundle."""
-    targets = {"int8": 2.4, "int4": 3.2}
+    """Steps with 8-bit and 4-bit weights against float32 as it was, in the same rounds, and the size of the bundle."""
+    targets = {"int8": 2.7, "int4": 4.0}
     source = source_of(bundle)
-    bundles = {"float32": bundle}
+    bundles = {"before": before(bundle, folder / "before"), "float32": bundle}
     for number_done, weights in enumerate(targets):
         progress("quantising", number_done, len(targets))
         bundles[weights] = export_bundle(source, folder / weights, ExportOptions(weights=weights, verify=False))
@@ -311,17 +367,32 @@ def quantised(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) 
         )
     p50 = {name: statistics.median_ms(values) for name, values in samples.items()}
     figures = []
-    for weights, target in targets.items():
-        faster = statistics.ratio(samples["float32"], samples[weights])
-        details = f"step {number(p50[weights])} ms, float32 {number(p50['float32'])} ms"
-        figures.append(
-            Figure(f"step p50 of float32 over {weights} weights", faster.value, "×", target, True, faster, details)
-        )
+    for weights, target in {"float32": 1.0, **targets}.items():
+        faster = statistics.ratio(samples["before"], samples[weights])
+        details = f"step {number(p50[weights])} ms, before {number(p50['before'])} ms"
+        title = f"float32 step of commit 2a5ca8f over a step with {weights} weights"
+        figures.append(Figure(f"{weights}_speedup", title, faster.value, "×", target, True, faster, details))
     sizes = {name: sum(size for _, size in one.manifest.files.values()) for name, one in bundles.items()}
     details = f"{number(sizes['int4'] / 2**20)} MiB and {number(sizes['float32'] / 2**20)} MiB"
     share = sizes["int4"] / sizes["float32"]
-    figures.append(Figure("bundle with int4 weights over float32", share, "×", 0.17, False, None, details))
+    figures.append(
+        Figure("int4_bytes", "bundle with int4 weights over float32", share, "×", 0.17, False, None, details)
+    )
     return figures
+
+
+def opening(bundle: Bundle, effort: Effort, progress: Progress) -> Figure:
+    """The time to open the reference bundle and make its first step, files in the page cache."""
+    times = []
+    for done in range(effort.openings):
+        progress("opening", done, effort.openings)
+        start = perf_counter_ns()
+        with edgemem.open(bundle.path, threads=THREADS) as session:
+            session.stream().step(0)
+        times.append(perf_counter_ns() - start)
+    progress("opening", effort.openings, effort.openings)
+    taken = statistics.median_interval(np.array(times) / 1e9)
+    return Figure("open_s", "open the bundle, and the first step", taken.value, "s", 0.3, False, taken, "")
 
 
 def measure_all(effort: Effort, progress: Progress) -> list[Figure]:
@@ -338,7 +409,11 @@ def measure_all(effort: Effort, progress: Progress) -> list[Figure]:
         progress("exporting", 1, 2)
         small_bundle = export_bundle(from_config(small, "small"), folder / "small", ExportOptions(verify=False))
         progress("exporting", 2, 2)
+        demo = replace(config, d_model=128, layers=3, heads=4, memory=[{"type": "window", "window": 64}, memory[1]])
+        demo_bundle = export_bundle(from_config(demo, "demo"), folder / "demo", ExportOptions(verify=False))
         figures = one_step(reference_bundle, effort, folder, progress)
+        figures += small_step(demo_bundle, effort, folder, progress)
+        figures.append(opening(reference_bundle, effort, progress))
         figures.append(overhead(reference_bundle, effort, progress))
         with edgemem.open(reference_bundle.path, threads=THREADS) as session:
             figures.append(constancy(session, effort, progress))

@@ -48,6 +48,8 @@ class Floor:
         p50_ms: Time of the fastest way.
         gigabytes_per_second: Its bandwidth.
         step_over_floor: Time of a step over that of the floor, paired by round.
+        state_bytes: Bytes of one stream's state, which a step reads too.
+        step_over_all: Time of a step over that of reading the weights and the state at the same bandwidth.
     """
 
     weight_bytes: int
@@ -58,6 +60,8 @@ class Floor:
     p50_ms: float
     gigabytes_per_second: float
     step_over_floor: Interval
+    state_bytes: int = 0
+    step_over_all: Interval | None = None
 
     def table(self) -> Table:
         """The ways that were tried."""
@@ -72,8 +76,17 @@ class Floor:
                 f"{number(self.gigabytes_per_second)} GB/s by {self.method}.",
                 f"A step takes {times(self.step_over_floor)} the floor ({CONFIDENCE:.0%} interval "
                 f"{spread(self.step_over_floor)}).",
+                *self._with_state(),
             ],
         )
+
+    def _with_state(self) -> list[str]:
+        if self.step_over_all is None:
+            return []
+        return [
+            f"It reads {readable_bytes(self.state_bytes)} of state too: {times(self.step_over_all)} the time of both "
+            f"at that bandwidth ({spread(self.step_over_all)})."
+        ]
 
 
 @dataclass
@@ -86,12 +99,14 @@ class FloorReady:
         skipped: Way → why it cannot be measured.
         moved_bytes: Contender → bytes that one of its steps moves, if they differ from those of the weights: its time
             is scaled in proportion.
+        state_bytes: Bytes of one stream's state; 0 where it grows.
     """
 
     reads: WeightReads
     contenders: list[Contender] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     moved_bytes: dict[str, int] = field(default_factory=dict)
+    state_bytes: int = 0
 
     def floor(self, samples: Mapping[str, NDArray[np.int64]], own: NDArray[np.int64]) -> Floor:
         """The floor that was measured.
@@ -120,6 +135,8 @@ class FloorReady:
             p50_ms=p50_ms,
             gigabytes_per_second=nbytes / p50_ms / 1e6,
             step_over_floor=statistics.ratio(own, tried[fastest]),
+            state_bytes=self.state_bytes,
+            step_over_all=statistics.ratio(own, tried[fastest] * (1 + self.state_bytes / nbytes)),
         )
 
 
@@ -138,7 +155,7 @@ def prepare_floor(bundle: Bundle, threads: int | None, stack: contextlib.ExitSta
         return Skipped(*about, reason_of(error))
     if reason := too_large(COPIES_OF_WEIGHTS * reads.nbytes):
         return Skipped(*about, reason)
-    ready = FloorReady(reads)
+    ready = FloorReady(reads, state_bytes=_state_bytes(bundle))
     obstacle = stack.enter_context(blas_threads(threads))
     if obstacle is None:
         ready.contenders.append(Contender(f"{FLOOR}:numpy", NumpyPass(reads).step))
@@ -166,4 +183,12 @@ def prepare_device_floor(session: Session) -> FloorReady | Skipped:
     except EdgememError as error:
         return Skipped(*about, reason_of(error))
     name = f"{FLOOR}:{way.name}"
-    return FloorReady(reads, [Contender(name, way.step)], moved_bytes={name: way.traffic_bytes})
+    contenders = [Contender(name, way.step)]
+    return FloorReady(
+        reads, contenders, moved_bytes={name: way.traffic_bytes}, state_bytes=_state_bytes(session.bundle)
+    )
+
+
+def _state_bytes(bundle: Bundle) -> int:
+    contract = bundle.contract
+    return contract.state_bytes if contract.has_fixed_size else 0

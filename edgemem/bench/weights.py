@@ -9,7 +9,8 @@ machine, on its caches and on the shapes. It is therefore measured:
   in one graph of such products; the faster of the two is the floor;
 * in turns with the model's own steps, after warm-up steps like them: if the model fits in a cache, so do the matrices.
 
-A token embedding is looked up: a step reads one row of it. It counts only if the output layer uses the same matrix.
+A table that is only looked up does not count: a step reads one row of it. A token embedding counts where the output
+layer uses the same matrix.
 Quantised weights count with their stored bytes: float32 matrices of as many bytes stand for them.
 
 The floor leaves out the state, attention, activations and the calls between operators. A step at 1.1 times its floor
@@ -22,9 +23,11 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -33,6 +36,7 @@ from edgemem.bench.subject import has_lookup, is_decoder
 from edgemem.bundle import WEIGHTS, Bundle
 from edgemem.errors import BundleError, MissingDependencyError
 from edgemem.machine import huge_pages
+from edgemem.reading import parse_json
 from edgemem.runtimes.ort.importing import import_onnxruntime
 
 _BLAS_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
@@ -90,20 +94,62 @@ def weight_reads(bundle: Bundle) -> WeightReads:
     if is_decoder(bundle):
         # Other tensors, such as index tables, were made by the exporter.
         tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(_DECODER_WEIGHTS)}
-    looked_up = {"embedding"} & set(tensors) if has_lookup(bundle) else set()
+    looked_up = _looked_up(bundle, tensors)
     shapes = tuple(
         matrix_shape(shape, nbytes)
         for name, (shape, nbytes) in tensors.items()
-        if name not in looked_up and len(shape) >= 2 and math.prod(shape) > 0
+        if name not in (looked_up or ()) and len(shape) >= 2 and math.prod(shape) > 0
     )
     if not shapes:
         raise BundleError("the weights of the bundle contain no matrix.")
     counted = "every weight matrix once"
-    if not is_decoder(bundle):
-        counted += ", as if none were only looked up"
-    if looked_up:
+    if looked_up is None:
+        counted += ", as if none were only looked up: onnx-ir is not installed"
+    elif looked_up:
         counted += f", except {', '.join(sorted(looked_up))}, of which a step looks up one row"
     return WeightReads(shapes, counted)
+
+
+def _looked_up(bundle: Bundle, tensors: Iterable[str]) -> set[str] | None:
+    """The tables of which a step reads a row; ``None`` where that cannot be told here."""
+    if is_decoder(bundle):
+        return {"embedding"} & set(tensors) if has_lookup(bundle) else set()
+    try:
+        import onnx_ir as ir
+    except ImportError:
+        return None
+    graph = bundle.graph_for(1)
+    assert graph is not None
+    model = ir.load(bundle.file(graph.file))
+    places = offsets_of(bundle.file(WEIGHTS))
+    found: set[str] = set()
+    for value in model.graph.initializers.values():
+        uses, constant = list(value.uses()), value.const_value
+        if isinstance(constant, ir.ExternalTensor) and uses and all(_is_lookup(use.node, use.idx) for use in uses):
+            found.update(name for name, offset in places.items() if offset == constant.offset)
+    return found
+
+
+def _is_lookup(node: Any, at: int) -> bool:
+    """Whether a node of a graph looks rows up in its input ``at``."""
+    return node.op_type in ("Gather", "GatherND", "GatherBlockQuantized") and at == 0
+
+
+def offsets_of(path: Path) -> dict[str, int]:
+    """Name → where the tensor's data begins in a safetensors file.
+
+    Raises:
+        BundleError: It is not such a file.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = parse_json(file.read(length))
+        return {
+            name: 8 + length + int(entry["data_offsets"][0]) for name, entry in header.items() if name != "__metadata__"
+        }
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
 
 
 def matrix_shape(shape: Sequence[int], nbytes: int) -> tuple[int, int]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from edgemem.bench import weights
-from edgemem.bundle import Bundle
+from edgemem.bundle import WEIGHTS, Bundle, GraphFile
 from edgemem.errors import BundleError, MissingDependencyError
 from tests.bench.tiny import UNTIED, VOCAB, WIDTH, write_tiny
 
@@ -38,10 +41,42 @@ def test_a_table_that_the_exporter_folded_is_no_weight(tmp_path: Path) -> None:
     assert folded == plain
 
 
-def test_every_matrix_of_an_unknown_module_counts_and_the_floor_says_so(tokens: Bundle) -> None:
+def test_every_matrix_of_an_unknown_module_counts_where_the_graph_cannot_be_read(
+    tokens: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
     reads = weights.weight_reads(tokens)
     assert reads.nbytes == 2 * 4 * WIDTH * VOCAB
     assert "as if none were only looked up" in reads.counted
+
+
+@pytest.mark.parametrize(("is_shared", "counted"), [(False, 1), (True, 2)])
+def test_a_table_of_an_unknown_module_counts_only_where_a_product_reads_it_too(
+    tmp_path: Path, is_shared: bool, counted: int
+) -> None:
+    table, head = np.ones((VOCAB, WIDTH), np.float32), np.ones((VOCAB, WIDTH), np.float32)
+    save_file({"table": table, "head": head}, tmp_path / WEIGHTS)
+    values = {}
+    for name, offset in weights.offsets_of(tmp_path / WEIGHTS).items():
+        stored = ir.ExternalTensor(
+            WEIGHTS, offset, table.nbytes, ir.DataType.FLOAT, shape=ir.Shape(table.shape), name=name, base_dir=tmp_path
+        )
+        values[name] = ir.Value(name=name, const_value=stored)
+    tokens = ir.Value(name="tokens")
+    lookup = ir.node("Gather", [values["table"], tokens])
+    product = ir.node("Gemm", [lookup.outputs[0], values["table" if is_shared else "head"]], {"transB": 1})
+    other = ir.node("Gemm", [product.outputs[0], values["head"]])
+    graph = ir.Graph([tokens], other.outputs, nodes=[lookup, product, other], initializers=list(values.values()))
+    for name, node in zip("abc", graph, strict=True):
+        node.outputs[0].name = name
+    graph.opset_imports[""] = 20
+    ir.save(ir.Model(graph, ir_version=10), tmp_path / "model.onnx")
+    bundle: Any = SimpleNamespace(
+        manifest=SimpleNamespace(model=None, files={WEIGHTS: ("", 0)}),
+        graph_for=lambda time: GraphFile("model.onnx", 1, 1),
+        file=lambda name: tmp_path / name,
+    )
+    assert len(weights.weight_reads(bundle).shapes) == counted
 
 
 @given(st.lists(st.integers(1, 600), min_size=2, max_size=4), st.sampled_from([0.5, 1, 2, 4, 8]))

@@ -31,12 +31,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     [(1.25, False, True), (1.26, False, False), (1.25, True, True), (1.2, True, False)],
 )
 def test_a_figure_is_reached_at_its_target(figures: ModuleType, value: float, at_least: bool, reached: bool) -> None:
-    assert figures.Figure("f", value, "×", 1.25, at_least, None, "").reached is reached
+    assert figures.Figure("f", "figure", value, "×", 1.25, at_least, None, "").reached is reached
 
 
 def test_the_exit_code_says_whether_all_is_reached(figures: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     interval = Interval(1.1, 1.0, 1.2, 0.95, 9)
-    good = figures.Figure("floor", 1.1, "×", 1.25, False, interval, "step 5 ms")
+    good = figures.Figure("floor", "floor", 1.1, "×", 1.25, False, interval, "step 5 ms")
     bad = replace(good, name="prefill", value=3.0, target=6.0, at_least=True)
     monkeypatch.setattr(figures, "measure_all", lambda effort, progress: [good])
     done = CliRunner().invoke(figures.main, ["--quick"])
@@ -66,10 +66,19 @@ def test_every_figure_is_measured_on_a_bundle(
         return bundle
 
     monkeypatch.setattr(figures, "export_bundle", stand_in)
+    monkeypatch.setattr(figures, "before", lambda bundle, folder: bundle)
     effort = figures.Effort(
-        rounds=6, pairs=6, memory_steps=1_000, prefill=32, prefill_rounds=2, prefill_steps=4, parity_steps=40
+        rounds=6,
+        pairs=6,
+        memory_steps=1_000,
+        prefill=32,
+        prefill_rounds=2,
+        prefill_steps=4,
+        parity_steps=40,
+        openings=2,
     )
     measured = [*figures.one_step(bundle, effort, tmp_path, silent), figures.overhead(bundle, effort, silent)]
+    measured += [*figures.small_step(bundle, effort, tmp_path, silent), figures.opening(bundle, effort, silent)]
     with edgemem.open(bundle.path, threads=1) as session:
         measured += [figures.constancy(session, effort, silent), figures.prefill(session, effort, silent)]
         exact = figures.parity(bundle, session, effort, silent)
@@ -79,4 +88,10 @@ def test_every_figure_is_measured_on_a_bundle(
     assert exact.reached
     assert exact.value > 0
     assert all(figure.value > 0 for figure in measured[:-1])
-    assert len(figures.rows([*measured, exact])) == 10
+    assert len({figure.key for figure in [*measured, exact]}) == len(figures.rows([*measured, exact])) == 14
+
+
+def test_the_reference_before_is_that_of_today_with_another_graph(figures: ModuleType) -> None:
+    manifest = json.loads((figures.BEFORE / "manifest.json").read_text())
+    assert manifest["version"] == 1
+    assert manifest["files"]["weights.safetensors"]["sha256"].startswith("1c999377")

@@ -119,7 +119,9 @@ class Comparison(Section, key="comparison", title="Compared with", place=30, sta
     def cards(self, result: BenchResult) -> list[Card]:
         if self.floor is None:
             return []
-        return [Card("over the floor", times(self.floor.step_over_floor), f"floor {ms(self.floor.p50_ms)}")]
+        with_state = self.floor.step_over_all
+        both = "" if with_state is None else f"; {times(with_state)} with the state"
+        return [Card("over the floor", times(self.floor.step_over_floor), f"floor {ms(self.floor.p50_ms)}{both}")]
 
     def method(self, result: BenchResult) -> dict[str, str]:
         floor = (
