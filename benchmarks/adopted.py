@@ -96,6 +96,28 @@ def gtcrn_loop(path: Path) -> Step:
     return step
 
 
+def dtln_loop(first: Path, second: Path) -> Step:
+    """128 samples ``[128]``; a mask for the spectrum of the last 512, then a second network for the masked samples."""
+    masking, cleaning = load(first), load(second)
+    states = [np.zeros((1, 2, 128, 2), np.float32), np.zeros((1, 2, 128, 2), np.float32)]
+    block, out = np.zeros(512, np.float32), np.zeros(512, np.float32)
+
+    def step(samples: Floats) -> object:
+        block[:-128] = block[128:]
+        block[-128:] = samples
+        spectrum = np.fft.rfft(block)
+        magnitude = np.abs(spectrum).reshape(1, 1, 257).astype(np.float32)
+        mask, states[0] = masking.run(None, {"input_2": magnitude, "input_3": states[0]})
+        masked = np.fft.irfft(mask.reshape(257) * spectrum, 512).astype(np.float32).reshape(1, 1, 512)
+        cleaned, states[1] = cleaning.run(None, {"input_4": masked, "input_5": states[1]})
+        out[:-128] = out[128:]
+        out[-128:] = 0
+        out[:] += cleaned.reshape(512)
+        return out[:128].copy()
+
+    return step
+
+
 def plain_loop(path: Path, data: str, pairs: Sequence[tuple[str, str]], held: dict[str, Any]) -> Step:
     """A model without a front end: its inputs are given, its states fed back."""
     session = load(path)
@@ -119,7 +141,7 @@ class Model:
 
     Attributes:
         title: What it is called.
-        path: The file.
+        path: The file, or two.
         options: How it is adopted.
         loop: The loop by hand.
         shape: Shape of a step's input, without the batch axis that the loop by hand gives it, if ``batched``.
@@ -128,7 +150,7 @@ class Model:
     """
 
     title: str
-    path: Path
+    path: Path | list[Path]
     options: AdoptOptions
     loop: Step
     shape: tuple[int, ...]
@@ -156,6 +178,9 @@ def models() -> Iterator[Model]:
         path = packages.dtln(stage)
         shape = (1, 257 if stage == 1 else 512)
         yield Model(f"DTLN {stage}", path, CHECKED, plain_loop(path, data, [pair], {}), shape)
+    stages = [packages.dtln(1), packages.dtln(2)]
+    between = replace(CHECKED, between="spectral-mask", takes=128, context=384)
+    yield Model("DTLN, both stages", stages, between, dtln_loop(*stages), (128,), batched=False)
     path, speaker = packages.voicefilter(), {"dvec": np.full((1, 256), 0.05, np.float32)}
     by_hand = plain_loop(path, "stacked_logmel", [("h0", "hN"), ("c0", "cN")], speaker)
     yield Model("VoiceFilter-Lite", path, replace(CHECKED, held=("dvec",)), by_hand, (1, 512), held=speaker)
@@ -193,7 +218,7 @@ def one_step(model: Model, folder: Path, rounds: int, progress: Progress) -> Fig
     made = statistics.ratio(samples["by hand"], samples["edgemem"])
     p50 = {name: number(statistics.median_ms(values)) for name, values in samples.items()}
     return Reachable(
-        f"{model.title}: the loop by hand over a step", made.value, "×", 1.0, True, made,
+        model.title, f"{model.title}: the loop by hand over a step", made.value, "×", 1.0, True, made,
         f"{p50['by hand']} ms by hand, {p50['edgemem']} ms with edgemem",
     )  # fmt: skip
 
@@ -229,15 +254,15 @@ def batched(folder: Path, rounds: int, progress: Progress) -> list[Figure]:
     )
     return [
         Figure(
-            f"silero-vad: {STREAMS} loops by hand over a batch", whole.value, "×", 2.0, True, whole,
+            "loops_over_batch", f"silero-vad: {STREAMS} loops by hand over a batch", whole.value, "×", 2.0, True, whole,
             f"{p50['alone by hand']} ms by hand",
         ),
         Figure(
-            f"silero-vad: {STREAMS} streams alone over a batch", gain.value, "×", 2.0, True, gain,
+            "alone_over_batch", f"silero-vad: {STREAMS} streams alone over a batch", gain.value, "×", 2.0, True, gain,
             f"{p50['alone']} ms alone, {p50['batch']} ms in a batch",
         ),
         Reachable(
-            "silero-vad: the batch by hand over that batch", raw.value, "×", 1.0, True, raw,
+            "batch_by_hand", "silero-vad: the batch by hand over that batch", raw.value, "×", 1.0, True, raw,
             f"{p50['by hand']} ms by hand",
         ),
     ]  # fmt: skip

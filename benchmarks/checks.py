@@ -72,7 +72,8 @@ def alone(bundle: Bundle, rounds: int, steps: int, progress: Progress) -> Figure
     added = statistics.median_interval(spent[0] - spent[1])
     with_us, without_us = (number(float(np.median(each))) for each in spent)
     return Figure(
-        f"thread CPU time of the default checks of a row of {VALUES} values", added.value, "µs", 2.0, False, added,
+        "checks_us", f"thread CPU time of the default checks of a row of {VALUES} values", added.value, "µs", 2.0,
+        False, added,
         f"a step without an engine: {with_us} µs with them, {without_us} µs without",
     )  # fmt: skip
 
@@ -91,7 +92,9 @@ def whole_step(bundle: Bundle, rounds: int, progress: Progress) -> Figure:
     made = statistics.ratio(samples["checked"], samples["bare"])
     p50 = {name: number(statistics.median_ms(values)) for name, values in samples.items()}
     details = f"{p50['checked']} ms and {p50['bare']} ms, {VALUES} values, a model of 2 layers"
-    return Figure("step p50 with the default checks over one without", made.value, "×", 1.05, False, made, details)
+    return Figure(
+        "checks", "step p50 with the default checks over one without", made.value, "×", 1.05, False, made, details
+    )
 
 
 def saving(bundle: Bundle, folder: Path, rounds: int, progress: Progress) -> Figure:
@@ -107,7 +110,8 @@ def saving(bundle: Bundle, folder: Path, rounds: int, progress: Progress) -> Fig
     shares = statistics.median_interval(np.array(taken_ms) / (SAVE_EVERY_S * 1e3))
     state_bytes = (folder / "state").stat().st_size
     return Figure(
-        f"share of the time that saves every {SAVE_EVERY_S:.0f} s take", shares.value, "×", 0.01, False, shares,
+        f"saving_{bundle.path.name}", f"share of the time that saves every {SAVE_EVERY_S:.0f} s take", shares.value, "×",
+        0.01, False, shares,
         f"{number(float(np.median(taken_ms)))} ms for {count(state_bytes)} bytes, to {folder.parent}",
     )  # fmt: skip
 
