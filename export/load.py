@@ -52,6 +52,10 @@ def load_source(
             raise ExportError(f"{source} is a folder without {CONFIG}: it is not a checkpoint.")
         model = load_checkpoint(path)
         return DecoderSource(model, source, text=text_files(path))
+    if path.suffix == ".onnx":
+        raise ExportError(
+            f"{source} is an ONNX file: it is exported already.", hint=f"edgemem adopt {source} --out BUNDLE"
+        )
     if path.is_file():
         return from_config(DecoderConfig.load(path), source)
     if ":" in source:

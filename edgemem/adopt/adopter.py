@@ -18,7 +18,7 @@ from edgemem.adopt.pairing import Pair, pair_states
 from edgemem.adopt.proof import TOLERANCE, refuse_dead_states, rows_are_independent, settle_pairs
 from edgemem.adopt.read import read_model
 from edgemem.adopt.stages import FRAME, merge
-from edgemem.adopt.subject import Subject, subject_of
+from edgemem.adopt.subject import Subject, refuse_strangers, subject_of
 from edgemem.adopt.unroll import unroll
 from edgemem.adopt.write import write_graph
 from edgemem.bundle import Bundle, Manifest, package_versions, write_bundle
@@ -100,7 +100,8 @@ def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
 def _opened(files: Sequence[Path], options: AdoptOptions) -> tuple[Subject, dict[str, str]]:
     """The subject with the pairs that shapes and names propose, and the inputs that they do not decide."""
     if len(files) != (2 if options.between else 1):
-        raise ExportError(f"{len(files)} files: --between connects two, and without it there is one.")
+        wanted = "--between connects two files" if options.between else "without --between there is one file"
+        raise ExportError(f"{wanted}, got {len(files)}.")
     if not options.between:
         return _paired(subject_of(read_model(files[0]), files[0].name, files[0].parent, options), options)
     stages = [_stage(file, options) for file in files]
@@ -129,7 +130,13 @@ def _stage(file: Path, options: AdoptOptions) -> tuple[Subject, dict[str, str]]:
 def _paired(subject: Subject, options: AdoptOptions) -> tuple[Subject, dict[str, str]]:
     """The subject with the pairs that shapes and names propose, and the inputs that they do not decide."""
     first = _inputs(subject, 1, 1)
-    values = {name: _value(array) for name, array in subject.call(first).items() if name not in options.outputs}
+    refuse_strangers(subject, options)
+    try:
+        called = subject.call(first)
+    except ExportError as error:
+        hint = None if options.takes else "If a step takes several items, such as samples: --takes N, and --context."
+        raise ExportError(error.message, hint=hint) from error
+    values = {name: _value(array) for name, array in called.items() if name not in options.outputs}
     pairs, undecided = pair_states(
         {state.tensor.name: _value(first[state.tensor.name]) for state in subject.states}, values, options.states
     )

@@ -13,6 +13,7 @@ _AFFIXES = {
     *("new", "next", "present", "past", "prev", "previous", "old", "cur", "current", "cache", "cached", "state"),
     *("states", "in", "out", "input", "output", "ret", "updated", "n", "t"),
 }
+_PLAIN = {"cache", "cached", "state", "states"}  # of names that say no more than that
 NOT_PROVED = "not proved"
 _NEVER = -1e6
 _SAME = 0.02  # a smaller advantage of a name decides nothing
@@ -114,8 +115,8 @@ def similarity(one: str, other: str) -> float:
     (1.0, 1.0, True)
     """
     a, b = _core(one), _core(other)
-    if not a and not b:
-        return 1.0
+    if not (a and b):
+        return 0.0
     return difflib.SequenceMatcher(None, a, b, autojunk=False).ratio()
 
 
@@ -126,8 +127,8 @@ def _core(name: str) -> str:
         words = [words[0][0]]
     if len(words) == 2 and len(words[0]) <= 2 and words[1].lower() in ("0", "n"):
         words = words[:1]
-    kept = [word.lower() for word in words if word.lower() not in _AFFIXES]
-    return " ".join(kept or ["state"] * bool(words))
+    lower = [word.lower() for word in words]
+    return " ".join([word for word in lower if word not in _AFFIXES] or [word for word in lower if word in _PLAIN][:1])
 
 
 def assign(scores: Sequence[Sequence[float]]) -> list[int]:
@@ -177,9 +178,14 @@ def _fits_nothing(name: str, value: Value, outputs: Mapping[str, Value]) -> Expo
                 f"the state {name} {list(shape)} grows: {out} is {list(size)}, of another size on axis {longer[0]}.",
                 hint="edgemem adopts states of fixed size. Export the model with a cache of fixed length, or a window.",
             )
-    left = "; ".join(f"{out} {other} {list(size)}" for out, (other, size) in outputs.items())
+    left = [f"{out} {other} {list(size)}" for out, (other, size) in outputs.items()]
+    return unpaired(name, f"{name} {dtype} {list(shape)}", left)
+
+
+def unpaired(name: str, shown: str, left: Sequence[str]) -> ExportError:
+    """The error for an input that fits no output that is left, with what it may be."""
     return ExportError(
-        f"the input {name} {dtype} {list(shape)} pairs with no output; left are {left or 'none'}.",
+        f"the input {shown} pairs with no output; left are {'; '.join(left) or 'none'}.",
         hint=f"If it is data: --input {name}. If it is given once a stream: --held {name}. If it is a constant: "
         f"--fixed {name}=VALUE.",
     )

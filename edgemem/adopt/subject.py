@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgemem.adopt.options import AdoptOptions
-from edgemem.adopt.pairing import Pair, similarity
+from edgemem.adopt.pairing import Pair, similarity, unpaired
 from edgemem.adopt.read import GraphTensor, graph_tensors
 from edgemem.adopt.session import Calls, Graph
 from edgemem.adopt.tensors import DataInput, data_input, dims_of, initial_values, random_values, state_batch_axis
@@ -132,6 +132,23 @@ def subject_of(model: ir.Model, where: str, folder: Path, options: AdoptOptions)
         model, Graph(model, where, folder), folder, data, tuple(held), fixed, tuple(states),
         tuple(tensor.name for tensor in outputs), options.initial,
     )  # fmt: skip
+
+
+def refuse_strangers(subject: Subject, options: AdoptOptions) -> None:
+    """Refuse inputs that can be no state: no output that is left has their dtype and as many axes.
+
+    Raises:
+        ExportError: Names the input, and what it may be.
+    """
+    taken = {*options.outputs, *options.states.values()}
+    outputs = [tensor for tensor in graph_tensors(subject.model)[1] if tensor.name not in taken]
+    kinds = {(tensor.dtype, None if tensor.dims is None else len(tensor.dims)) for tensor in outputs}
+    for state in subject.states:
+        tensor = state.tensor
+        if tensor.name not in options.states and kinds.isdisjoint(
+            {(tensor.dtype, None), (tensor.dtype, len(dims_of(tensor)))}
+        ):
+            raise unpaired(tensor.name, str(tensor), [str(output) for output in outputs])
 
 
 def _names(states: Sequence[State]) -> str:

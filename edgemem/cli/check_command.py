@@ -57,6 +57,8 @@ def check(
         _check_recorded(opened, recorded, as_json)
         return
     if opened.manifest.source.kind == ADOPTED:
+        if text_file is not None:
+            raise click.UsageError("--text is for a model of tokens that edgemem exported; this bundle was adopted.")
         _check_adopted(opened, against, steps, as_json)
         return
     if against is None and opened.manifest.model is None:

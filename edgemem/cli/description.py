@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgemem.bundle import CHAT_TEMPLATE, Bundle
-from edgemem.contract import Contract, InputSpec, OutputSpec, StateSpec, TensorSpec
+from edgemem.contract import Axis, Contract, InputSpec, OutputSpec, StateSpec, TensorSpec
 from edgemem.decoder_config import DecoderConfig
 from edgemem.dtypes import element_type
 from edgemem.manifest import GraphFile, Manifest
@@ -66,8 +66,12 @@ def _options(spec: InputSpec) -> dict[str, Any]:
 
 
 def _tensor(tensor: TensorSpec) -> dict[str, Any]:
-    shape = [axis if isinstance(axis, int) else str(axis) for axis in tensor.axes]
+    shape = [axis if isinstance(axis, int) else _shown(axis) for axis in tensor.axes]
     return {"name": tensor.name, "dtype": tensor.dtype, "shape": shape}
+
+
+def _shown(axis: Axis) -> int | str:
+    return axis.only if axis.kind == "batch" and axis.only is not None else str(axis)
 
 
 def _state(state: StateSpec, tensor: TensorSpec) -> dict[str, Any]:

@@ -226,6 +226,26 @@ def test_twins_that_nothing_tells_apart_are_refused_with_both_proposals(tmp_path
     assert "--sequence or --recorded" in hint
 
 
+NEEDS_TWO = """
+needs_two (float[batch, samples] x, float[batch, 1] s) => (float[batch, 1] y, float[batch, 1] s_out) {
+    pads = Constant <value = int64[4] {0, 0, 0, 1}> ()
+    padded = Pad<mode = "reflect">(x, pads)
+    axis = Constant <value = int64[1] {1}> ()
+    sum = ReduceSum(padded, axis)
+    s_out = Add(s, sum)
+    y = Tanh(s_out)
+}
+"""
+
+
+def test_a_graph_that_wants_several_items_a_step_says_so(tmp_path):
+    path = write(tmp_path / "m.onnx", NEEDS_TWO)
+    with pytest.raises(ExportError) as caught:
+        propose(path)
+    assert "--takes N" in (caught.value.hint or "")
+    assert propose(path, AdoptOptions(takes=2)).contract.input.takes == 2
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
@@ -236,7 +256,8 @@ def test_twins_that_nothing_tells_apart_are_refused_with_both_proposals(tmp_path
         (LEAKY, {"outputs": ("y",), "states": {"mem": "y"}}, "named as a result and as a state"),
         (LEAKY, {"initial": {"mem": np.zeros(3)}}, r"mem is float64 \[3\], wanted numbers \[4\]"),
         (LEAKY, {"initial": {"m": np.zeros(3)}}, "--initial has m, which is no state"),
-        (RATE, {"takes": 4, "context": 2}, "the state sr|the input sr|sr int64"),
+        (RATE, {"takes": 4, "context": 2}, r"the input sr int64 \[\] pairs with no output"),
+        (NEEDS_TWO, {}, r"does not compute with x \[1, 1\]"),
         (RATE, {"fixed": {"sr": "fast"}, "takes": 4}, "--fixed sr='fast' is not a int64"),
         (LEAKY, {"takes": 5}, "no axis of x"),
         (LEAKY, {"stft": Stft(8, 4)}, "has no axes of 5 frequencies and 2 parts"),

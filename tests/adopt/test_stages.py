@@ -88,7 +88,7 @@ def test_a_snapshot_holds_the_samples_that_still_overlap(files, tmp_path):
     ("change", "message"),
     [
         ({"context": 8}, "wants a graph that takes and gives 7 magnitudes"),
-        ({"between": ""}, "2 files: --between connects two"),
+        ({"between": ""}, "without --between there is one file, got 2"),
     ],
 )
 def test_stages_that_do_not_fit_are_refused(files, change, message):
@@ -99,5 +99,5 @@ def test_stages_that_do_not_fit_are_refused(files, change, message):
 
 
 def test_one_file_has_nothing_between(files):
-    with pytest.raises(ExportError, match="1 files: --between connects two"):
+    with pytest.raises(ExportError, match="--between connects two files, got 1"):
         propose(files[0], OPTIONS)

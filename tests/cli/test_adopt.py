@@ -98,7 +98,24 @@ def test_check_holds_an_adopted_bundle_to_its_file(invoke, tmp_path):
     assert "its own graph over 6 steps bit for bit" in own.stdout
     original = invoke("check", tmp_path / "out", "--against", model, "--steps", "6", "--json")
     assert json.loads(original.stdout)["largest_difference"] == 0
+    text = invoke("check", tmp_path / "out", "--text", tmp_path / "words.txt")
+    assert text.exit_code == 2
+    assert "this bundle was adopted" in text.stderr
     other = write(tmp_path / "other.onnx", RATE.replace("float {0.5}", "float {0.6}"))
     wrong = invoke("check", tmp_path / "out", "--against", other, "--steps", "6")
     assert wrong.exit_code == 1
     assert "output differs from the original" in wrong.stderr
+
+
+def test_export_sends_onnx_files_to_adopt(invoke, tmp_path):
+    result = invoke("export", write(tmp_path / "m.onnx", LEAKY), "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "edgemem adopt" in result.stderr
+
+
+def test_inspect_shows_that_a_graph_takes_one_stream(invoke, tmp_path):
+    assert (
+        invoke("adopt", write(tmp_path / "t.onnx", STEP_TWINS), "--steps", "3", "--out", tmp_path / "out").exit_code
+        == 0
+    )
+    assert "x float32 [1, time, 3]" in invoke("inspect", tmp_path / "out").stdout
