@@ -23,8 +23,9 @@ ONCE = (
     "memory_attention_operator.c",
     "swiglu_operator.c",
     "rms_norm_operator.c",
+    "matmul_operator.c",
 )
-FOR_EACH_LEVEL = ("memory_attention.c", "elementwise.c")
+FOR_EACH_LEVEL = ("memory_attention.c", "elementwise.c", "matmul.c")
 FLAGS = (
     "-std=gnu11",
     "-O3",

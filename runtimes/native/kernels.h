@@ -45,6 +45,15 @@ struct attention {
   float *read;                 // [B, T, Hq, Dv]
 };
 
+// One call of MatMul: out [rows, columns] = x [rows, depth] times w [depth, columns], plus add.
+struct product {
+  int64_t rows, depth, columns, panel;  // panel: columns of one task
+  bool transposed;                      // w is [columns, depth]
+  const float *x, *w, *add;             // add: null, or one row for all (add_row 0), or a row for each
+  int64_t add_row;
+  float *out;
+};
+
 // The arithmetic compiled for one instruction set.
 struct kernels {
   const char *name;
@@ -56,6 +65,8 @@ struct kernels {
   // sum = x + delta (delta may be null, and so may sum); out = sum / sqrt(mean(sum^2) + epsilon) * weight.
   void (*rms_norm)(const float *x, const float *delta, const float *weight, float epsilon, float *out, float *sum,
                    int64_t width);
+  // The columns of one panel.
+  void (*multiply)(const struct product *call, int64_t task);
 };
 
 extern const struct kernels kernels_avx512, kernels_avx2, kernels_sse2, kernels_neon;

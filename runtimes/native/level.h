@@ -16,5 +16,6 @@ void LEVEL_NAME(attend)(const struct attention *call, int64_t task);
 void LEVEL_NAME(swiglu)(const float *gate, const float *up, float *out, int64_t width);
 void LEVEL_NAME(rms_norm)(const float *x, const float *delta, const float *weight, float epsilon, float *out, float *sum,
                           int64_t width);
+void LEVEL_NAME(multiply)(const struct product *call, int64_t task);
 
 #endif

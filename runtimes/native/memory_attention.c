@@ -131,4 +131,4 @@ void LEVEL_NAME(attend)(const struct attention *call, int64_t task) {
 }
 
 const struct kernels LEVEL_NAME(kernels) = {TEXT(LEVEL), LANES, LEVEL_NAME(attend), LEVEL_NAME(swiglu),
-                                            LEVEL_NAME(rms_norm)};
+                                            LEVEL_NAME(rms_norm), LEVEL_NAME(multiply)};

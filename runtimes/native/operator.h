@@ -14,7 +14,7 @@ extern const OrtApi *ort;
 extern bool ort_gives_references;  // it has GetTensorElementTypeAndShapeDataReference
 extern const struct kernels *const *levels;
 
-extern const OrtCustomOp memory_attention_operator, swiglu_operator, rms_norm_operator;
+extern const OrtCustomOp memory_attention_operator, swiglu_operator, rms_norm_operator, matmul_operator;
 
 struct tensor {
   const void *data;  // null: an optional input that is absent

@@ -5,7 +5,7 @@
 #include "operator.h"
 
 struct norm {
-  const struct kernels *const *levels;
+  const struct kernels *kernels;
   float epsilon;
 };
 
@@ -37,7 +37,7 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
   int64_t width = x.dims[x.rank - 1];
   TRY(expect(&weight, "edgemem::RMSNorm: ", 1, "weight", ORT_FLOAT32, &width, 1));
   if (delta.data) TRY(expect(&delta, "edgemem::RMSNorm: ", 2, "delta", ORT_FLOAT32, x.dims, x.rank));
-  struct rms_norm call = {kernels_for(norm->levels, width, width), x.data, delta.data, weight.data, norm->epsilon,
+  struct rms_norm call = {norm->kernels, x.data, delta.data, weight.data, norm->epsilon,
                           NULL, NULL, width};
   TRY(make_output(context, 0, x.dims, x.rank, (void **)&call.out));
   if (outputs > 1) TRY(make_output(context, 1, x.dims, x.rank, (void **)&call.sum));
@@ -49,7 +49,7 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
   (void)op, (void)api;
   struct norm *norm = malloc(sizeof *norm);
   if (!norm) return failure("edgemem::RMSNorm: no memory");
-  norm->levels = levels;
+  norm->kernels = levels[0];
   OrtStatus *status = float_attribute(info, "eps", &norm->epsilon);
   if (status) free(norm);
   *kernel = status ? NULL : norm;
