@@ -58,9 +58,9 @@ def load(path: Path) -> Any:
 # The loops, each from its publisher's documented use.
 
 
-def silero_loop(path: Path, batch: int = 1) -> Step:
+def silero_loop(session: Any, batch: int = 1) -> Step:
     """512 samples ``[B, 512]``, and before them the last 64 of the step before."""
-    session, sr = load(path), np.array(16_000)
+    sr = np.array(16_000)
     state, context = np.zeros((2, batch, 128), np.float32), np.zeros((batch, 64), np.float32)
     has_sr = len(session.get_inputs()) == 3
 
@@ -166,7 +166,7 @@ def models() -> Iterator[Model]:
     """The models, downloaded one after the other."""
     for title, name in (("silero-vad", "silero_vad.onnx"), ("silero-vad without If", "silero_vad_op18_ifless.onnx")):
         path = packages.silero(name)
-        yield Model(title, path, FRAMED, silero_loop(path), (512,))
+        yield Model(title, path, FRAMED, silero_loop(load(path)), (512,))
     path = packages.gtcrn()
     yield Model(
         "GTCRN", path, replace(CHECKED, stft=Stft(512, 256, "sqrt_hann")), gtcrn_loop(path), (256,), batched=False
@@ -231,7 +231,8 @@ def batched(folder: Path, rounds: int, progress: Progress) -> list[Figure]:
     with edgemem.open(bundle.path, "onnxruntime", threads=THREADS, device="cpu") as session:
         alone = [session.stream() for _ in range(STREAMS)]
 
-        loops = [silero_loop(path) for _ in range(STREAMS)]
+        by_hand = load(path)  # one model, as for the streams
+        loops = [silero_loop(by_hand) for _ in range(STREAMS)]
 
         def each(samples: Floats) -> None:
             for stream, row in zip(alone, samples, strict=True):
@@ -245,7 +246,7 @@ def batched(folder: Path, rounds: int, progress: Progress) -> list[Figure]:
             Contender("alone", feeding(each, chunks)),
             Contender("alone by hand", feeding(each_by_hand, chunks)),
             Contender("batch", feeding(session.stream(STREAMS).step, chunks)),
-            Contender("by hand", feeding(silero_loop(path, STREAMS), chunks)),
+            Contender("by hand", feeding(silero_loop(by_hand, STREAMS), chunks)),
         ]
         samples = measure.interleave(contenders, rounds=rounds, steps=10, progress=progress, what="batches")
     p50 = {name: number(statistics.median_ms(values)) for name, values in samples.items()}

@@ -110,8 +110,8 @@ def saving(bundle: Bundle, folder: Path, rounds: int, progress: Progress) -> Fig
     shares = statistics.median_interval(np.array(taken_ms) / (SAVE_EVERY_S * 1e3))
     state_bytes = (folder / "state").stat().st_size
     return Figure(
-        f"saving_{bundle.path.name}", f"share of the time that saves every {SAVE_EVERY_S:.0f} s take", shares.value, "×",
-        0.01, False, shares,
+        f"saving_{bundle.path.name}", f"share of the time that saves every {SAVE_EVERY_S:.0f} s take", shares.value,
+        "×", 0.01, False, shares,
         f"{number(float(np.median(taken_ms)))} ms for {count(state_bytes)} bytes, to {folder.parent}",
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
-"""Noise removed from speech by GTCRN: a model of 535 KB that others trained and exported, without its torch source.
+"""Noise removed from speech by GTCRN and DTLN: models that others trained and exported, without their torch source.
 
-``python examples/denoise.py`` downloads the model and a recording of speech, adds noise, streams it through the adopted
-model, and writes a page where both can be heard and seen. The model takes and gives Fourier frames; edgemem computes
-them from samples, and adds them where they overlap.
+``python examples/denoise.py`` downloads the models and a recording of speech, adds noise, streams it through the
+adopted models, and writes a page where all can be heard and seen. GTCRN takes and gives Fourier frames, which edgemem
+computes from samples and adds where they overlap. DTLN is two networks with a mask between them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from matplotlib.figure import Figure
 FOLDER = Path("demo/denoise")
 DECIBELS = 5.0
 COMMANDS = """\
-edgemem adopt gtcrn_simple.onnx --stft 512,256,sqrt_hann --sample-rate 16000 --out denoiser
-edgemem run denoiser --audio noisy.wav --out clean.wav"""
+edgemem adopt gtcrn_simple.onnx --stft 512,256,sqrt_hann --sample-rate 16000 --out gtcrn
+edgemem adopt model_1.onnx model_2.onnx --between spectral-mask --takes 128 --context 384 --sample-rate 16000 --out dtln
+edgemem run gtcrn --audio noisy.wav --out clean.wav"""
 
 
-def adopt(folder: Path) -> Path:
-    """The model as a bundle."""
-    options = ("--stft", "512,256,sqrt_hann", "--sample-rate", str(RATE_HZ))
-    edgemem_command("adopt", packages.gtcrn(), *options, "--out", folder / "denoiser")
-    return folder / "denoiser"
+def adopt(folder: Path) -> dict[str, Path]:
+    """The models as bundles."""
+    rate = ("--sample-rate", str(RATE_HZ), "--out")
+    edgemem_command("adopt", packages.gtcrn(), "--stft", "512,256,sqrt_hann", *rate, folder / "gtcrn")
+    stages = ("--between", "spectral-mask", "--takes", "128", "--context", "384")
+    edgemem_command("adopt", packages.dtln(1), packages.dtln(2), *stages, *rate, folder / "dtln")
+    return {"GTCRN": folder / "gtcrn", "DTLN": folder / "dtln"}
 
 
 def quality(found: Samples, wanted: Samples) -> float:
@@ -48,22 +51,24 @@ def draw(samples: Samples) -> Figure:
 @click.command(context_settings={"show_default": True})
 @click.option("--out", type=click.Path(path_type=Path), default=FOLDER, help="Folder to write to.")
 def main(out: Path) -> None:
-    """Adopt GTCRN, remove the noise from a recording, and write a page."""
+    """Adopt GTCRN and DTLN, remove the noise from a recording, and write a page."""
     out.mkdir(parents=True, exist_ok=True)
-    speech, bundle = read_wav(packages.speech()), adopt(out)
-    noisy, clean = write_wav(out / "noisy.wav", in_noise(speech, DECIBELS)), out / "clean.wav"
-    edgemem_command("run", bundle, "--audio", noisy, "--out", clean)
-    before, after = (quality(read_wav(path), speech) for path in (noisy, clean))
+    speech, bundles = read_wav(packages.speech()), adopt(out)
+    heard = {"Before": write_wav(out / "noisy.wav", in_noise(speech, DECIBELS))}
+    for name, bundle in bundles.items():
+        heard[name] = out / f"{bundle.name}.wav"
+        edgemem_command("run", bundle, "--audio", heard["Before"], "--out", heard[name])
+    samples = {name: read_wav(path) for name, path in heard.items()}
+    lines = {
+        name: f"{name}: {quality(found, speech):.1f} dB of speech over the rest" for name, found in samples.items()
+    }
     about = (
-        "Recorded speech with pink noise, and what a stream through the model makes of it, 32 ms later. The pictures "
+        "Recorded speech with pink noise, and what a stream through each model makes of it, 32 ms later. The pictures "
         "show frequencies from 0 at the bottom to 8 kHz. Click into one to listen."
     )
-    tracks = [
-        Track(f"{name}: {value:.1f} dB of speech over the rest", path, draw(read_wav(path)))
-        for name, value, path in (("Before", before, noisy), ("After", after, clean))
-    ]
-    page = write_page(out / "denoise.html", "Noise, removed by GTCRN", about, COMMANDS, tracks)
-    click.echo(f"Speech over the rest (SI-SNR): {before:.1f} dB before, {after:.1f} dB after\nPage: {page}")
+    tracks = [Track(lines[name], path, draw(samples[name])) for name, path in heard.items()]
+    page = write_page(out / "denoise.html", "Noise, removed by GTCRN and by DTLN", about, COMMANDS, tracks)
+    click.echo("\n".join([*lines.values(), f"Page: {page}"]))
 
 
 if __name__ == "__main__":
