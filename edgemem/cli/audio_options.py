@@ -46,6 +46,9 @@ class AudioOptions:
     channel: str | None = option(
         "--channel", metavar="N|mix", help="Which channel of a file to read, from 1; mix: the mean of all."
     )
+    skip_s: float = option(
+        "--skip", metavar="S", default=0.0, type=FiniteRange(min=0), help="Leave out the first S seconds of a file."
+    )
     threshold: float | None = option(
         "--threshold",
         metavar="P",

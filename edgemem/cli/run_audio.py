@@ -111,13 +111,16 @@ def open_recording(options: RunOptions, timing: Timing, interrupt: Interrupt, id
     audio, path = options.audio, options.audio.audio or Path("-")
     is_live = str(path) == "-" or not path.is_file()
     if is_live or options.rows.format:
+        if audio.skip_s:
+            raise click.UsageError("--skip is for files with a header, not for bare samples.")
         rate_hz, name = audio.sample_rate_hz or timing.rate_hz, "stdin" if str(path) == "-" else str(path)
         blocks = _raw_blocks(path, options.rows.format or "s16le", timing.channels, interrupt, idle)
     else:
         if audio.sample_rate_hz is not None:
             raise click.UsageError(f"--sample-rate is for bare samples; {path} has its own.")
         found, name = open_audio(path), str(path)
-        rate_hz, blocks = found.rate_hz, _chosen(found.blocks, found.channels, timing.channels, audio, name)
+        rate_hz, skipped = found.rate_hz, _skipped(found.blocks, round(audio.skip_s * found.rate_hz))
+        blocks = _chosen(skipped, found.channels, timing.channels, audio, name)
     resampler = None if rate_hz == timing.rate_hz else Resampler(rate_hz, timing.rate_hz, timing.channels)
     if resampler is not None and (options.snapshots.target or options.snapshots.source):
         raise click.UsageError(
@@ -125,6 +128,14 @@ def open_recording(options: RunOptions, timing: Timing, interrupt: Interrupt, id
             "between two sample rates. Convert the audio first."
         )
     return Recording(_not_empty(_resampled(blocks, resampler), name), is_live, resampler)
+
+
+def _skipped(blocks: Iterator[Samples], frames: int) -> Iterator[Samples]:
+    """Without the first ``frames`` samples of each channel."""
+    for block in blocks:
+        cut = min(frames, len(block))
+        frames -= cut
+        yield block[cut:]
 
 
 def _chosen(blocks: Iterator[Samples], found: int, wanted: int, audio: AudioOptions, name: str) -> Iterator[Samples]:
@@ -248,13 +259,20 @@ def _report(
     step_ms = 1e3 * job.seconds / job.steps if job.steps else math.nan
     factor = audio_s / job.seconds if job.seconds else math.nan
     if options.as_json and options.audio.threshold is None:
-        figures = {"audio_s": audio_s, "steps": job.steps, "times_real_time": factor, "step_ms": step_ms}
+        figures = {
+            "audio_s": audio_s,
+            "stream_s": job.fed / job.timing.rate_hz,
+            "steps": job.steps,
+            "times_real_time": factor,
+            "step_ms": step_ms,
+        }
         told = {"latency_ms": latency_ms, "ended_by": reason or "end"}
         print_json({**job.sink.to_json(), **figures, **told, **where(session, stream)})
         return
     parts = ", ".join(f"{name} {ms:.1f}" for name, ms in latency_ms.items())
     click.echo(
         f"{audio_s:,.2f} s of audio, {factor:,.0f} times faster than real time; latency of the algorithm "
-        f"{sum(latency_ms.values()):.1f} ms ({parts}), of a step {step_ms:.3f} ms; position {stream.position:,}",
+        f"{sum(latency_ms.values()):.1f} ms ({parts}), of a step {step_ms:.3f} ms; the stream is at "
+        f"{job.fed / job.timing.rate_hz:.10g} s, position {stream.position:,}",
         err=True,
     )

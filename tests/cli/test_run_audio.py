@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import wave
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from edgemem.audio.files import RAW, open_audio, to_raw
+from edgemem.cli.interrupt import Interrupt
 from edgemem.cli.note import Note
 from edgemem.contract import InputSpec
 from tests.cli import audio_models
@@ -193,6 +195,28 @@ def test_a_stream_goes_on_in_the_middle_of_a_recording(denoiser, invoke, tmp_pat
     assert first + second == whole
 
 
+def test_a_file_that_a_signal_ended_goes_on_where_it_was(denoiser, invoke, tmp_path, monkeypatch):
+    long = wav(tmp_path / "long.wav", np.resize(NOISE, 20_000))  # several blocks
+    invoke("run", denoiser, "--audio", long, "--out", tmp_path / "whole.wav")
+    check, calls = Interrupt.check, []
+
+    def interrupted(self):
+        calls.append(self)
+        self.signal = signal.SIGTERM if len(calls) > 1 else None
+        check(self)
+
+    monkeypatch.setattr(Interrupt, "check", interrupted)
+    state = tmp_path / "state"
+    ended = invoke("run", denoiser, "--audio", long, "--out", tmp_path / "1.wav", "--snapshot", state)
+    assert ended.exit_code == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    (reached,) = re.findall(r"the stream is at ([\d.]+) s", ended.stderr)
+    invoke("run", denoiser, "--audio", long, "--out", tmp_path / "2.wav", "--resume", state, "--skip", reached)
+    parts = [read(tmp_path / name) for name in ("1.wav", "2.wav")]
+    assert min(map(len, parts)) > 0
+    np.testing.assert_array_equal(np.concatenate(parts), read(tmp_path / "whole.wav"))
+
+
 @pytest.mark.parametrize("cut", [503, 1_020, 1_700])
 def test_segments_go_on_in_the_middle_of_a_recording(detector, invoke, tmp_path, cut):
     parts = [wav(tmp_path / "1.wav", TALK[:cut]), wav(tmp_path / "2.wav", TALK[cut:])]
@@ -245,6 +269,7 @@ def test_a_snapshot_cannot_hold_what_is_between_two_sample_rates(detector, invok
         (("--audio", "-", "--out", "x.wav", "--output-header"), "--output-header is for lines"),
         (("--audio", "-", "--prompt", "Hello"), "--prompt is for models of tokens"),
         (("--audio", "rows.csv", "--sample-rate", "8000"), "--sample-rate is for bare samples"),
+        (("--audio", "-", "--skip", "1"), "--skip is for files with a header"),
     ],
 )
 def test_options_that_do_not_fit_each_other_are_refused(detector, invoke, tmp_path, monkeypatch, arguments, said):

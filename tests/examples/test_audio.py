@@ -19,6 +19,8 @@ import pytest
 import vad
 from click.testing import CliRunner, Result
 
+from edgemem.cli import main
+
 
 def test_a_recording_survives_a_file(tmp_path: Path) -> None:
     samples = (np.random.default_rng(0).integers(-(1 << 15), 1 << 15, 1000) / 32768).astype(np.float32)
@@ -109,6 +111,30 @@ def test_the_segments_are_those_of_the_package_itself(
     ends = [event for line in run.stdout.splitlines() if (event := json.loads(line))["event"] == "end"]
     exact = [{name: round(event[f"{name}_s"] * 16_000) for name in ("start", "end")} for event in ends]
     assert exact == wanted
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("module", [vad, denoise])
+def test_a_published_model_goes_on_in_the_middle_of_a_recording_bit_for_bit(
+    tmp_path: Path, in_process: None, module: Any
+) -> None:
+    try:
+        speech = packages.speech().read_bytes()[44:]  # bare samples of 16 bits
+        adopted = module.adopt(tmp_path)
+    except click.ClickException as error:
+        pytest.skip(error.message)
+    for bundle in adopted.values() if isinstance(adopted, dict) else [adopted]:
+
+        def run(samples: bytes, *options: Any, bundle: Path = bundle) -> str:
+            named = ("--audio", "-", "--json", *options)
+            result = CliRunner().invoke(main, [str(each) for each in ("run", bundle, *named)], input=samples)
+            assert result.exit_code == 0, result.output
+            return json.loads(result.stdout)["predictions"]
+
+        state = tmp_path / "state"
+        for cut in (2 * 40_000, 2 * 99_999):
+            parts = run(speech[:cut], "--snapshot", state), run(speech[cut:], "--resume", state)
+            assert parts[0] + parts[1] == run(speech)
 
 
 @pytest.mark.long
