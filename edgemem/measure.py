@@ -142,12 +142,17 @@ def rounding_tolerance(precision: Precision) -> float:
 
     As a share of a channel's spread.
     """
-    return max(_EXACT, _WORST * _DTYPE_CHANGE[precision.dtype])
+    return max(_EXACT, _WORST * max(_DTYPE_CHANGE[dtype] for dtype in _dtypes(precision)))
 
 
 def change_tolerance(precision: Precision) -> float:
     """Largest change of the outputs that is allowed against the float32 model, see :func:`change`."""
-    return _DTYPE_CHANGE[precision.dtype] + _WEIGHTS_CHANGE[precision.weights]
+    return max(_DTYPE_CHANGE[dtype] for dtype in _dtypes(precision)) + _WEIGHTS_CHANGE[precision.weights]
+
+
+def _dtypes(precision: Precision) -> list[str]:
+    """What is rounded to: by products, and in rings."""
+    return [precision.dtype, precision.memory or precision.dtype]
 
 
 def change(got: Array, wanted: Array) -> float:

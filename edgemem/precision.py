@@ -17,6 +17,8 @@ DTYPES: dict[str, FloatDType] = {
     "fp16": "float16",
     "bf16": "bfloat16",
 }
+MEMORY_DTYPES = ("fp16",)
+"""Types that rings may be stored in where the model computes in float32."""
 BLOCK_SIZES = (16, 32, 64, 128)
 DEFAULT_BLOCK_SIZE = 32
 
@@ -35,6 +37,7 @@ class Precision:
         transposed: Names of the matrices, among both, whose parameter is the transpose, as ``nn.Linear`` keeps it.
         lookups: Names of the tables that are only looked up: they are stored in 16 bits.
         left: Name of every large matrix that was left in ``dtype``, and why.
+        memory: Dtype of the rings; ``None``: the one that the model computes in.
     """
 
     dtype: FloatDType = "float32"
@@ -45,10 +48,17 @@ class Precision:
     transposed: tuple[str, ...] = ()
     lookups: tuple[str, ...] = ()
     left: dict[str, str] = field(default_factory=dict)
+    memory: FloatDType | None = None
 
     @classmethod
     def of(
-        cls, dtype: str | None, weights: str | None, block_size: int, *, default: FloatDType = "float32"
+        cls,
+        dtype: str | None,
+        weights: str | None,
+        block_size: int,
+        memory: str | None = None,
+        *,
+        default: FloatDType = "float32",
     ) -> Precision:
         """The precision that options name; ``default`` is the dtype if they name none.
 
@@ -61,7 +71,16 @@ class Precision:
             raise ExportError(f"weights {weights!r} is not one of {', '.join(get_args(QuantType))}.")
         if block_size not in BLOCK_SIZES:
             raise ExportError(f"block size {block_size} is not one of {', '.join(map(str, BLOCK_SIZES))}.")
-        return cls(default if dtype is None else DTYPES[dtype], weights, block_size)  # type: ignore[arg-type]
+        if memory is not None and memory not in MEMORY_DTYPES:
+            raise ExportError(f"memory dtype {memory!r} is not one of {', '.join(MEMORY_DTYPES)}.")
+        computed = default if dtype is None else DTYPES[dtype]
+        if memory is not None and computed != "float32":
+            raise ExportError(
+                f"memory dtype {memory!r} is for models that compute in float32; this one computes in {computed}.",
+                hint="Leave it out: rings have the model's dtype.",
+            )
+        stored = None if memory is None else DTYPES[memory]
+        return cls(computed, weights, block_size, memory=stored)  # type: ignore[arg-type]
 
     @classmethod
     def from_json(cls, fields: Fields) -> Precision:
@@ -72,10 +91,13 @@ class Precision:
         """
         if not fields.values:
             return cls()
-        fields.only(*(field.name for field in dataclass_fields(cls)))
+        fields.with_defaults({"memory": None}).only(*(field.name for field in dataclass_fields(cls)))
         dtype, weights = fields.text("dtype"), fields.text_or_none("weights")
+        memory = fields.text_or_none("memory") if "memory" in fields.values else None
         if dtype not in get_args(FloatDType):
             raise fields.wrong("dtype", f"one of {', '.join(get_args(FloatDType))}")
+        if memory not in (None, *get_args(FloatDType)):
+            raise fields.wrong("memory", f"null or one of {', '.join(get_args(FloatDType))}")
         if weights not in (None, *get_args(QuantType)):
             raise fields.wrong("weights", f"null or one of {', '.join(get_args(QuantType))}")
         return cls(
@@ -87,6 +109,7 @@ class Precision:
             transposed=fields.texts("transposed"),
             lookups=fields.texts("lookups"),
             left=fields.mapping("left", str, "an object of texts"),
+            memory=memory,  # type: ignore[arg-type]
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -97,13 +120,19 @@ class Precision:
     @property
     def is_plain(self) -> bool:
         """Whether everything is float32."""
-        return self.dtype == "float32" and self.weights is None
+        return self.dtype == "float32" and self.weights is None and self.memory is None
 
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of :func:`~edgemem.export.export_bundle` that ask for this precision."""
-        short = next(short for short, dtype in DTYPES.items() if dtype == self.dtype)
-        return {"dtype": short, "weights": self.weights, "block_size": self.block_size}
+        short = {dtype: short for short, dtype in DTYPES.items()}
+        memory = None if self.memory is None else short[self.memory]
+        return {
+            "dtype": short[self.dtype],
+            "weights": self.weights,
+            "block_size": self.block_size,
+            "memory_dtype": memory,
+        }
 
     def __str__(self) -> str:
         """The precision in one line.
@@ -117,6 +146,8 @@ class Precision:
             words += f", {len(self.matrices)} {noun} as {self.weights} in blocks of {self.block_size}"
             if self.dtype == "float32" and self.lookups:
                 words += f"; looked up, in 16 bits: {', '.join(self.lookups)}"
+        if self.memory is not None:
+            words += f"; rings in {self.memory}"
         if self.left:
             words += "; left: " + ", ".join(f"{name} ({reason})" for name, reason in self.left.items())
         return words

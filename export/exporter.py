@@ -79,7 +79,7 @@ def _write(source: Source, folder: Path, options: ExportOptions, announce: Annou
         announce(f"edgemem does not have these settings of generation_config.json: {', '.join(ignored)}")
     config = source.config
     return Manifest(
-        contract=contract,
+        contract=job.contract,
         graphs=tuple(graph for graph, _ in job.graphs),
         source=SourceInfo(source.kind, source.name, source.has_random_weights, source.options),
         model=traced.config,

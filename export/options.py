@@ -19,13 +19,14 @@ class ExportOptions:
             decoder's configuration, or ``"fp32"``.
         weights: ``"int8"`` or ``"int4"`` stores the large matrices as scaled integers.
         block_size: Rows of a matrix that share a scale: 16, 32, 64 or 128.
+        memory_dtype: ``"fp16"`` stores the rings in 16 bits where the model computes in float32.
         verify: Compare the bundle with the model (see :mod:`edgemem.export.verify.check`).
         steps: Steps of that check; ``None``: twice past the longest window.
         allow_change: Write the bundle even if reduced precision changes the outputs more than it should, and mark it
             as unverified: to measure a device before the model is trained.
 
     Raises:
-        ExportError: ``dtype``, ``weights`` or ``block_size`` has an unknown value.
+        ExportError: ``dtype``, ``weights``, ``block_size`` or ``memory_dtype`` has an unknown value.
     """
 
     sealed: bool = False
@@ -33,6 +34,7 @@ class ExportOptions:
     dtype: str | None = None
     weights: str | None = None
     block_size: int = DEFAULT_BLOCK_SIZE
+    memory_dtype: str | None = None
     verify: bool = True
     steps: int | None = None
     allow_change: bool = False
@@ -42,4 +44,4 @@ class ExportOptions:
 
     def precision(self, default: FloatDType) -> Precision:
         """The precision that the options ask for; ``default`` is the dtype if they name none."""
-        return Precision.of(self.dtype, self.weights, self.block_size, default=default)
+        return Precision.of(self.dtype, self.weights, self.block_size, self.memory_dtype, default=default)

@@ -16,6 +16,7 @@ from torch import nn
 from edgemem.contract import Contract
 from edgemem.export.passes.embed_contract import embed_contract
 from edgemem.export.passes.halve import halve_matrices, halve_tables
+from edgemem.export.passes.narrow_rings import narrow_rings
 from edgemem.export.passes.native_form import native_form
 from edgemem.export.passes.norms import divide_by_roots
 from edgemem.export.passes.quantize import quantize
@@ -33,7 +34,7 @@ class Job:
     Attributes:
         graphs: The graphs and their files; passes change the graphs in place.
         native: Their native forms, by file.
-        contract: The contract of every graph.
+        contract: The contract of every graph; a pass that changes states changes it.
         module: What the graphs were traced from.
         precision: The precision that was asked for.
         folder: Where the files are written.
@@ -94,6 +95,7 @@ PASSES = (
         lambda job: job.precision.dtype != "float32" and not job.traced_in_dtype,
         lambda job: halve_matrices(job.models, job.module, job.precision, job.stored),
     ),
+    Pass("", lambda job: job.precision.memory is not None, lambda job: _narrow(job)),
     Pass("", lambda job: True, lambda job: _split_forms(job)),
     Pass(
         "writing weights and graph",
@@ -123,6 +125,11 @@ def run_passes(job: Job, announce: Callable[[str], None]) -> None:
             if step.stage:
                 announce(step.stage.format(weights=job.precision.weights))
             step.run(job)
+
+
+def _narrow(job: Job) -> None:
+    assert job.precision.memory is not None
+    job.contract = narrow_rings([model for _, model in job.graphs], job.contract, job.precision.memory)
 
 
 def _split_forms(job: Job) -> None:

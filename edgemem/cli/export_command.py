@@ -13,7 +13,7 @@ from edgemem.cli.export_tools import checking, needs_export_packages, print_repo
 from edgemem.cli.options import MOST_STEPS, count, option_group
 from edgemem.cli.transformers_options import TransformersOptions
 from edgemem.console import console, headed, print_json, readable_bytes
-from edgemem.precision import DEFAULT_BLOCK_SIZE
+from edgemem.precision import DEFAULT_BLOCK_SIZE, MEMORY_DTYPES
 
 _MOST_NOTES = 5
 
@@ -34,6 +34,11 @@ _MOST_NOTES = 5
     "--block-size",
     type=click.Choice(["16", "32", "64", "128"]),
     help="Rows of a matrix that share a scale, with --weights (default: 32).",
+)
+@click.option(
+    "--memory-dtype",
+    type=click.Choice(MEMORY_DTYPES),
+    help="Store rings in fewer bits where the model computes in float32.",
 )
 @click.option(
     "--allow-change",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgemem.export.passes.gates import join_gates
+from edgemem.export.passes.narrow_rings import read_narrow_rings
 from edgemem.export.passes.norms import join_norms
 from edgemem.export.passes.reshapes import drop_reshapes
 from edgemem.export.passes.rotations import join_rotations
@@ -28,6 +29,7 @@ def native_form(model: ir.Model) -> ir.Model | None:
     fill_sites(copy)
     remove_sites(copy)
     join_rotations(copy)
+    read_narrow_rings(copy)
     join_gates(copy)
     join_norms(copy)
     drop_reshapes(copy)

@@ -196,7 +196,7 @@ def _same_states(a: Contract, b: Contract, precision: Precision) -> bool:
     """Whether two contracts have the same states, apart from the dtypes that the precision changes."""
 
     def plain(contract: Contract) -> list[object]:
-        narrow = ("float32", precision.dtype)
+        narrow = ("float32", precision.dtype, precision.memory)
         return [replace(s, dtype="float32" if s.dtype in narrow else s.dtype) for s in contract.states]
 
     return plain(a) == plain(b)
