@@ -348,13 +348,17 @@ def before(bundle: Bundle, folder: Path) -> Bundle:
 
 def quantised(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) -> list[Figure]:
     """Steps with 8-bit and 4-bit weights against float32 as it was, in the same rounds, and the size of the bundle."""
-    targets = {"int8": 2.7, "int4": 4.0}
+    kinds = {
+        "int8": (2.7, ExportOptions(weights="int8", verify=False)),
+        "int4": (4.0, ExportOptions(weights="int4", verify=False)),
+        "int4_half_rings": (5.0, ExportOptions(weights="int4", memory_dtype="fp16", verify=False)),
+    }
     source = source_of(bundle)
     bundles = {"before": before(bundle, folder / "before"), "float32": bundle}
-    for number_done, weights in enumerate(targets):
-        progress("quantising", number_done, len(targets))
-        bundles[weights] = export_bundle(source, folder / weights, ExportOptions(weights=weights, verify=False))
-    progress("quantising", len(targets), len(targets))
+    for number_done, (kind, (_, options)) in enumerate(kinds.items()):
+        progress("quantising", number_done, len(kinds))
+        bundles[kind] = export_bundle(source, folder / kind, options)
+    progress("quantising", len(kinds), len(kinds))
     with contextlib.ExitStack() as stack:
         contenders = []
         for name, one in bundles.items():
@@ -367,11 +371,13 @@ def quantised(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) 
         )
     p50 = {name: statistics.median_ms(values) for name, values in samples.items()}
     figures = []
-    for weights, target in {"float32": 1.0, **targets}.items():
-        faster = statistics.ratio(samples["before"], samples[weights])
-        details = f"step {number(p50[weights])} ms, before {number(p50['before'])} ms"
-        title = f"float32 step of commit 2a5ca8f over a step with {weights} weights"
-        figures.append(Figure(f"{weights}_speedup", title, faster.value, "×", target, True, faster, details))
+    for kind, target in {"float32": 1.0, **{kind: target for kind, (target, _) in kinds.items()}}.items():
+        faster = statistics.ratio(samples["before"], samples[kind])
+        details = f"step {number(p50[kind])} ms, before {number(p50['before'])} ms"
+        weights, _, rings = kind.partition("_")
+        key = f"{weights}_speedup{'_' * bool(rings)}{rings}"
+        title = f"float32 step of commit 2a5ca8f over one with {kind.replace('_', ', ')}"
+        figures.append(Figure(key, title, faster.value, "×", target, True, faster, details))
     sizes = {name: sum(size for _, size in one.manifest.files.values()) for name, one in bundles.items()}
     details = f"{number(sizes['int4'] / 2**20)} MiB and {number(sizes['float32'] / 2**20)} MiB"
     share = sizes["int4"] / sizes["float32"]

@@ -84,11 +84,15 @@ def test_every_figure_is_measured_on_a_bundle(
         exact = figures.parity(bundle, session, effort, silent)
     measured += figures.quantised(bundle, effort, tmp_path, silent)
     measured.append(figures.memory_growth(bundle, effort, silent))
-    assert exported == [("int8", tmp_path / "int8"), ("int4", tmp_path / "int4")]
+    assert exported == [
+        ("int8", tmp_path / "int8"),
+        ("int4", tmp_path / "int4"),
+        ("int4", tmp_path / "int4_half_rings"),
+    ]
     assert exact.reached
     assert exact.value > 0
     assert all(figure.value > 0 for figure in measured[:-1])
-    assert len({figure.key for figure in [*measured, exact]}) == len(figures.rows([*measured, exact])) == 14
+    assert len({figure.key for figure in [*measured, exact]}) == len(figures.rows([*measured, exact])) == 15
 
 
 def test_the_reference_before_is_that_of_today_with_another_graph(figures: ModuleType) -> None:
