@@ -67,6 +67,8 @@ def run(
                 raise click.UsageError(f"{flags[0]} is for models of tokens, --audio for models of audio.")
             run_audio(session, options)
             return
+        if session.contract.input.sample_rate_hz is not None and not session.contract.is_plain:
+            raise click.UsageError(f"{bundle} takes audio: give --audio FILE, or --audio - for samples from stdin.")
         session.contract.require_plain("edgemem run")
         if not session.contract.input.is_tokens:
             if flags := flags_given(prompt) + flags_given(sampling):

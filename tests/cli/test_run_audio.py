@@ -257,6 +257,8 @@ def test_a_snapshot_cannot_hold_what_is_between_two_sample_rates(detector, invok
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ((), "takes audio: give --audio FILE"),
+        (("rows.csv",), "takes audio: give --audio FILE"),
         (("--threshold", "0.5"), "--threshold needs --audio"),
         (("--audio", "-", "rows.csv"), "INPUT is for rows of features"),
         (("--audio", "-", "--columns", "1"), "--columns is for rows of features"),
