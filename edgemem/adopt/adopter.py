@@ -13,6 +13,7 @@ from edgemem.adopt.compare import LARGEST, Progress, compare
 from edgemem.adopt.describe import describe, probe_sizes
 from edgemem.adopt.evidence import LONG_CALL, long_calls, recording, sequence_form
 from edgemem.adopt.fold import fold
+from edgemem.adopt.leapp import is_leapp, read_leapp
 from edgemem.adopt.options import AdoptOptions
 from edgemem.adopt.pairing import Pair, pair_states
 from edgemem.adopt.proof import TOLERANCE, refuse_dead_states, rows_are_independent, settle_pairs
@@ -64,7 +65,7 @@ def propose(
     """Find what the tensors of an ONNX file are, and prove it by calling the graph.
 
     Args:
-        path: The file, or two that ``options.between`` connects.
+        path: The file, a LEAPP description of it (``.yaml``), or two files that ``options.between`` connects.
         options: What the user says.
         announce: Called with a line at each stage.
 
@@ -72,7 +73,7 @@ def propose(
         ExportError: The file cannot be adopted; the message names the tensor, the hint what to do.
         VerificationError: Pairs that the user named contradict a sequence form or a recording.
     """
-    files = _files(path)
+    files, options = _source(path, options)
     announce(f"reading {' and '.join(file.name for file in files)}, and pairing states")
     subject, undecided = _opened(files, options)
     announce("calling the graph to prove them")
@@ -93,8 +94,13 @@ def propose(
         raise ExportError(f"{files[0].name}: {error.message}", hint=error.hint) from error
 
 
-def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
-    return [Path(path)] if isinstance(path, str | Path) else [Path(each) for each in path]
+def _source(path: str | Path | Sequence[str | Path], options: AdoptOptions) -> tuple[list[Path], AdoptOptions]:
+    """The ONNX files, and the options with what a description adds."""
+    files = [Path(path)] if isinstance(path, str | Path) else [Path(each) for each in path]
+    if len(files) == 1 and is_leapp(files[0]):
+        file, options = read_leapp(files[0], options)
+        files = [file]
+    return files, options
 
 
 def _opened(files: Sequence[Path], options: AdoptOptions) -> tuple[Subject, dict[str, str]]:
@@ -138,7 +144,10 @@ def _paired(subject: Subject, options: AdoptOptions) -> tuple[Subject, dict[str,
         raise ExportError(error.message, hint=hint) from error
     values = {name: _value(array) for name, array in called.items() if name not in options.outputs}
     pairs, undecided = pair_states(
-        {state.tensor.name: _value(first[state.tensor.name]) for state in subject.states}, values, options.states
+        {state.tensor.name: _value(first[state.tensor.name]) for state in subject.states},
+        values,
+        options.states,
+        options.states_by,
     )
     subject = subject.with_pairs(pairs)
     if not subject.results:
@@ -197,7 +206,7 @@ def adopt(
     """Make a bundle of an ONNX file with explicit state. It is written only if it computes what the file computes.
 
     Args:
-        path: The file, or two that ``options.between`` connects.
+        path: The file, a LEAPP description of it (``.yaml``), or two files that ``options.between`` connects.
         out: Folder of the bundle.
         options: What the user says about the model.
         announce: Called with a line at each stage.
@@ -208,7 +217,7 @@ def adopt(
         VerificationError: The bundle computes something else than the file.
         EdgememError: The bundle cannot be written.
     """
-    files = _files(path)
+    files, options = _source(path, options)
     proposal = propose(files, options, announce)
     subject, contract = proposal.subject, proposal.contract
     with write_bundle(out) as writer:

@@ -11,6 +11,7 @@ from edgemem.contract import Stft
 from edgemem.errors import ExportError
 
 CHECK_STEPS = 10_000
+BY_USER = "--state"
 _RATES = ("sr", "sample_rate", "sampling_rate", "samplerate")
 
 
@@ -22,6 +23,7 @@ class AdoptOptions:
         inputs: Data inputs, given at every step. Empty: the first input that is neither of the others.
         outputs: Outputs that are results. Empty: those that pair with no input.
         states: State input → state output, where the names do not say it.
+        states_by: Who named these, in words. A description of the publisher's proves them; the user does not.
         fixed: Inputs that are constants, with their values; they become part of the graph.
         held: Inputs that a stream is given once.
         initial: State input → its value at position 0, for one stream; zeros otherwise.
@@ -47,6 +49,7 @@ class AdoptOptions:
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     states: Mapping[str, str] = field(default_factory=dict)
+    states_by: str = BY_USER
     fixed: Mapping[str, Any] = field(default_factory=dict)
     held: tuple[str, ...] = ()
     initial: Mapping[str, Any] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from edgemem.adopt.options import BY_USER
 from edgemem.errors import ExportError
 
 _AFFIXES = {
@@ -55,14 +56,15 @@ class Pair:
 
 
 def pair_states(
-    inputs: Mapping[str, Value], outputs: Mapping[str, Value], given: Mapping[str, str]
+    inputs: Mapping[str, Value], outputs: Mapping[str, Value], given: Mapping[str, str], given_by: str = BY_USER
 ) -> tuple[list[Pair], dict[str, str]]:
     """Pair every state input with an output.
 
     Args:
         inputs: The state inputs.
         outputs: What may be a state's new value.
-        given: Pairs that the user named, input → output.
+        given: Pairs that were named, input → output.
+        given_by: Who named them, in words.
 
     Returns:
         The pairs; and inputs whose names do not decide, each with an output that would do as well.
@@ -93,8 +95,9 @@ def pair_states(
     for name, value in inputs.items():
         twins = tuple(other for other in inputs if other != name and inputs[other] == value)
         only = not twins and len(fits.get(name, [name])) == 1
-        by = "--state" if name in given else "the only one of its shape" if only else "name"
-        pairs.append(Pair(name, given.get(name) or decided[name], by, twins, is_proved=only))
+        by = given_by if name in given else "the only one of its shape" if only else "name"
+        is_told = name in given and given_by != BY_USER
+        pairs.append(Pair(name, given.get(name) or decided[name], by, twins, is_proved=only or is_told))
     return pairs, undecided
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemem.adopt.options import BY_USER
 from edgemem.adopt.pairing import Pair
 from edgemem.adopt.subject import Subject
 from edgemem.errors import ExportError, VerificationError
@@ -202,7 +203,7 @@ def _proved(pair: Pair, evidence: Evidence, is_told_apart: bool) -> Pair:
 def _refuse_named(subject: Subject, better: Subject, swap: Sequence[str], evidence: Evidence) -> None:
     right = {pair.input: pair.output for pair in better.pairs}
     for pair in subject.pairs:
-        if pair.input in swap and pair.by == "--state":
+        if pair.input in swap and pair.by == BY_USER:
             raise VerificationError(
                 f"--state {pair.input}:{pair.output} contradicts {evidence.what}, which agrees with "
                 f"{pair.input}:{right[pair.input]}.",

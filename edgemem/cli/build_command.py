@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgemem.bundle import Bundle, open_bundle
-from edgemem.cli.export_tools import checking
+from edgemem.cli.export_tools import checking, needs_export_packages
 from edgemem.cli.options import count
 from edgemem.console import console, headed, print_json, print_table, readable_bytes
 from edgemem.errors import EngineError, MissingDependencyError, RuntimeUnavailableError
@@ -26,6 +26,7 @@ from edgemem.runtimes.trt.targets import TARGETS, Target, narrowed, of_flavour
 if TYPE_CHECKING:
     from edgemem.export.targets.lint import Finding
 
+LEAPP = "leapp"
 _LINT_HINT = 'pip install "edgemem[export]"'
 
 
@@ -33,7 +34,7 @@ _LINT_HINT = 'pip install "edgemem[export]"'
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--target",
-    type=click.Choice(list(TARGETS)),
+    type=click.Choice([*TARGETS, LEAPP]),
     help="What to build for (default: local, or the target that BUNDLE was packed for).",
 )
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to write (default: inside BUNDLE).")
@@ -76,24 +77,26 @@ def build(
     rtx                      for any RTX GPU, with tensorrt_rtx; needs no GPU
     orin-nano, orin-nx,      on such a board: with its TensorRT;
     orin-agx, thor           elsewhere: check the graph, and pack a folder to copy there
+    leapp                    no engine: a LEAPP description (YAML, ONNX, initial values) in the folder --out
 
     The engines are written to the folder `engines` in BUNDLE, where `edgemem run --runtime tensorrt` finds them. BUNDLE
     can be a folder that was packed for a board: `edgemem build FOLDER` on that board needs no options.
     """
+    if target == LEAPP:
+        return _write_leapp(bundle, out, as_json)
     recipe = read_recipe(bundle) if is_pack(bundle) else None
     chosen = TARGETS[target or (recipe.target if recipe else "local")]
     options = _options(recipe, chosen, max_batch, workspace, top_k, capabilities)
     chosen = narrowed(chosen, options.compute_capabilities)
     opened = open_bundle(bundle / BUNDLE if recipe else bundle)
     packs = _packs(chosen)
-    errors = console(stderr=True)
-    with checking(errors) as (announce, progress):
+    with checking(console(stderr=True)) as (announce, progress):
         flavour = None if packs else _flavour(chosen, optional=check_only)
         if chosen.name == "local" and flavour is not None:
             chosen = of_flavour(flavour)
         findings = _lint(opened, chosen, announce, required=check_only)
-        for finding in findings or []:
-            if finding.level == "warning" and not check_only:
+        for finding in (findings or []) if not check_only else []:
+            if finding.level == "warning":
                 announce(f"note: {finding}")
         result: dict[str, Any] = {
             "bundle": str(opened.path),
@@ -109,8 +112,7 @@ def build(
                 where = out or opened.path.with_name(f"{opened.path.resolve().name}-{chosen.name}")
                 pack(opened, chosen, Recipe(chosen.name, options, tuple(map(str, findings or []))), where)
                 result |= {"packed": str(where), "command": f"edgemem build {where.name}"}
-            else:
-                assert flavour is not None
+            elif flavour is not None:
                 result |= _build(opened, flavour, options, out, announce, progress)
         elif flavour is not None:
             result |= _parse(opened, flavour, announce)
@@ -120,6 +122,20 @@ def build(
         _print(result, chosen)
     if check_only:
         _refuse(findings, chosen)
+
+
+def _write_leapp(bundle: Path, out: Path | None, as_json: bool) -> None:
+    """Write a bundle as a LEAPP description."""
+    if out is None:
+        raise click.UsageError("--target leapp needs --out: the folder to write.")
+    needs_export_packages("onnx_ir")
+    from edgemem.adopt.leapp import write_leapp
+
+    written = write_leapp(open_bundle(bundle), out)
+    if as_json:
+        print_json({"bundle": str(bundle), "target": LEAPP, "description": str(written)})
+    else:
+        console().print(headed(str(written), ": a LEAPP description."))
 
 
 def _options(

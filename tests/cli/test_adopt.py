@@ -119,3 +119,13 @@ def test_inspect_shows_that_a_graph_takes_one_stream(invoke, tmp_path):
         == 0
     )
     assert "x float32 [1, time, 3]" in invoke("inspect", tmp_path / "out").stdout
+
+
+def test_build_writes_a_leapp_description_that_adopt_reads(invoke, tmp_path):
+    model = write(tmp_path / "t.onnx", STEP_TWINS)
+    assert invoke("adopt", model, "--steps", "3", "--out", tmp_path / "bundle").exit_code == 0
+    assert invoke("build", tmp_path / "bundle", "--target", "leapp").exit_code == 2
+    written = invoke("build", tmp_path / "bundle", "--target", "leapp", "--out", tmp_path / "robot")
+    assert written.exit_code == 0, written.output
+    again = invoke("adopt", tmp_path / "robot" / "robot.yaml", "--dry-run")
+    assert "→ hn: robot.yaml" in again.stdout
