@@ -8,31 +8,37 @@
 enum { SIDE_BY_SIDE = 8, X_ROWS = 4 };
 
 // out[r][n] += sum of x[r][k] * w[k][n], for `depth` rows of the matrix from k on and the columns first .. last - 1.
-INLINE void add_rows(const struct product *call, const int rows, const int depth, const float *x, int64_t k,
-                     int64_t first, int64_t last, float *out) {
-  const float *w = call->w + k * call->columns, *next = w + depth * call->columns;
+INLINE void add_rows(const struct product *call, const int rows, const int depth, const float *restrict x, int64_t k,
+                     int64_t first, int64_t last, float *restrict out) {
+  const int64_t columns = call->columns;
+  const float *restrict w = call->w + k * columns, *next = w + depth * columns;
+  vec factors[X_ROWS][SIDE_BY_SIDE];
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+    for (int i = 0; i < depth; i++) factors[r][i] = splat(x[r * call->depth + k + i]);
   int64_t n = first;
   for (; n + LANES <= last; n += LANES) {
     vec even[X_ROWS], odd[X_ROWS];
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) even[r] = load(out + r * call->columns + n), odd[r] = (vec){0};
+    for (int r = 0; r < rows; r++) even[r] = load(out + r * columns + n), odd[r] = (vec){0};
 #pragma GCC unroll 8
     for (int i = 0; i < depth; i++) {
-      vec weights = load(w + i * call->columns + n);
-      if (n % 16 == 0) __builtin_prefetch(next + i * call->columns + n);
+      vec weights = load(w + i * columns + n);
+      if (n % 16 == 0) __builtin_prefetch(next + i * columns + n);
 #pragma GCC unroll 4
       for (int r = 0; r < rows; r++)
         if (i % 2)
-          odd[r] += x[r * call->depth + k + i] * weights;
+          odd[r] += factors[r][i] * weights;
         else
-          even[r] += x[r * call->depth + k + i] * weights;
+          even[r] += factors[r][i] * weights;
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) store(out + r * call->columns + n, even[r] + odd[r]);
+    for (int r = 0; r < rows; r++) store(out + r * columns + n, even[r] + odd[r]);
   }
   for (; n < last; n++)
     for (int r = 0; r < rows; r++)
-      for (int i = 0; i < depth; i++) out[r * call->columns + n] += x[r * call->depth + k + i] * w[i * call->columns + n];
+      for (int i = 0; i < depth; i++) out[r * columns + n] += x[r * call->depth + k + i] * w[i * columns + n];
 }
 
 INLINE void multiply_rows(const struct product *call, const int rows, int64_t row, int64_t first, int64_t last) {
