@@ -21,6 +21,7 @@ ONCE = (
     "dispatch.c",
     "operator.c",
     "memory_attention_operator.c",
+    "memory_states.c",
     "swiglu_operator.c",
     "rms_norm_operator.c",
     "matmul_operator.c",

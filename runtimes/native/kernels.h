@@ -8,19 +8,25 @@
 enum { MEMORIES_MAX = 16, WIDTH_MAX = 512 };
 
 enum element { FLOAT32, FLOAT16, INT8 };
-enum kind { WINDOW, SINKS, CUMULATIVE, GEOMETRIC };
+enum kind { WINDOW, SINKS, CUMULATIVE, GEOMETRIC, GATED_AVERAGE, MOVING_AVERAGE, WEIGHTED_AVERAGE, COMPRESSED };
 
 // One memory of the list: its states as they come in and as they go out, [B, heads, slots, width] each.
 struct memory {
   enum kind kind;
   bool log_count;         // a summary's score gets the logarithm of the number of pairs that it stands for
-  enum element element;   // of a window or of sinks; summaries are float32
-  int64_t slots;          // of a window (W) or of sinks (n)
-  const void *past[2];    // window, sinks: k, v; cumulative: mean, carry; geometric: sum, mass
-  void *present[2];       // the same; of a window only the T new entries
+  int64_t shown, rate;    // compressed: slots that a query sees, and pairs to a slot
+  enum element element;   // of a window, of sinks or of a ring of pairs; the others are float32
+  int64_t slots;          // of a window (W), of sinks (n), of a ring of pairs, of a compressed queue
+  // window, sinks: k, v; cumulative: mean, carry; geometric and gated: sum, mass; ring averages: pairs;
+  // compressed: slots, partial
+  const void *past[2];
+  void *present[2];            // the same; of rings only the T new entries
   const float *past_scale[2];  // of int8 rings: what each slot's integers are multiplied with, [B, H, slots, 1]
   float *present_scale[2];
-  const float *decay;     // geometric: the logarithm of the decay [H]
+  // geometric: logarithm of the decay [H]; gated: logit of what is kept [B, T, H];
+  // weighted: logarithm of the weight at each age [H or 1, slots], parameter_head floats from head to head
+  const float *parameter;
+  int64_t parameter_head;
 };
 
 // A tensor [B, T, heads, width] in any order of its axes; strides in floats.

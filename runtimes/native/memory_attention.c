@@ -9,7 +9,7 @@
 #include "queries.h"
 #include "rotary.h"
 #include "summaries.h"
-#include "slots.h"
+#include "compressed.h"
 
 // Part 0 or 1 (key or value) of a pair, as the given slot of all streams and heads.
 static void write_slot(const struct memory *memory, int part, int64_t slot, const float *x, int64_t width) {
@@ -115,7 +115,7 @@ void LEVEL_NAME(attend)(const struct attention *call, int64_t task) {
     if (call->memory[m].kind == SINKS)
       write_sinks(&head, &call->memory[m], &rotary);
     else
-      copy_summary(&head, &call->memory[m]);
+      begin_summary(&head, &call->memory[m]);
   }
   struct queries queries;
   int64_t total = call->time * call->groups, most = queries_at_once(call->width);
@@ -124,8 +124,10 @@ void LEVEL_NAME(attend)(const struct attention *call, int64_t task) {
     read_summaries(&queries, &head, first);
     read_ring(&queries, &head);
     read_chunk(&queries, &head);
-    for (int m = 1; m < call->memories; m++)
+    for (int m = 1; m < call->memories; m++) {
       if (call->memory[m].kind == SINKS) read_sinks(&queries, &head, &call->memory[m], &rotary);
+      if (call->memory[m].kind == COMPRESSED) read_compressed(&queries, &head, &call->memory[m], first);
+    }
     finish(&queries, call);
   }
 }

@@ -6,18 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "operator.h"
-
-enum { STATES_FROM = 7, LIST_MAX = 1024 };
-#define NAME "edgemem::MemoryAttention: "
-
-struct layer {
-  const struct kernels *const *levels;
-  int64_t heads, kv_heads, window, rotate, heads_first;
-  float scale, softcap;
-  int memories, summaries;
-  struct memory memory[MEMORIES_MAX];  // kinds and options only
-};
+#include "memory_layer.h"
 
 struct call {
   struct attention attention;
@@ -26,20 +15,28 @@ struct call {
 
 // --- attributes -----------------------------------------------------------------------------------------------------
 
-static OrtStatus *read_kind(const char *text, struct memory *memory) {
-  static const struct {
-    const char *text;
-    enum kind kind;
-    bool log_count;
-  } known[] = {{"window", WINDOW, false},         {"sinks", SINKS, false},
-               {"cumulative", CUMULATIVE, false}, {"cumulative:log_count", CUMULATIVE, true},
-               {"geometric", GEOMETRIC, false}};
-  for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-    if (strcmp(text, known[i].text) == 0) {
-      memory->kind = known[i].kind;
-      memory->log_count = known[i].log_count;
-      return NULL;
+// "cumulative", "cumulative:log_count", "compressed:<slots>:<rate>".
+static OrtStatus *read_kind(char *text, struct memory *memory) {
+  char *options = strchr(text, ':');
+  if (options) *options++ = 0;
+  for (int kind = WINDOW; kind <= COMPRESSED; kind++) {
+    if (strcmp(text, about_kind[kind].name) != 0) continue;
+    memory->kind = (enum kind)kind;
+    if (!options && kind != COMPRESSED) return NULL;
+    if (kind == COMPRESSED) {
+      long long shown = 0, rate = 0;
+      char end = 0;
+      if (options && sscanf(options, "%lld:%lld%c", &shown, &rate, &end) == 2 && shown > 0 && rate > 1 &&
+          shown <= INT32_MAX && rate <= INT32_MAX) {
+        memory->shown = shown, memory->rate = rate;
+        return NULL;
+      }
+      return failure(NAME "a compressed memory is written 'compressed:<slots>:<rate>', with a rate of 2 or more");
     }
+    memory->log_count = true;
+    if (about_kind[kind].counts && strcmp(options, "log_count") == 0) return NULL;
+    return failure(NAME "the memory '%s' has no option '%s'", text, options);
+  }
   return failure(NAME "the memory '%s' is not known to this build", text);
 }
 
@@ -56,8 +53,8 @@ static OrtStatus *read_memories(const OrtKernelInfo *info, struct layer *layer) 
     struct memory *memory = &layer->memory[layer->memories];
     TRY(read_kind(kind, memory));
     if ((memory->kind == WINDOW) != (layer->memories == 0))
-      return failure(NAME "the list '%s' must have a window, as its first memory only", text);
-    layer->summaries += memory->kind == CUMULATIVE || memory->kind == GEOMETRIC;
+      return failure(NAME "a list must have a window, as its first memory only");
+    layer->summaries += about_kind[memory->kind].is_summary;
   }
   return NULL;
 }
@@ -194,9 +191,10 @@ static OrtStatus *check_widths(const struct layer *layer, const struct attention
       return failure(NAME "heads are %lld wide; supported are 1 to %d", (long long)widths[i], WIDTH_MAX);
   if (layer->rotate && call->width % 2)
     return failure(NAME "heads of odd width %lld cannot be rotated", (long long)call->width);
-  if (layer->summaries && call->value_width != call->width)
-    return failure(NAME "keys are %lld wide and values %lld; a summary needs equal widths", (long long)call->width,
-                   (long long)call->value_width);
+  for (int m = 0; m < layer->memories; m++)
+    if (about_kind[layer->memory[m].kind].joins_pairs && call->value_width != call->width)
+      return failure(NAME "keys are %lld wide and values %lld; the memory '%s' needs equal widths", (long long)call->width,
+                     (long long)call->value_width, about_kind[layer->memory[m].kind].name);
   return NULL;
 }
 
@@ -229,104 +227,6 @@ static OrtStatus *read_fixed(const OrtKernelContext *context, const struct layer
   const int64_t bias[2] = {layer->summaries, layer->heads};
   TRY(read_optional(context, NAME, 5, "sink_logits", &layer->heads, 1, &call->sink_logits));
   return read_optional(context, NAME, 6, "bias", bias, 2, &call->bias);
-}
-
-// --- states ---------------------------------------------------------------------------------------------------------
-
-// Where the next state is among inputs and outputs.
-struct places {
-  size_t input, output;
-};
-
-// Reads a state, and makes its output of `entries` slots in place of dims[2]; `dims` are those that it must have.
-static OrtStatus *read_state(OrtKernelContext *context, struct places *places, const char *what, int type,
-                             const int64_t dims[4], int64_t entries, const void **past, void **present) {
-  struct tensor state;
-  TRY(read_input(context, places->input, &state));
-  TRY(expect(&state, NAME, places->input++, what, type, dims, 4));
-  const int64_t made[4] = {dims[0], dims[1], entries, dims[3]};
-  TRY(make_output(context, places->output, made, 4, present));
-  if (!*present) return failure(NAME "output %zu (%s) is not connected", places->output, what);
-  places->output++;
-  *past = state.data;
-  return NULL;
-}
-
-// The keys or the values of a window or of sinks, [B, H, slots, width], and their scales where they are integers.
-static OrtStatus *read_part(OrtKernelContext *context, struct places *places, const struct attention *call,
-                            struct memory *memory, int part) {
-  static const char *const names[2][4] = {{"keys of the window", "scales of the window's keys",
-                                           "values of the window", "scales of the window's values"},
-                                          {"keys of sinks", "", "values of sinks", ""}};
-  static const int types[] = {[FLOAT32] = ORT_FLOAT32, [FLOAT16] = ORT_FLOAT16, [INT8] = ORT_INT8};
-  const char *const *name = names[memory->kind == SINKS] + 2 * part;
-  int64_t entries = memory->kind == WINDOW ? call->time : memory->slots;
-  int64_t dims[4] = {call->batch, call->kv_heads, memory->slots, part ? call->value_width : call->width};
-  TRY(read_state(context, places, name[0], types[memory->element], dims, entries, &memory->past[part],
-                 &memory->present[part]));
-  if (memory->element != INT8) return NULL;
-  dims[3] = 1;
-  return read_state(context, places, name[1], ORT_FLOAT32, dims, entries, (const void **)&memory->past_scale[part],
-                    (void **)&memory->present_scale[part]);
-}
-
-// Window and sinks: keys and values of one element type.
-static OrtStatus *read_pairs(OrtKernelContext *context, struct places *places, const struct attention *call,
-                             struct memory *memory) {
-  struct tensor keys;
-  TRY(read_input(context, places->input, &keys));
-  bool is_window = memory->kind == WINDOW, is_int8 = keys.type == ORT_INT8 && is_window;
-  if (!keys.data || keys.rank != 4 || (keys.type != ORT_FLOAT32 && keys.type != ORT_FLOAT16 && !is_int8))
-    return failure(NAME "input %zu (keys of %s) must be float32%s or float16 [B, %lld, slots, %lld]", places->input,
-                   is_window ? "the window" : "sinks", is_window ? ", int8" : "", (long long)call->kv_heads,
-                   (long long)call->width);
-  memory->element = is_int8 ? INT8 : keys.type == ORT_FLOAT16 ? FLOAT16 : FLOAT32;
-  memory->slots = is_window ? call->window : keys.dims[2];
-  TRY(read_part(context, places, call, memory, 0));
-  return read_part(context, places, call, memory, 1);
-}
-
-static OrtStatus *read_summary(OrtKernelContext *context, struct places *places, const struct attention *call,
-                               struct memory *memory) {
-  const int64_t pair[4] = {call->batch, 2 * call->kv_heads, 1, call->width};
-  if (memory->kind == CUMULATIVE) {
-    TRY(read_state(context, places, "mean", ORT_FLOAT32, pair, 1, &memory->past[0], &memory->present[0]));
-    return read_state(context, places, "carry", ORT_FLOAT32, pair, 1, &memory->past[1], &memory->present[1]);
-  }
-  const int64_t mass[4] = {call->batch, call->kv_heads, 1, 1};
-  struct tensor decay;
-  TRY(read_state(context, places, "sum", ORT_FLOAT32, pair, 1, &memory->past[0], &memory->present[0]));
-  TRY(read_state(context, places, "mass", ORT_FLOAT32, mass, 1, &memory->past[1], &memory->present[1]));
-  TRY(read_input(context, places->input, &decay));
-  TRY(expect(&decay, NAME, places->input++, "log_decay", ORT_FLOAT32, &call->kv_heads, 1));
-  memory->decay = decay.data;
-  return NULL;
-}
-
-// Inputs and outputs must be as many as the list has states; a window of integers has two more.
-static OrtStatus *check_counts(const OrtKernelContext *context, const struct layer *layer) {
-  size_t inputs = 0, outputs = 0, wanted = STATES_FROM, states = 1;
-  struct tensor keys = {0};
-  TRY(ort->KernelContext_GetInputCount(context, &inputs));
-  TRY(ort->KernelContext_GetOutputCount(context, &outputs));
-  if (inputs > STATES_FROM) TRY(read_input(context, STATES_FROM, &keys));
-  for (int m = 0; m < layer->memories; m++) {
-    size_t tensors = m == 0 && keys.type == ORT_INT8 ? 4 : 2;
-    wanted += tensors + (layer->memory[m].kind == GEOMETRIC);
-    states += tensors;
-  }
-  if (inputs == wanted && outputs == states) return NULL;
-  return failure(NAME "%zu inputs and %zu outputs; this list of memories has %zu and %zu", inputs, outputs, wanted, states);
-}
-
-static OrtStatus *read_states(OrtKernelContext *context, struct attention *call) {
-  struct places places = {STATES_FROM, 1};
-  for (int m = 0; m < call->memories; m++) {
-    struct memory *memory = &call->memory[m];
-    TRY(memory->kind == WINDOW || memory->kind == SINKS ? read_pairs(context, &places, call, memory)
-                                                        : read_summary(context, &places, call, memory));
-  }
-  return NULL;
 }
 
 // --- the call -------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ static OrtStatus *read_shape(const OrtValue *value, size_t index, struct tensor 
 OrtStatus *read_input(const OrtKernelContext *context, size_t index, struct tensor *tensor) {
   const OrtValue *value = NULL;
   void *data = NULL;
-  tensor->data = NULL;
+  tensor->data = NULL, tensor->type = 0, tensor->rank = 0;
   TRY(ort->KernelContext_GetInput(context, index, &value));
   if (!value) return NULL;
   TRY(read_shape(value, index, tensor));

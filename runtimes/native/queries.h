@@ -33,6 +33,18 @@ INLINE void copy(void *to, const void *from, int64_t bytes) {
   if (to != from) memcpy(to, from, (size_t)bytes);
 }
 
+// Where the state of one head lies in tensors [B, 2H, 1, D]: the H heads' keys, then their values.
+INLINE int64_t key_place(const struct head *head) {
+  return (head->row * 2 * head->call->kv_heads + head->index) * head->call->width;
+}
+
+// The same of [B, H].
+INLINE int64_t head_place(const struct head *head) { return head->row * head->call->kv_heads + head->index; }
+
+INLINE int64_t value_place(const struct head *head) {
+  return key_place(head) + head->call->kv_heads * head->call->width;
+}
+
 INLINE int64_t queries_at_once(int64_t width) {
   return QUERY_FLOATS / width < QUERIES_MAX ? QUERY_FLOATS / width : QUERIES_MAX;
 }

@@ -17,6 +17,9 @@ LISTS = (
     ["window", "cumulative"],
     ["window", "geometric", "cumulative:log_count"],
     ["window", "sinks", "cumulative", "geometric", "geometric"],
+    ["window", "gated_average", "moving_average"],
+    ["window", "weighted_average:log_count", "moving_average:log_count", "compressed:3:2"],
+    ["window", "compressed:2:5", "sinks", "gated_average"],
 )
 FAR = (0, 1, 2, 5, 7, 8, 9, 30, 1000, 2**31 - 3, 2**40 + 1, 2**53 + 1, 2**62 - 600)
 
@@ -50,7 +53,7 @@ def make_call(
         return values.astype(np.float16).astype(np.float32) if halves else values
 
     states: dict[str, Array] = {}
-    decays: dict[int, Array] = {}
+    parameters: dict[int, Array] = {}
     for m, memory in enumerate(memories):
         if memory in ("window", "sinks"):
             slots = window if memory == "window" else sinks
@@ -61,14 +64,26 @@ def make_call(
                     states[f"{m}.{tensor}"] = (values * 60).clip(-127, 127).astype(np.int8)
                 else:
                     states[f"{m}.{tensor}"] = values.astype(np.float32 if ring is np.int8 else ring)
+        elif memory.startswith("compressed"):
+            shown, rate = map(int, memory.split(":")[1:])
+            states[f"{m}.slots"] = draw(batch, 2 * kv_heads, shown + -(-window // rate) + 1, width)
+            states[f"{m}.partial"] = draw(batch, 2 * kv_heads, 1, width)
         elif memory.startswith("cumulative"):
             states[f"{m}.mean"] = draw(batch, 2 * kv_heads, 1, width)
             states[f"{m}.carry"] = draw(batch, 2 * kv_heads, 1, width) * np.float32(1e-8)
+        elif memory.startswith(("moving", "weighted")):
+            slots = 5 + window % 7
+            states[f"{m}.pairs"] = draw(batch, 2 * kv_heads, slots, width).astype(
+                np.float16 if ring is np.float16 else np.float32
+            )
+            if memory.startswith("weighted"):
+                parameters[m] = draw(1 if seed % 2 else kv_heads, slots) * 2
         else:
             states[f"{m}.sum"] = draw(batch, 2 * kv_heads, 1, width) * 5
             states[f"{m}.mass"] = np.abs(draw(batch, kv_heads, 1, 1)) * 5
-            decays[m] = np.log(random.uniform(0.5, 0.999, kv_heads)).astype(np.float32)
-    summaries = sum(memory not in ("window", "sinks") for memory in memories)
+            decays = np.log(random.uniform(0.5, 0.999, kv_heads)).astype(np.float32)
+            parameters[m] = decays if memory == "geometric" else draw(batch, time, kv_heads) * 3
+    summaries = sum(not memory.startswith(("window", "sinks", "compressed")) for memory in memories)
     given: dict[str, Any] = {"phases": rotary_phases(width), "bias": draw(summaries, heads) if summaries else None}
     return Call(
         memories,
@@ -79,7 +94,7 @@ def make_call(
         window,
         width**-0.5,
         states,
-        log_decay=decays,
+        parameters=parameters,
         **{**given, **options},
     )
 

@@ -23,23 +23,28 @@ static struct strided heads_first(int64_t batch, int64_t heads, int64_t time, in
   return (struct strided){floats(batch * heads * time * width), heads * time * width, width, time * width};
 }
 
-static void states(struct attention *call, struct memory *memory, int64_t sizes[2], int64_t heads[2]) {
-  static const int64_t bytes[] = {[FLOAT32] = 4, [FLOAT16] = 2, [INT8] = 1};
-  int64_t slots = memory->kind == WINDOW || memory->kind == SINKS ? memory->slots : 1;
-  int64_t made = memory->kind == WINDOW ? call->time : slots;
-  for (int part = 0; part < 2; part++) {
-    int64_t rows = call->batch * heads[part];
-    sizes[part] = rows * made * bytes[memory->element] * (part ? call->value_width : call->width);
-    if (memory->kind == GEOMETRIC && part) sizes[part] = rows * 4;
-    int64_t before = made ? sizes[part] / made * slots : 0;
-    memory->past[part] = take((size_t)before);
-    memory->present[part] = malloc((size_t)sizes[part] + 1);
-    if (memory->element == INT8) {
-      memory->past_scale[part] = floats(rows * slots);
-      memory->present_scale[part] = malloc((size_t)(rows * made * 4));
-    }
+// A state as it is before the call, and room for it after.
+static size_t state(const void **past, void **present) {
+  size_t before = (size_t)number(), after = (size_t)number();
+  *past = take(before);
+  *present = malloc(after + 1);
+  return after;
+}
+
+static void memory(struct memory *memory, size_t sizes[4]) {
+  memory->kind = (enum kind)number(), memory->log_count = number(), memory->element = (enum element)number();
+  memory->slots = number(), memory->shown = number(), memory->rate = number(), memory->parameter_head = number();
+  int tensors = (int)number();
+  for (int i = 0; i < tensors; i++) {
+    if (tensors < 4)
+      sizes[i] = state(&memory->past[i], &memory->present[i]);
+    else if (i % 2)
+      sizes[i] = state((const void **)&memory->past_scale[i / 2], (void **)&memory->present_scale[i / 2]);
+    else
+      sizes[i] = state(&memory->past[i / 2], &memory->present[i / 2]);
   }
-  if (memory->kind == GEOMETRIC) memory->decay = floats(call->kv_heads);
+  size_t bytes = (size_t)number();
+  if (bytes) memory->parameter = take(bytes);
 }
 
 int main(void) {
@@ -56,25 +61,18 @@ int main(void) {
   if (number()) call.sink_logits = floats(heads);
   if (summaries) call.bias = floats(summaries * heads);
   call.memories = (int)number();
-  int64_t sizes[MEMORIES_MAX][2];
-  for (int m = 0; m < call.memories; m++) {
-    struct memory *memory = &call.memory[m];
-    memory->kind = (enum kind)number(), memory->log_count = number(), memory->element = (enum element)number();
-    memory->slots = number();
-    bool summary = memory->kind == CUMULATIVE || memory->kind == GEOMETRIC;
-    int64_t of[2] = {call.kv_heads << summary, call.kv_heads << (memory->kind == CUMULATIVE)};
-    states(&call, memory, sizes[m], of);
-  }
+  size_t sizes[MEMORIES_MAX][4] = {{0}};
+  for (int m = 0; m < call.memories; m++) memory(&call.memory[m], sizes[m]);
   size_t read = (size_t)(call.batch * call.time * heads * call.width);
   call.read = malloc(read * 4 + 1);
   for (int64_t task = 0; task < call.batch * call.kv_heads; task++) KERNELS.attend(&call, task);
   fwrite(call.read, 4, read, stdout);
   for (int m = 0; m < call.memories; m++)
-    for (int part = 0; part < 2; part++) {
-      const struct memory *memory = &call.memory[m];
-      fwrite(memory->present[part], 1, (size_t)sizes[m][part], stdout);
-      if (memory->element == INT8)
-        fwrite(memory->present_scale[part], 4, (size_t)(call.batch * call.kv_heads * call.time), stdout);
+    for (int i = 0; i < 4; i++) {
+      bool scaled = call.memory[m].element == INT8;
+      const void *scale = call.memory[m].present_scale[i / 2];
+      const void *data = !scaled ? (i < 2 ? call.memory[m].present[i] : NULL) : i % 2 ? scale : call.memory[m].present[i / 2];
+      if (sizes[m][i]) fwrite(data, 1, sizes[m][i], stdout);
     }
   return 0;
 }

@@ -18,8 +18,11 @@ TENSORS = {
     "window": ("k", "v"),
     "sinks": ("k", "v"),
     "cumulative": ("mean", "carry"),
-    "cumulative:log_count": ("mean", "carry"),
     "geometric": ("sum", "mass"),
+    "gated_average": ("sum", "mass"),
+    "moving_average": ("pairs",),
+    "weighted_average": ("pairs",),
+    "compressed": ("slots", "partial"),
 }
 KINDS = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
 KINDS |= {np.dtype(np.int64): TensorProto.INT64, np.dtype(np.int8): TensorProto.INT8}
@@ -29,7 +32,7 @@ def tensors(call: Call, m: int) -> tuple[str, ...]:
     """Names of the states of a call's memory ``m``, in the operator's order."""
     if call.states.get(f"{m}.k", call.q).dtype == np.int8:
         return "k", "k_scale", "v", "v_scale"
-    return TENSORS[call.memories[m]]
+    return TENSORS[call.memories[m].split(":")[0]]
 
 
 def session(
@@ -72,11 +75,11 @@ def attention_inputs(call: Call, heads_first: bool) -> dict[str, Array]:
         inputs = {"q": packed.reshape(*packed.shape[:2], packed.shape[2] * packed.shape[3]), "k": None, "v": None}
     inputs |= {"position": call.position, "phases": call.phases}
     inputs |= {"sink_logits": call.sink_logits, "bias": call.bias}
-    for m, memory in enumerate(call.memories):
+    for m in range(len(call.memories)):
         for tensor in tensors(call, m):
             inputs[f"{m}.{tensor}"] = call.states[f"{m}.{tensor}"]
-        if memory == "geometric":
-            inputs[f"{m}.log_decay"] = call.log_decay[m]
+        if m in call.parameters:
+            inputs[f"{m}.parameter"] = call.parameters[m]
     return inputs
 
 

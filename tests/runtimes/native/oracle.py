@@ -36,7 +36,7 @@ class Call:
     softcap: float = 0.0
     sink_logits: Array | None = None
     bias: Array | None = None
-    log_decay: dict[int, Array] = field(default_factory=dict)
+    parameters: dict[int, Array] = field(default_factory=dict)
 
 
 def rotated(x: Array, position: int, phases: Array | None) -> Array:
@@ -89,6 +89,8 @@ class Row:
         call, h = self.call, self.h
         heads = call.k.shape[1]
         pairs = np.concatenate([call.k[self.b, h], call.v[self.b, h]], axis=-1).astype(np.float64)
+        if "_average" in call.memories[m] and "gated" not in call.memories[m]:
+            return self.ring_average(m, t)
         if call.memories[m].startswith("cumulative"):
             known = self.states[f"{m}.mean"] + self.states[f"{m}.carry"]
             mean = np.concatenate([known[h, 0], known[heads + h, 0]])
@@ -102,11 +104,52 @@ class Row:
         h, heads = self.h, self.call.k.shape[1]
         total = np.concatenate([self.states[f"{m}.sum"][h, 0], self.states[f"{m}.sum"][heads + h, 0]])
         mass = float(self.states[f"{m}.mass"][h, 0, 0])
-        kept = math.exp(float(self.call.log_decay[m][h]))
+        parameter = self.call.parameters[m].astype(np.float64)
         for j in range(t + 1):
-            pair = np.concatenate([self.call.k[self.b, h, j], self.call.v[self.b, h, j]]).astype(np.float64)
-            total, mass = kept * total + pair, kept * mass + 1
+            kept, taken = math.exp(parameter[h]) if parameter.ndim == 1 else 0.0, 1.0
+            if parameter.ndim == 3:
+                kept, taken = (1 / (1 + math.exp(sign * parameter[self.b, j, h])) for sign in (-1, 1))
+            total, mass = kept * total + taken * self.raw(j), kept * mass + taken
         return total, mass
+
+    def raw(self, j: int, kind: Any = np.float64) -> Array:
+        """The un-rotated pair of step ``j`` of the call, stored as ``kind``: its key, then its value."""
+        pair = np.concatenate([self.call.k[self.b, self.h, j], self.call.v[self.b, self.h, j]])
+        return pair.astype(kind).astype(np.float64)
+
+    def ring_average(self, m: int, t: int) -> tuple[Array, Array]:
+        pairs, h, heads = self.call.states[f"{m}.pairs"], self.h, self.call.k.shape[1]
+        size, i = pairs.shape[2], self.start + t
+        total, mass = np.zeros(2 * pairs.shape[3]), 0.0
+        for p in range(max(0, i - size + 1), i + 1):
+            ring = pairs[self.b].astype(np.float64)
+            old = np.concatenate([ring[h, p % size], ring[heads + h, p % size]])
+            beta = 1.0
+            if m in self.call.parameters:
+                log_beta = self.call.parameters[m]
+                beta = math.exp(log_beta[h if len(log_beta) > 1 else 0, i - p])
+            total += beta * (old if p < self.start else self.raw(p - self.start, pairs.dtype))
+            mass += beta
+        return tuple(np.split(total / mass, 2))  # type: ignore[return-value]
+
+    def count(self, m: int, i: int) -> int:
+        """How many pairs summary ``m`` stands for at position ``i``."""
+        if f"{m}.pairs" in self.states:
+            return min(i + 1, self.states[f"{m}.pairs"].shape[1])
+        return i + 1
+
+    def block(self, m: int, b: int) -> Array:
+        """The mean pair of block ``b`` of a compressed memory; the sum, where it is not complete after the call."""
+        rate, h, heads = int(self.call.memories[m].split(":")[2]), self.h, self.call.k.shape[1]
+        time, slots, partial = self.call.k.shape[2], self.states[f"{m}.slots"], self.states[f"{m}.partial"]
+        if (b + 1) * rate <= self.start:
+            return np.concatenate([slots[h, b % slots.shape[1]], slots[heads + h, b % slots.shape[1]]])
+        total = np.zeros(2 * slots.shape[2])
+        if b == self.start // rate:
+            total = np.concatenate([partial[h, 0], partial[heads + h, 0]])
+        for p in range(max(self.start, b * rate), min((b + 1) * rate, self.start + time)):
+            total = total + self.raw(p - self.start)
+        return total / rate if (b + 1) * rate <= self.start + time else total
 
     def sink(self, m: int, slot: int, t: int) -> tuple[Array, Array]:
         """Sink ``slot`` as it is after step ``t``."""
@@ -134,10 +177,16 @@ class Row:
                 for s in range(min(sinks, max(0, i - call.window + 1))):
                     k, v = self.sink(m, s, t)
                     slots.append((self.score(near, k), v))
+            elif memory.startswith("compressed"):
+                shown, rate = map(int, memory.split(":")[1:])
+                outside = max(0, i - call.window + 1) // rate
+                for b in range(max(0, outside - shown), outside):
+                    k, v = np.split(self.block(m, b), 2)
+                    slots.append((self.score(plain, k), v))
             else:
                 k, v = self.summary(m, t)
                 score = self.score(plain, k) + (0 if call.bias is None else float(call.bias[summaries, head]))
-                slots.append((score + (math.log(i + 1) if memory.endswith("log_count") else 0), v))
+                slots.append((score + (math.log(self.count(m, i)) if memory.endswith("log_count") else 0), v))
                 summaries += 1
         scores = np.array([score for score, _ in slots])
         alone = [] if call.sink_logits is None else [float(call.sink_logits[head])]
@@ -192,9 +241,33 @@ def _states_after(call: Call, rows: dict[tuple[int, int], Row], m: int, memory: 
             f"{m}.k": each(lambda row: [row.sink(m, s, time - 1)[0] for s in slots]),
             f"{m}.v": each(lambda row: [row.sink(m, s, time - 1)[1] for s in slots]),
         }
+    if f"{m}.pairs" in call.states:
+        kind = call.states[f"{m}.pairs"].dtype
+        return {f"{m}.pairs": np.concatenate([call.k, call.v], axis=1).astype(kind)}
+    if memory.startswith("compressed"):
+        return _queue_after(call, m, each)
     if memory.startswith("cumulative"):  # mean and carry together are the mean
         return {f"{m}.mean": both(lambda row: row.summary(m, time - 1))}
     return {
         f"{m}.sum": both(lambda row: np.split(row.decayed(m, time - 1)[0], 2)),
         f"{m}.mass": each(lambda row: [[row.decayed(m, time - 1)[1]]]),
+    }
+
+
+def _queue_after(call: Call, m: int, each: Any) -> dict[str, Array]:
+    rate, size = int(call.memories[m].split(":")[2]), call.states[f"{m}.slots"].shape[2]
+
+    def slots(row: Row, part: int) -> list[Array]:
+        complete, old = (row.start + call.k.shape[2]) // rate, row.states[f"{m}.slots"]
+        kept = list(old[row.h + part * call.k.shape[1]])
+        for b in range(row.start // rate, complete):
+            kept[b % size] = np.split(row.block(m, b), 2)[part]
+        return kept
+
+    def partial(row: Row, part: int) -> list[Array]:
+        return [np.split(row.block(m, (row.start + call.k.shape[2]) // rate), 2)[part]]
+
+    return {
+        f"{m}.slots": np.concatenate([each(lambda row: slots(row, 0)), each(lambda row: slots(row, 1))], axis=1),
+        f"{m}.partial": np.concatenate([each(lambda row: partial(row, 0)), each(lambda row: partial(row, 1))], axis=1),
     }

@@ -11,12 +11,11 @@ import pytest
 
 from edgemem.runtimes.native import build
 from tests.runtimes.native.calls import LISTS, make_call
-from tests.runtimes.native.operators import attention_inputs, tensors
+from tests.runtimes.native.operators import TENSORS, attention_inputs, tensors
 from tests.runtimes.native.oracle import Array, Call
 from tests.runtimes.native.test_memory_attention import hold
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
-KINDS = {"window": 0, "sinks": 1, "cumulative": 2, "cumulative:log_count": 2, "geometric": 3}
 ELEMENTS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
 
 
@@ -29,6 +28,13 @@ def program(tmp_path_factory) -> Path:
     options = ["-DLEVEL=neon", "-DKERNELS=kernels_neon", f"-I{build.SOURCES}"]
     subprocess.run([COMPILER, *build.FLAGS, *options, *map(str, sources), "-lm", "-o", str(made)], check=True)
     return made
+
+
+def shape_after(call: Call, name: str) -> tuple[int, ...]:
+    """Of rings, only the entries of the call are written."""
+    state, memory = call.states[name], call.memories[int(name.split(".")[0])]
+    is_ring = memory == "window" or name.endswith("pairs")
+    return (*state.shape[:2], call.q.shape[2], state.shape[3]) if is_ring else state.shape
 
 
 def packed(call: Call) -> bytes:
@@ -45,21 +51,26 @@ def packed(call: Call) -> bytes:
     parts += [] if call.bias is None else [call.bias]
     parts += [np.array([len(call.memories)])]
     for m, memory in enumerate(call.memories):
-        first = call.states[f"{m}.{tensors(call, m)[0]}"]
-        parts += [np.array([KINDS[memory], memory.endswith("log_count"), ELEMENTS[first.dtype], first.shape[2]])]
-        parts += [call.states[f"{m}.{tensor}"] for tensor in tensors(call, m)]
-        parts += [call.log_decay[m]] if m in call.log_decay else []
+        kind, *options = memory.split(":")
+        names = [f"{m}.{tensor}" for tensor in tensors(call, m)]
+        shown, rate = (0, 0) if kind != "compressed" else map(int, options)
+        first, parameter = call.states[names[0]], call.parameters.get(m)
+        per_head = parameter.shape[1] if parameter is not None and parameter.ndim == 2 and len(parameter) > 1 else 0
+        head = [list(TENSORS).index(kind), options == ["log_count"], ELEMENTS[first.dtype], first.shape[2]]
+        parts += [np.array([*head, shown, rate, per_head, len(names)])]
+        for name in names:
+            past = call.states[name]
+            parts += [np.array([past.nbytes, int(np.prod(shape_after(call, name))) * past.itemsize]), past]
+        parts += [np.array([0])] if parameter is None else [np.array([parameter.nbytes]), parameter]
     return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
 
 
 def unpacked(call: Call, output: bytes) -> dict[str, Array]:
     batch, heads, time, width = call.q.shape
     shapes = {"read": ((batch, time, heads * width), np.dtype(np.float32))}
-    for m, memory in enumerate(call.memories):
+    for m in range(len(call.memories)):
         for tensor in tensors(call, m):
-            state = call.states[f"{m}.{tensor}"]
-            shape = (*state.shape[:2], time, state.shape[3]) if memory == "window" else state.shape
-            shapes[f"{m}.{tensor}"] = (shape, state.dtype)
+            shapes[f"{m}.{tensor}"] = (shape_after(call, f"{m}.{tensor}"), call.states[f"{m}.{tensor}"].dtype)
     results, place = {}, 0
     for name, (shape, dtype) in shapes.items():
         size = int(np.prod(shape)) * dtype.itemsize

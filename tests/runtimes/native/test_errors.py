@@ -11,6 +11,15 @@ from tests.runtimes.native.operators import attend, run, session
 CALL = make_call(["window", "sinks", "cumulative", "geometric"], position=[9, 2], kv_heads=2, groups=2, width=8)
 
 
+LIST = ["window", "gated_average", "moving_average", "weighted_average"]
+AVERAGES = make_call(LIST, position=[9, 2], kv_heads=2, groups=2, width=8)
+COMPRESSED = make_call(["window", "compressed:3:2"], position=[9, 2], kv_heads=2, groups=2, width=8)
+
+
+def compressed(**changed):
+    return replace(COMPRESSED, states={**COMPRESSED.states, **{f"1.{name}": value for name, value in changed.items()}})
+
+
 def states(**changed):
     return replace(CALL, states={**CALL.states, **{name.replace("_", "."): value for name, value in changed.items()}})
 
@@ -42,7 +51,12 @@ def zeros(*shape, dtype=np.float32):
         (states(**{"2_carry": zeros(2, 4, 8)}), "carry"),
         (states(**{"3_sum": zeros(0, 4, 1, 8)}), "sum"),
         (states(**{"3_mass": zeros(2, 2, 1, 8)}), "mass"),
-        (replace(CALL, log_decay={3: zeros(5)}), "log_decay"),
+        (replace(CALL, parameters={3: zeros(5)}), "log_decay"),
+        (compressed(slots=zeros(2, 4, 6, 8)), r"slots\) is float32 \[2, 4, 6, 8\], and must be float32 \[2, 4, 8, 8\]"),
+        (compressed(partial=zeros(2, 4, 8)), "partial"),
+        (replace(AVERAGES, parameters={**AVERAGES.parameters, 1: zeros(2, 3, 2)}), "gate"),
+        (replace(AVERAGES, parameters={**AVERAGES.parameters, 3: zeros(3, 6)}), "log_beta"),
+        (replace(AVERAGES, states={**AVERAGES.states, "2.pairs": zeros(2, 4, 0, 8)}), "pairs"),
     ],
 )
 def test_a_wrong_tensor(call, message):
@@ -56,6 +70,11 @@ def test_a_wrong_tensor(call, message):
         ({"memories": "window,other"}, "the memory 'other' is not known"),
         ({"memories": "sinks,window"}, "must have a window, as its first memory only"),
         ({"memories": ""}, "the memory '' is not known"),
+        ({"memories": "window,compressed"}, "compressed:<slots>:<rate>"),
+        ({"memories": "window,compressed:3:1"}, "a rate of 2 or more"),
+        ({"memories": "window,compressed:3:4x"}, "compressed:<slots>:<rate>"),
+        ({"memories": "window,geometric:log_count"}, "'geometric' has no option 'log_count'"),
+        ({"memories": "window,cumulative:other"}, "'cumulative' has no option 'other'"),
         ({"memories": ",".join(["window"] + ["sinks"] * 16)}, "at most 16 memories"),
         ({"memories": "window," * 300}, "longer than"),
         ({"memories": "window,sinks"}, r"16 inputs and 9 outputs; this list of memories has 11 and 5"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from edgemem.memories import Attention, Clock
+from edgemem.memories.summary import Summary
 from tests.memories import oracle
 from tests.memories.support import advance, inputs, make_layer
 from tests.runtimes.native.calls import rotary_phases
@@ -27,6 +28,14 @@ LISTS: list[list[dict[str, Any]]] = [
         {"type": "cumulative", "bias": "log_count"},
         {"type": "sinks", "slots": 2},
     ],
+    [{"type": "window", "window": WINDOW}, {"type": "gated_average"}, {"type": "moving_average", "window": 9}],
+    [
+        {"type": "window", "window": WINDOW},
+        {"type": "weighted_average", "window": 7, "bias": "log_count"},
+        {"type": "compressed", "slots": 3, "rate": 2},
+        {"type": "weighted_average", "window": 8, "beta": [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]},
+    ],
+    [{"type": "window", "window": WINDOW}, {"type": "compressed", "slots": 2, "rate": 4}],
 ]
 
 
@@ -34,22 +43,28 @@ def call_of(layer: Attention, specs: list[dict[str, Any]], x: torch.Tensor, star
     """The operator's inputs for a call of the layer."""
     heads, kv_heads, width = SIZES.heads, SIZES.kv_heads, SIZES.head_dim
     qkv = (x @ layer.qkv).reshape(*x.shape[:2], heads + 2 * kv_heads, width).transpose(1, 2).numpy()
-    memories, biases, decays = [], [], {}
+    memories, biases, parameters = [], [], {}
     for m, (spec, (_, memory)) in enumerate(zip(specs, layer.named_memories(), strict=True)):
-        memories.append(f"{spec['type']}:log_count" if spec.get("bias") == "log_count" else spec["type"])
-        if spec["type"] in ("cumulative", "geometric"):
+        kind, counts = spec["type"], spec.get("bias") == "log_count"
+        options = f":{spec['slots']}:{spec['rate']}" if kind == "compressed" else ":log_count" if counts else ""
+        memories.append(kind + options)
+        if isinstance(memory, Summary):
             biases.append(np.zeros(heads) if memory.bias is None else memory.bias.flatten().numpy())
-        if spec["type"] == "geometric":
-            decays[m] = torch.nn.functional.logsigmoid(memory.decay_logit).numpy()
+        if kind == "geometric":
+            parameters[m] = torch.nn.functional.logsigmoid(memory.decay_logit).numpy()
+        if kind == "gated_average":
+            parameters[m] = memory.gate(x).numpy()
+        if kind == "weighted_average":
+            parameters[m] = memory.log_beta.numpy()
     order = {name: m for m, (name, _) in enumerate(layer.named_memories())}
     states = {f"{order[key.split('.')[0]]}.{key.split('.')[1]}": value.numpy() for key, value in state.items()}
     q, k, v = np.split(qkv, [heads, heads + kv_heads], axis=1)
     bias = np.stack(biases).astype(np.float32) if biases else None
     phases = rotary_phases(width, SIZES.theta)
-    return Call(memories, q, k, v, start.numpy(), WINDOW, width**-0.5, states, phases, bias=bias, log_decay=decays)
+    return Call(memories, q, k, v, start.numpy(), WINDOW, width**-0.5, states, phases, bias=bias, parameters=parameters)
 
 
-@pytest.mark.parametrize("specs", LISTS, ids=lambda specs: "+".join(spec["type"] for spec in specs))
+@pytest.mark.parametrize("specs", LISTS, ids=lambda specs: "+".join(spec["type"] for spec in specs[1:]))
 @torch.no_grad()
 def test_steps_and_chunks_equal_torch(specs):
     layer = make_layer(specs, SIZES)
