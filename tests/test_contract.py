@@ -20,6 +20,7 @@ from edgemem.contract import (
     FoundTensor,
     InputSpec,
     OutputSpec,
+    Sizes,
     StateSpec,
     TensorSpec,
     difference,
@@ -419,6 +420,7 @@ def test_a_graph_of_one_stream_has_batch_axes_of_size_1() -> None:
     found = [FoundTensor(t.name, t.dtype, _shape_of_one(t)) for t in contract.inputs(graph)]
     assert difference("input", found, contract.inputs(graph)) == ""
     assert "has shape" in difference("input", found, BASE.inputs(graph))
+    assert contract.inputs(graph)[0].shape(Sizes(batch=4, time=3)) == (1, 3)
 
 
 def _shape_of_one(tensor: TensorSpec) -> tuple[int | None, ...]:

@@ -285,6 +285,12 @@ def recheck(bundle: Bundle, original: Path | None, steps: int, progress: Progres
         stft=stft,
     )
     file = original or bundle.file(bundle.manifest.graphs[0].file)
-    subject = subject_of(read_model(file), file.name, file.parent, options)
+    model = read_model(file)
+    if original is not None and first.name not in {value.name for value in model.graph.inputs}:
+        raise ExportError(
+            f"{file.name} has no input {first.name!r}: the bundle was made of {bundle.manifest.source.name}.",
+            hint="A bundle of two files is compared with a loop around its own graph: leave out --against.",
+        )
+    subject = subject_of(model, file.name, file.parent, options)
     pairs = [Pair(state.input_name, state.output_name, "") for state in contract]
     return compare(bundle.path, subject.with_pairs(pairs), steps, progress)

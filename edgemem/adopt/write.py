@@ -33,6 +33,7 @@ def write_graph(model: ir.Model, contract: Contract, folder: Path) -> GraphFile:
     graph.inputs[:] = [_declared(by_name[tensor.name], tensor) for tensor in contract.inputs(found)]
     graph.outputs[:] = [_declared(by_name[tensor.name], tensor) for tensor in contract.outputs(found)]
     model.metadata_props[METADATA_KEY] = json.dumps(contract.to_json(), separators=(",", ":"))
+    ir.external_data.load_to_model(model)  # small tensors move into the graph
     LiftConstantsToInitializersPass(size_limit=_INLINE_BYTES // _FLOAT_BYTES)(model)
     for value in graph.initializers.values():
         if value.const_value is not None:

@@ -47,6 +47,8 @@ class Axis:
 
     def size(self, sizes: Sizes) -> int:
         """Its size in one call."""
+        if self.kind == "batch" and self.only is not None:
+            return self.only
         if self.kind == "new_length":
             return sizes.length + sizes.time
         count: int = getattr(sizes, self.kind)

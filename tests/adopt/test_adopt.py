@@ -1,8 +1,11 @@
 """An ONNX file of others becomes a bundle that streams as a loop written by hand around the file does."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -11,7 +14,7 @@ from edgemem.adopt import AdoptOptions, adopt, propose
 from edgemem.contract import Framing, Stft
 from edgemem.errors import ExportError, VerificationError
 from edgemem.runtimes.recorded import write_recording
-from tests.adopt.models import CACHE, LEAKY, RATE, STEP_TWINS, TWINS, leaky_by_hand, write
+from tests.adopt.models import CACHE, LEAKY, RATE, STEP_TWINS, TWINS, leaky_by_hand, model, write
 
 QUICK = {"steps": 12}
 RATE_OPTIONS = AdoptOptions(fixed={"sr": 16000}, takes=4, context=2, **QUICK)
@@ -279,3 +282,21 @@ def test_what_cannot_be_adopted_is_refused_by_name(tmp_path, text, options, mess
 def test_options_that_contradict_each_other_are_refused(options):
     with pytest.raises(ExportError):
         AdoptOptions(**options)
+
+
+def test_weights_beside_the_file_are_found_and_taken_along(tmp_path, monkeypatch):
+    made = model(LEAKY.replace("Add(kept, x)", "Sum(kept, x, w)"))
+    made.graph.initializer.append(onnx.numpy_helper.from_array(np.full((400, 1, 4), 2, np.float32)[0], "w"))
+    (tmp_path / "far").mkdir()
+    onnx.save(made, tmp_path / "far" / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    monkeypatch.chdir(tmp_path)
+    options = AdoptOptions(states={"mem": "mem_out"}, **QUICK)
+    bundle = adopt(Path("far/m.onnx"), tmp_path / "bundle", options)
+    (tmp_path / "far" / "w.bin").unlink()
+    with edgemem.open(bundle.path) as session:
+        np.testing.assert_allclose(session.stream().step(np.zeros((1, 4), np.float32)), np.tanh([[2.0] * 4]), rtol=1e-6)
+
+
+def test_adopting_needs_no_torch():
+    code = "import sys, edgemem.adopt, edgemem.cli.adopt_command; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,7 @@ import onnxruntime as ort
 import pytest
 
 import edgemem
-from edgemem.adopt import AdoptOptions, adopt, propose
+from edgemem.adopt import AdoptOptions, adopt, propose, recheck
 from edgemem.contract import Framing, OverlapAdd
 from edgemem.errors import ExportError
 from tests.adopt.models import write
@@ -66,6 +66,13 @@ def test_both_stages_stream_as_the_loop_by_hand_does(files, tmp_path):
         stream = session.stream()
         got = np.concatenate([stream.feed(samples[None, :10], "all"), stream.feed(samples[None, 10:], "all")], 1)
     np.testing.assert_allclose(got[0], wanted, atol=2e-6 * wanted.std())
+
+
+def test_it_is_checked_again_against_its_own_graph_alone(files, tmp_path):
+    bundle = adopt(files, tmp_path / "bundle", OPTIONS)
+    assert recheck(bundle, None, 20) == 0
+    with pytest.raises(ExportError, match="the bundle was made of"):
+        recheck(bundle, files[0], 20)
 
 
 def test_states_of_one_name_are_told_apart_and_each_stage_proves_its_own(files):
