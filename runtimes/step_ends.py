@@ -36,6 +36,8 @@ class StepEnds:
         self._fronts = {spec.name: _front(spec, inputs[spec.name], lane.buffers) for spec in contract.data}
         self._backs = {spec.name: _back(spec, outputs[spec.name], lane.buffers) for spec in contract.output_specs}
         self._checks = [step_check(spec, self._fronts[spec.name].checked) for spec in policy.checked]
+        self._after = [front.keep for front in self._fronts.values() if front.keeps]
+        self._after += [back.give for back in self._backs.values() if isinstance(back, _Overlapping)]
         self._read, self._front = step_reader(contract.input, self._batch), self._fronts[contract.input.name]
         found = {spec.name: (back.out[:, 0] if spec.step_items == 1 else back.out)
                  for spec, back in zip(contract.output_specs, self._backs.values(), strict=True)}  # fmt: skip
@@ -54,7 +56,10 @@ class StepEnds:
         else:
             given = named(self._specs, x, "step")
             self.write({spec.name: step_array(spec, given[spec.name], self._batch) for spec in self._specs})
-        return not any(is_bad() for is_bad in self._checks)
+        for is_bad in self._checks:  # noqa: SIM110 (a generator costs more than the check)
+            if is_bad():
+                return False
+        return True
 
     def write(self, items: Mapping[str, Array]) -> None:
         """Write the items of a step, ``[B, step_items, *item_shape]`` by name."""
@@ -68,10 +73,8 @@ class StepEnds:
 
     def give(self) -> Any:
         """The same as ``step`` returns it."""
-        for front in self._fronts.values():
-            front.keep()
-        for back in self._backs.values():
-            back.give()
+        for call in self._after:
+            call()
         return self._result
 
 
@@ -89,13 +92,14 @@ class _Front:
 
     Attributes:
         checked: What holds every value that the step sees.
+        keeps: Whether the next step needs something of this one.
     """
 
     def __init__(self, target: Array, context: Array | None) -> None:
         self.checked = target
         size = 0 if context is None else context.shape[1]
         self._new, self._head, self._last = target[:, size:], target[:, :size], target[:, target.shape[1] - size :]
-        self._context = context
+        self._context, self.keeps = context, context is not None
 
     def take(self, items: Array) -> None:
         """Write items ``[B, step_items, *item_shape]``."""
@@ -104,9 +108,9 @@ class _Front:
         self._new[...] = items
 
     def keep(self) -> None:
-        """Keep what the next step needs, once this one is computed."""
-        if self._context is not None:
-            self._context[...] = self._last
+        """Keep what the next step needs, once this one is computed; where :attr:`keeps`."""
+        assert self._context is not None
+        self._context[...] = self._last
 
 
 class _Spectral(_Front):
@@ -139,9 +143,6 @@ class _Back:
     def __init__(self, out: Array) -> None:
         self.out = out.view()
         self.out.flags.writeable = False
-
-    def give(self) -> None:
-        """Compute ``out`` from the graph's output."""
 
 
 class _Overlapping(_Back):
