@@ -26,6 +26,7 @@ def window(stft: Stft) -> Floats:
         "hann": hann,
         "sqrt_hann": np.sqrt(hann),
         "hamming": 0.54 - 0.46 * np.cos(phase),
+        "vorbis": np.sin(np.pi / 2 * np.sin(np.pi * (np.arange(stft.n_fft) + 0.5) / stft.n_fft) ** 2),
         "rectangular": np.ones(stft.n_fft),
     }
     return np.asarray(shapes[stft.window], np.float32)

@@ -129,6 +129,7 @@ def _stage(file: Path, options: AdoptOptions) -> tuple[Subject, dict[str, str]]:
         outputs=tuple(name for name in options.outputs if name in outputs),
         states={name: out for name, out in options.states.items() if name in inputs},
         fixed={name: value for name, value in options.fixed.items() if name in inputs},
+        use_metadata=False,
     )
     return _paired(subject_of(model, file.name, file.parent, own), own)
 
@@ -280,6 +281,7 @@ def recheck(bundle: Bundle, original: Path | None, steps: int, progress: Progres
         held=tuple(spec.name for spec in contract.held),
         fixed=bundle.manifest.source.fixed if original is not None else {},
         initial={s.input_name: initial_state(s, 1)[0] for s in contract if isinstance(s.initial, bytes)},
+        use_metadata=False,
         takes=first.takes if is_framed else 0,
         context=first.context,
         stft=stft,

@@ -33,6 +33,7 @@ class AdoptOptions:
         sample_rate_hz: Samples a second of the first data input, if they are audio; 0: a fixed input's value whose name
             says that it is a rate, or not audio.
         overlap_add: The first result is a frame of ``takes + context`` samples, which are added where they overlap.
+        use_metadata: Whether to look into the file's metadata for a transform and a sample rate.
         between: For two files: what connects them. ``"spectral-mask"``: the first masks the magnitudes of a frame of
             ``takes + context`` samples, the second takes the masked samples, and its frames are added where they
             overlap.
@@ -58,6 +59,7 @@ class AdoptOptions:
     stft: Stft | None = None
     sample_rate_hz: int = 0
     overlap_add: bool = False
+    use_metadata: bool = True
     between: Literal["", "spectral-mask"] = ""
     unroll: bool = False
     sequence: Path | None = None

@@ -133,6 +133,8 @@ def graph_tensors(model: ir.Model) -> tuple[tuple[GraphTensor, ...], tuple[Graph
 
 
 def _tensor(value: ir.Value) -> GraphTensor:
+    if not isinstance(value.name, str) or not value.name:
+        raise ExportError(f"an input or output is called {value.name!r}, wanted text.", hint="The file is damaged.")
     if not isinstance(value.type, ir.TensorType):
         raise ExportError(f"{value.name} is {value.type or 'of no declared type'}, wanted a tensor.")
     number = int(value.type.dtype)

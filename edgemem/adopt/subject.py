@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgemem.adopt.metadata import with_metadata
 from edgemem.adopt.options import AdoptOptions
 from edgemem.adopt.pairing import Pair, similarity, unpaired
 from edgemem.adopt.read import GraphTensor, graph_tensors
@@ -113,6 +114,8 @@ def subject_of(model: ir.Model, where: str, folder: Path, options: AdoptOptions)
     _check_names(options, by_name, [tensor.name for tensor in outputs], where)
     elsewhere = {*options.held, *options.fixed}
     names = options.inputs or _first_data(inputs, outputs, elsewhere | set(options.states))
+    if options.use_metadata:
+        options = with_metadata(options, model.metadata_props, by_name[names[0]])
     data = tuple(data_input(by_name[name], options, at == 0) for at, name in enumerate(names))
     states, held = [], []
     for tensor in inputs:

@@ -128,15 +128,20 @@ def data_input(tensor: GraphTensor, options: AdoptOptions, is_first: bool) -> Da
     return DataInput(tensor, batch, time, takes or 1, context, sample_rate_hz=rate, overlap_add=options.overlap_add)
 
 
+def takes_spectra(tensor: GraphTensor, stft: Stft) -> bool:
+    """Whether an input has an axis of the transform's frequencies, one of its two parts, and one or two more."""
+    dims, (bins, parts) = dims_of(tensor), stft.shape
+    return dims.count(bins) == 1 and dims.count(parts) == 1 and len(dims) in (3, 4)
+
+
 def _spectral(tensor: GraphTensor, stft: Stft, rate: int | None) -> DataInput:
-    dims = dims_of(tensor)
     bins, parts = stft.shape
-    rest = [at for at, size in enumerate(dims) if size not in (bins, parts)]
-    if dims.count(bins) != 1 or dims.count(parts) != 1 or len(rest) not in (1, 2):
+    if not takes_spectra(tensor, stft):
         raise ExportError(
             f"{tensor} has no axes of {bins} frequencies and {parts} parts, which --stft {stft.n_fft} gives.",
             hint="Leave out --stft, and give the graph its frames as they are.",
         )
+    rest = [at for at, size in enumerate(dims_of(tensor)) if size not in (bins, parts)]
     return DataInput(tensor, rest[0] if len(rest) > 1 else None, rest[-1], stft=stft, sample_rate_hz=rate)
 
 

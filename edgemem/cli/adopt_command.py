@@ -80,6 +80,12 @@ class Named:
         type=click.Choice(["spectral-mask"]),
         help="Two MODELs: the first gives a mask for the spectrum of a frame, the second takes the masked frame.",
     )
+    use_metadata: bool = option(
+        "--ignore-metadata",
+        default=True,
+        flag_value=False,
+        help="Do not take a transform and a sample rate from the file's metadata.",
+    )
     unroll: bool = option(
         "--unroll",
         default=False,
@@ -117,6 +123,7 @@ class Named:
             context=self.context or 0,
             overlap_add=self.overlap_add,
             unroll=self.unroll,
+            use_metadata=self.use_metadata,
             between="spectral-mask" if self.between else "",
             sample_rate_hz=self.sample_rate_hz or 0,
             states=dict(map(_pair, self.states)),

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from edgemem.errors import ContractError
 
-Window = Literal["hann", "sqrt_hann", "hamming", "rectangular"]
+Window = Literal["hann", "sqrt_hann", "hamming", "vorbis", "rectangular"]
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,17 @@ rate (float[batch, n] input, float[2, batch, 3] state, int64 sr)
 """
 """A detector of samples: the last ones in front, a state with the batch axis second, a rate that chooses a branch."""
 
+SPECTRA = """
+spectra (float[1, 5, 1, 2] mix, float[1, 5] mem) => (float[1, 5, 1, 2] enh, float[1, 5] mem_out) {
+    half = Constant <value = float {0.5}> ()
+    enh = Mul(mix, half)
+    parts = ReduceMean<keepdims = 0, axes = [2, 3]>(mix)
+    kept = Mul(mem, half)
+    mem_out = Add(kept, parts)
+}
+"""
+"""A gain of 1/2 on spectra of 8 samples, and a state that only adds."""
+
 CACHE = """
 cache (float[1, 2] x, float[1, past, 2] past_k) => (float[1, 2] y, float[1, total, 2] present_k) {
     axis = Constant <value = int64[1] {1}> ()

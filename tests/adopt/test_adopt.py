@@ -14,19 +14,10 @@ from edgemem.adopt import AdoptOptions, adopt, propose
 from edgemem.contract import Framing, Stft
 from edgemem.errors import ExportError, VerificationError
 from edgemem.runtimes.recorded import write_recording
-from tests.adopt.models import CACHE, LEAKY, RATE, STEP_TWINS, TWINS, leaky_by_hand, model, write
+from tests.adopt.models import CACHE, LEAKY, RATE, SPECTRA, STEP_TWINS, TWINS, leaky_by_hand, model, write
 
 QUICK = {"steps": 12}
 RATE_OPTIONS = AdoptOptions(fixed={"sr": 16000}, takes=4, context=2, **QUICK)
-SPECTRA = """
-spectra (float[1, 5, 1, 2] mix, float[1, 5] mem) => (float[1, 5, 1, 2] enh, float[1, 5] mem_out) {
-    half = Constant <value = float {0.5}> ()
-    enh = Mul(mix, half)
-    parts = ReduceMean<keepdims = 0, axes = [2, 3]>(mix)
-    kept = Mul(mem, half)
-    mem_out = Add(kept, parts)
-}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +110,25 @@ def test_spectra_get_a_front_end_and_overlap_add(tmp_path):
     with edgemem.open(bundle.path) as session:
         got = session.stream().feed(samples, outputs="all")
     np.testing.assert_allclose(got[:, 4:], samples[:, :-4] / 2, atol=1e-6)
+
+
+def with_metadata(path, **metadata):
+    made = model(SPECTRA)
+    onnx.helper.set_model_props(made, metadata)
+    onnx.save(made, path)
+    return path
+
+
+def test_a_transform_in_the_files_metadata_is_used(tmp_path):
+    told = {"n_fft": "8", "hop_length": "4", "window_length": "8", "window_type": "hann_sqrt", "sample_rate": "8000"}
+    path = with_metadata(tmp_path / "s.onnx", **told)
+    spec = propose(path).contract.input
+    assert (spec.front_end, spec.sample_rate_hz) == (Stft(8, 4, "sqrt_hann"), 8000)
+    assert propose(path, AdoptOptions(stft=Stft(8, 2))).contract.input.front_end == Stft(8, 2)
+    assert propose(path, AdoptOptions(use_metadata=False)).contract.input.front_end is None
+    for other in ({"n_fft": "16"}, {"window_type": "kaiser"}, {"hop_length": "x"}, {"window_length": "6"}):
+        path = with_metadata(tmp_path / "s.onnx", **told | other)
+        assert propose(path).contract.input.front_end is None, other
 
 
 def test_states_start_at_the_values_that_are_given(tmp_path):

@@ -86,6 +86,13 @@ def test_tensors_have_the_dtypes_and_sizes_that_the_file_declares(tmp_path):
     ]
 
 
+def test_a_name_that_is_not_text_is_refused(tmp_path):
+    content = model(LEAKY).SerializeToString().replace(b"mem_out", b"mem_o\xfft")
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ExportError, match="wanted text"):
+        graph_tensors(read_model(tmp_path / "m.onnx"))
+
+
 def test_a_dtype_that_no_contract_knows_is_refused(tmp_path):
     path = write(tmp_path / "a.onnx", "m (double[1] x) => (double[1] y) { y = Tanh(x) }")
     with pytest.raises(ExportError, match="x has the dtype double"):

@@ -3,10 +3,11 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 
 from edgemem.bundle import open_bundle
-from tests.adopt.models import LEAKY, RATE, STEP_TWINS, write
+from tests.adopt.models import LEAKY, RATE, SPECTRA, STEP_TWINS, model, write
 
 RATE_FLAGS = ("--fixed", "sr=16000", "--takes", "4", "--context", "2", "--steps", "5")
 
@@ -73,6 +74,15 @@ def test_names_with_colons_pair_in_the_middle(invoke, tmp_path):
     result = invoke("adopt", write(tmp_path / "m.onnx", text), "--dry-run", "--state", "m:0:m:1")
     assert result.exit_code == 0, result.output
     assert "→ m:1: --state" in result.stdout
+
+
+def test_metadata_of_the_file_can_be_left_out(invoke, tmp_path):
+    made = model(SPECTRA)
+    onnx.helper.set_model_props(made, {"n_fft": "8", "hop_length": "4", "window_type": "hann"})
+    onnx.save(made, tmp_path / "s.onnx")
+    assert "4 × [] float32 a step" in invoke("adopt", tmp_path / "s.onnx", "--dry-run").stdout
+    frames = invoke("adopt", tmp_path / "s.onnx", "--dry-run", "--ignore-metadata").stdout
+    assert "1 × [5, 2] float32 a step" in frames
 
 
 def test_what_cannot_be_adopted_exits_with_1_and_leaves_nothing(invoke, tmp_path):

@@ -79,7 +79,14 @@ def spectral_session(folder: Path, stft: Stft, max_chunk: int) -> Session:
 
 
 @pytest.mark.parametrize(
-    "stft", [Stft(16, 4, "hann"), Stft(16, 8, "sqrt_hann"), Stft(16, 16, "rectangular"), Stft(16, 4, "hamming")]
+    "stft",
+    [
+        Stft(16, 4, "hann"),
+        Stft(16, 8, "sqrt_hann"),
+        Stft(16, 16, "rectangular"),
+        Stft(16, 4, "hamming"),
+        Stft(16, 8, "vorbis"),
+    ],
 )
 @pytest.mark.parametrize("max_chunk", [1, 6])
 def test_frames_that_are_not_changed_give_the_samples_back(tmp_path: Path, stft: Stft, max_chunk: int) -> None:
