@@ -13,8 +13,8 @@ RATE_FLAGS = ("--fixed", "sr=16000", "--takes", "4", "--context", "2", "--steps"
 
 
 def test_it_writes_a_bundle_and_prints_what_decided(invoke, tmp_path):
-    model = write(tmp_path / "rate.onnx", RATE)
-    result = invoke("adopt", model, *RATE_FLAGS, "--input", "input", "--output", "output", "--out", tmp_path / "out")
+    path = write(tmp_path / "rate.onnx", RATE)
+    result = invoke("adopt", path, *RATE_FLAGS, "--input", "input", "--output", "output", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "Equal to rate.onnx over 5 steps bit for bit." in result.stdout
     assert "→ stateN: the only one of its shape" in result.stdout
@@ -32,18 +32,18 @@ def test_a_dry_run_shows_the_pairs_and_writes_nothing(invoke, tmp_path):
 
 
 def test_inspect_shows_pairs_that_are_not_proved(invoke, tmp_path):
-    model = write(tmp_path / "t.onnx", STEP_TWINS)
-    assert invoke("adopt", model, "--steps", "3", "--out", tmp_path / "out").exit_code == 0
+    path = write(tmp_path / "t.onnx", STEP_TWINS)
+    assert invoke("adopt", path, "--steps", "3", "--out", tmp_path / "out").exit_code == 0
     assert "not proved" in invoke("inspect", tmp_path / "out").stdout
     states = json.loads(invoke("inspect", tmp_path / "out", "--json").stdout)["verification"]["states"]
     assert states["h"] == "→ hn: name, not proved"
 
 
 def test_states_can_be_named_and_start_somewhere(invoke, tmp_path):
-    model = write(tmp_path / "leaky.onnx", LEAKY)
+    path = write(tmp_path / "leaky.onnx", LEAKY)
     np.savez(tmp_path / "first.npz", mem=np.ones(4, np.float32))
     flags = ("--state", "mem:mem_out", "--initial", tmp_path / "first.npz", "--steps", "3")
-    result = invoke("adopt", model, *flags, "--out", tmp_path / "out", "--json")
+    result = invoke("adopt", path, *flags, "--out", tmp_path / "out", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["verification"]["states"] == {"mem": "→ mem_out: --state"}
     assert isinstance(open_bundle(tmp_path / "out").contract.states[0].initial, bytes)
@@ -88,25 +88,25 @@ def test_metadata_of_the_file_can_be_left_out(invoke, tmp_path):
 def test_what_cannot_be_adopted_exits_with_1_and_leaves_nothing(invoke, tmp_path):
     (tmp_path / "m.pt").write_bytes(b"\x80\x04K\x01.")
     np.savez(tmp_path / "first.npz", a=np.ones(4))
-    for model, flags in (
+    for file, flags in (
         (tmp_path / "m.pt", ()),
         (write(tmp_path / "m.onnx", LEAKY), ("--initial", tmp_path / "m.pt")),
         (tmp_path / "m.onnx", ("--initial", tmp_path / "first.npz")),
         (tmp_path / "none.onnx", ()),
     ):
-        result = invoke("adopt", model, *flags, "--out", tmp_path / "out")
+        result = invoke("adopt", file, *flags, "--out", tmp_path / "out")
         assert result.exit_code == 1
         assert "Error:" in result.stderr
         assert not (tmp_path / "out").exists()
 
 
 def test_check_holds_an_adopted_bundle_to_its_file(invoke, tmp_path):
-    model = write(tmp_path / "rate.onnx", RATE)
-    assert invoke("adopt", model, *RATE_FLAGS, "--out", tmp_path / "out").exit_code == 0
+    path = write(tmp_path / "rate.onnx", RATE)
+    assert invoke("adopt", path, *RATE_FLAGS, "--out", tmp_path / "out").exit_code == 0
     own = invoke("check", tmp_path / "out", "--steps", "6")
     assert own.exit_code == 0, own.output
     assert "its own graph over 6 steps bit for bit" in own.stdout
-    original = invoke("check", tmp_path / "out", "--against", model, "--steps", "6", "--json")
+    original = invoke("check", tmp_path / "out", "--against", path, "--steps", "6", "--json")
     assert json.loads(original.stdout)["largest_difference"] == 0
     text = invoke("check", tmp_path / "out", "--text", tmp_path / "words.txt")
     assert text.exit_code == 2
@@ -132,8 +132,8 @@ def test_inspect_shows_that_a_graph_takes_one_stream(invoke, tmp_path):
 
 
 def test_build_writes_a_leapp_description_that_adopt_reads(invoke, tmp_path):
-    model = write(tmp_path / "t.onnx", STEP_TWINS)
-    assert invoke("adopt", model, "--steps", "3", "--out", tmp_path / "bundle").exit_code == 0
+    path = write(tmp_path / "t.onnx", STEP_TWINS)
+    assert invoke("adopt", path, "--steps", "3", "--out", tmp_path / "bundle").exit_code == 0
     assert invoke("build", tmp_path / "bundle", "--target", "leapp").exit_code == 2
     written = invoke("build", tmp_path / "bundle", "--target", "leapp", "--out", tmp_path / "robot")
     assert written.exit_code == 0, written.output
