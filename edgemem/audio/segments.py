@@ -61,12 +61,11 @@ class Segmenter:
         rules: What counts as a segment.
         rate_hz: Samples a second.
         window: Samples to which a probability belongs.
-        state: What :attr:`state` gave, to continue a stream.
+        state: What :attr:`state` gave, to continue a stream; ``None`` begins one.
     """
 
-    def __init__(
-        self, rules: SegmentRules, rate_hz: int, window: int, state: Sequence[Any] = (0, None, None, None, None, 0)
-    ):
+    def __init__(self, rules: SegmentRules, rate_hz: int, window: int, state: Sequence[Any] | None = None) -> None:
+        state = state or self.state_at(0)
         self._rules, self._window = rules, window
         self._min_speech, self._min_silence, self._pad = (
             rate_hz * ms / 1000 for ms in (rules.min_speech_ms, rules.min_silence_ms, rules.pad_ms)
@@ -77,6 +76,11 @@ class Segmenter:
         self._announced: int | None = state[3]  # its padded start, once its begin was given
         self._kept: int | None = state[4]  # padded start of the last segment whose end was not given yet
         self._kept_end: int = state[5]  # and its end, without padding
+
+    @staticmethod
+    def state_at(sample: int) -> list[Any]:
+        """The state of a stream that is at a sample, in which nothing has begun."""
+        return [sample, None, None, None, None, 0]
 
     @property
     def state(self) -> list[int | None]:

@@ -100,8 +100,11 @@ def open_sink(timing: Timing, options: RunOptions, is_live: bool, note: dict[str
     """
     audio, rules = options.audio, options.audio.rules
     if rules is not None:
-        segmenter = Segmenter(rules, timing.rate_hz, _window(timing), *filter(None, [note.get("segmenter")]))
-        yield SegmentSink(segmenter, timing.rate_hz, is_live=is_live, as_json=options.as_json)
+        window = _window(timing)
+        state = note.get("segmenter", Segmenter.state_at(note["given"] * window))
+        yield SegmentSink(
+            Segmenter(rules, timing.rate_hz, window, state), timing.rate_hz, is_live=is_live, as_json=options.as_json
+        )
     elif audio.out is None:
         rows = replace(options.rows, timestamp="start_s")
         yield LineSink(Writer(timing.output, rows, options.as_json), timing)

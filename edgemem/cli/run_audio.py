@@ -41,7 +41,10 @@ def run_audio(session: Session, options: RunOptions) -> None:
     """
     timing = _timing(session)
     stream = session.stream(on_nan=options.rows.on_nan)
-    kept = options.snapshots.restore(stream).audio
+    kept = options.snapshots.restore(stream).audio or {
+        "fed": stream.position * timing.input.step_items,
+        "given": stream.position * timing.output.step_items,
+    }
     saver: Saver | None = None
 
     def idle() -> float:
@@ -50,7 +53,7 @@ def run_audio(session: Session, options: RunOptions) -> None:
     with Interrupt() as interrupt, contextlib.ExitStack() as stack:
         recording = open_recording(options, timing, interrupt, idle)
         sink = stack.enter_context(open_sink(timing, options, recording.is_live, kept))
-        job = AudioJob(stream, timing, sink, kept.get("fed", 0), kept.get("given", 0))
+        job = AudioJob(stream, timing, sink, kept["fed"], kept["given"])
         saver = options.snapshots.saver(stream, lambda: Note(audio=job.note))
         with Ending(interrupt, saver.save, input_counts=True) as end:
             for samples in recording.samples:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import edgemem
 from edgemem.audio.files import RAW, open_audio, to_raw
 from edgemem.cli.interrupt import Interrupt
 from edgemem.cli.note import Note
@@ -225,6 +226,21 @@ def test_segments_go_on_in_the_middle_of_a_recording(detector, invoke, tmp_path,
     end = wav(tmp_path / "3.wav", np.zeros(1, np.float32))
     said.append(invoke("run", detector, "--audio", end, "--threshold", "0.5", "--resume", state[1]).stdout)
     assert "".join(said) == "0.480\t1.050\tsegment\n1.480\t2.006\tsegment\n"
+
+
+def test_a_snapshot_that_was_saved_elsewhere_is_continued_at_its_place(detector, denoiser, invoke, tmp_path):
+    state, rest = tmp_path / "state", wav(tmp_path / "rest.wav", TALK[1200:])
+    for bundle, cut in ((detector, 1200), (denoiser, 1200)):
+        with edgemem.open(bundle, "onnxruntime", device="cpu") as session:
+            stream = session.stream()
+            stream.feed(TALK[:cut], "none")
+            stream.save(state)
+        if bundle is detector:
+            said = invoke("run", bundle, "--audio", rest, "--threshold", "0.5", "--resume", state).stdout
+            assert said == "1.480\t2.005\tsegment\n"
+        else:
+            invoke("run", bundle, "--audio", rest, "--out", tmp_path / "out.wav", "--resume", state)
+            assert len(read(tmp_path / "out.wav")) == 805 + audio_models.DELAY  # what was still due, too
 
 
 @pytest.mark.parametrize(
