@@ -127,7 +127,8 @@ class Segmenter:
                 yield from self._begin()
         if self._kept is not None and self._announced is None:
             next_start = self._now if self._start is None else self._start
-            if next_start - self._kept_end >= 2 * self._pad and self._now >= self._kept_end + self._pad:
+            heard = min(self._now, length)
+            if next_start - self._kept_end >= 2 * self._pad and heard >= self._kept_end + self._pad:
                 yield self._end(self._kept_end + self._pad)
 
     def _begin(self) -> Iterator[Event]:

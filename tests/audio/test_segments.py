@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edgemem.audio.segments import Event, Segmenter, SegmentRules
@@ -113,6 +113,7 @@ ANY_RULES = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(probabilities=PROBABILITIES, rules=ANY_RULES, missing=st.integers(0, WINDOW - 1))
+@example(probabilities=[SPEECH, SILENCE], rules=SegmentRules(0.5, 0, 0, 5), missing=6)
 def test_segments_are_those_of_the_whole_recording(
     probabilities: list[float], rules: SegmentRules, missing: int
 ) -> None:
