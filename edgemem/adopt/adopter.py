@@ -51,11 +51,6 @@ class Proposal:
         """The states, and what decided each pair."""
         return self.subject.pairs
 
-    @property
-    def unproved(self) -> list[str]:
-        """The state inputs that could have been paired otherwise, as far as anything shows."""
-        return [pair.input for pair in self.pairs if not pair.is_proved and pair.twins]
-
 
 def propose(
     path: str | Path | Sequence[str | Path],

@@ -86,13 +86,22 @@ def to_graph(spec: InputSpec, items: Array) -> Array:
     return np.ascontiguousarray(items.transpose(order))
 
 
-def random_items(
-    contract: Contract, subject: Subject, steps: int, generator: np.random.Generator, batch: int = 1
-) -> dict[str, Array]:
-    """Items for ``steps`` steps of every data input, as a host gives them."""
-
-    found = {}
+def random_stream(contract: Contract, subject: Subject, steps: int, batch: int = 1, seed: int = 3) -> dict[str, Array]:
+    """Items for ``steps`` steps of every data input as a host gives them, and every held input ``[B, ...]``."""
+    generator = np.random.default_rng(seed)
+    found = {s.name: generator.standard_normal((batch, *s.shape)).astype(s.dtype) for s in contract.held}
     for data, spec in zip(subject.data, contract.data, strict=True):
         shape = (batch, steps * spec.step_items, *spec.item_shape)
         found[spec.name] = random_values(data.tensor, shape, generator)
     return found
+
+
+def hand_stream(
+    subject: Subject, contract: Contract, items: Mapping[str, Array], steps: int, call: int
+) -> dict[str, Array]:
+    """Every result of a stream by hand, fed with such items in calls of ``call`` steps."""
+    hand, parts = ByHand(subject, contract, items, len(items[contract.input.name])), []
+    for at in range(0, steps, call):
+        part = {s.name: items[s.name][:, at * s.step_items : (at + call) * s.step_items] for s in contract.data}
+        parts.append(hand.step(part, call))
+    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}

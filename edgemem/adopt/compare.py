@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgemem.adopt.by_hand import ByHand, random_items
-from edgemem.adopt.proof import difference
+from edgemem.adopt.by_hand import ByHand, hand_stream, random_stream
+from edgemem.adopt.proof import TOLERANCE, difference
 from edgemem.adopt.subject import Subject
 from edgemem.bundle import open_bundle
+from edgemem.contract import Contract
 from edgemem.errors import VerificationError
+from edgemem.runtimes import Session, Stream
 from edgemem.runtimes.ort.engine import OrtSession
 
+Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
 LARGEST = 1e-6
 """Largest difference where operators are unchanged, as a share of an output's spread. It is 0 in all known files."""
-_BLOCK = 250
+_BLOCK, _STEPS, _BATCH = 250, 12, 3
 
 
 def compare(
@@ -39,30 +44,53 @@ def compare(
         VerificationError: It is too large; the first step and tensor are named.
     """
     bundle = open_bundle(folder)
-    contract = bundle.contract
-    generator = np.random.default_rng(5)
-    held = {s.name: generator.standard_normal((1, *s.shape)).astype(s.dtype) for s in contract.held}
-    hand, largest = ByHand(subject, contract, held), 0.0
+    contract, largest = bundle.contract, 0.0
     with OrtSession(bundle, device="cpu", threads=1) as session:
-        stream = session.stream(held=held or None)
+        _compare_larger_calls(session, subject, contract)
+        first = random_stream(contract, subject, 1)
+        held = {spec.name: first[spec.name] for spec in contract.held}
+        stream, hand = session.stream(held=held or None), ByHand(subject, contract, held)
         for start in range(0, steps, _BLOCK):
             count = min(_BLOCK, steps - start)
-            items = random_items(contract, subject, count, generator)
+            items = random_stream(contract, subject, count, seed=start)
             got, wanted = [], []
             for at in range(count):
                 part = {s.name: items[s.name][:, at * s.step_items : (at + 1) * s.step_items] for s in contract.data}
-                result = stream.feed(part if len(part) > 1 else part[contract.input.name], outputs="all")
-                got.append(dict(result) if isinstance(result, Mapping) else {contract.output.name: result})
+                got.append(_fed(contract, stream, part))
                 wanted.append(hand.step(part))
             for spec in contract.output_specs:
                 ours, theirs = (np.stack([step[spec.name] for step in steps_of]) for steps_of in (got, wanted))
                 largest = max(largest, found := difference(ours, theirs))
                 if not found <= largest_allowed:
-                    first = start + int(np.argmax([difference(a, b) > 0 for a, b in zip(ours, theirs, strict=True)]))
-                    raise VerificationError(
-                        f"{spec.name} differs from the original by {found:.1e} of its spread, first at step {first}.",
-                        hint="This is a fault of edgemem: please report it with the model's name.",
-                    )
+                    first_step = int(np.argmax([difference(a, b) > 0 for a, b in zip(ours, theirs, strict=True)]))
+                    raise _fault(spec.name, found, f"first at step {start + first_step}")
             if progress is not None:
                 progress("streaming", start + count, steps)
     return largest
+
+
+def _compare_larger_calls(session: Session, subject: Subject, contract: Contract) -> None:
+    """Compare several streams in a batch, in calls of several steps, where the contract offers these."""
+    batch = _BATCH if contract.has_batches else 1
+    if batch == contract.max_chunk == 1:
+        return
+    items = random_stream(contract, subject, _STEPS, batch)
+    wanted = hand_stream(subject, contract, items, _STEPS, 1)
+    stream = session.stream(batch, held={spec.name: items[spec.name] for spec in contract.held} or None)
+    got = _fed(contract, stream, {spec.name: items[spec.name] for spec in contract.data})
+    for name, value in wanted.items():
+        if not (found := difference(got[name], value)) <= TOLERANCE:
+            raise _fault(name, found, f"with {batch} streams and calls of {min(_STEPS, contract.max_chunk)} steps")
+
+
+def _fed(contract: Contract, stream: Stream, items: dict[str, Array]) -> dict[str, Array]:
+    """Every result of feeding items, by name."""
+    result = stream.feed(items if len(items) > 1 else next(iter(items.values())), outputs="all")
+    return dict(result) if isinstance(result, Mapping) else {contract.output.name: result}
+
+
+def _fault(name: str, found: float, where: str) -> VerificationError:
+    return VerificationError(
+        f"{name} differs from the original by {found:.1e} of its spread, {where}.",
+        hint="This is a fault of edgemem: please report it with the model's name.",
+    )

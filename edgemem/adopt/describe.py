@@ -134,4 +134,5 @@ def probe_sizes(subject: Subject) -> Sequence[tuple[int, int]]:
     """Numbers of streams and steps of the calls that show where outputs have their axes."""
     batches = [(2, 1), (3, 1)] if subject.has_free_batch else []
     times = [(1, 2), (1, 3)] if subject.has_free_time else []
-    return [(1, 1), *batches, *times]
+    both = [(2, 3)] if batches and times else []
+    return [(1, 1), *batches, *times, *both]

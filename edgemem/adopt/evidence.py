@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemem.adopt.by_hand import ByHand, random_items
+from edgemem.adopt.by_hand import ByHand, hand_stream, random_stream
 from edgemem.adopt.proof import Evidence, difference
 from edgemem.adopt.read import GraphTensor, graph_tensors, read_model
 from edgemem.adopt.session import Graph
@@ -29,12 +28,12 @@ def long_calls(contract: Contract, steps: int = _STEPS, call: int = _CALL) -> Ev
     """Calls of several steps give what single steps give: the graph is its own sequence form."""
 
     def error(subject: Subject) -> float:
-        items = _items(contract, subject, steps)
+        items = random_stream(contract, subject, steps, 2 if contract.has_batches else 1)
         try:
-            long = _stream(subject, contract, items, steps, call)
+            long = hand_stream(subject, contract, items, steps, call)
         except ExportError:
             return float("inf")
-        return _worst(_stream(subject, contract, items, steps, 1), long)
+        return _worst(hand_stream(subject, contract, items, steps, 1), long)
 
     return Evidence(LONG_CALL, error, is_binding=False)
 
@@ -51,7 +50,7 @@ def recording(path: Path, contract: Contract) -> Evidence:
     wanted = {spec.name: arrays[spec.name] for spec in contract.output_specs}
 
     def error(subject: Subject) -> float:
-        return _worst(_stream(subject, contract, arrays, steps, 1), wanted)
+        return _worst(hand_stream(subject, contract, arrays, steps, 1), wanted)
 
     return Evidence(f"the recording {path.name}", error)
 
@@ -65,7 +64,7 @@ def sequence_form(path: Path, subject: Subject, contract: Contract, steps: int =
     model = read_model(path)
     inputs, _ = graph_tensors(model)
     graph = Graph(model, path.name, path.parent)
-    items = _items(contract, subject, steps)
+    items = random_stream(contract, subject, steps)
     frames = _frames(subject, contract, items, steps)
     data, rest = inputs[0], inputs[1:]
     joined = _joined(data, frames, subject)
@@ -73,7 +72,7 @@ def sequence_form(path: Path, subject: Subject, contract: Contract, steps: int =
     wanted = next(iter(graph.run(feeds).values()))
 
     def error(tried: Subject) -> float:
-        got = _stream(tried, contract, items, steps, 1)[contract.output.name]
+        got = hand_stream(tried, contract, items, steps, 1)[contract.output.name]
         if got.size != wanted.size:
             raise ExportError(
                 f"{path.name} gives {list(wanted.shape)} for {steps} steps, the steps give {list(got.shape)}."
@@ -85,7 +84,7 @@ def sequence_form(path: Path, subject: Subject, contract: Contract, steps: int =
 
 def _frames(subject: Subject, contract: Contract, items: Mapping[str, Array], steps: int) -> list[Array]:
     """What the graph is given at each step, for its first data input."""
-    hand = ByHand(subject, contract, _held(contract))
+    hand = ByHand(subject, contract, items)
     spec = contract.input
     return [
         hand.framed(subject.data[0], spec, items[spec.name][:, at * spec.step_items : (at + 1) * spec.step_items])
@@ -115,32 +114,6 @@ def _at_rest(tensor: GraphTensor, subject: Subject) -> Array:
     if tensor.name in subject.initial:
         return np.asarray(subject.initial[tensor.name], tensor.dtype)
     return np.zeros([size if isinstance(size, int) else 1 for size in dims_of(tensor)], tensor.dtype)
-
-
-def _items(contract: Contract, subject: Subject, steps: int) -> dict[str, Array]:
-    return random_items(contract, subject, steps, np.random.default_rng(3)) | _held(contract)
-
-
-def _held(contract: Contract) -> dict[str, Array]:
-    generator = np.random.default_rng(4)
-    return {s.name: generator.standard_normal((1, *s.shape)).astype(s.dtype) for s in contract.held}
-
-
-def _stream(
-    subject: Subject, contract: Contract, items: Mapping[str, Array], steps: int, call: int
-) -> dict[str, Array]:
-    """Every result of a stream fed in calls of ``call`` steps."""
-    batch = items[contract.input.name].shape[0]
-    hand = ByHand(subject, contract, {spec.name: items[spec.name] for spec in contract.held}, batch)
-    parts: list[dict[str, Array]] = []
-    for start in range(0, steps, call):
-        cut = partial(_cut, start=start, end=start + call)
-        parts.append(hand.step({s.name: cut(items[s.name], s.step_items) for s in contract.data}, call))
-    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-
-
-def _cut(values: Array, items: int, start: int, end: int) -> Array:
-    return values[:, start * items : end * items]
 
 
 def _worst(got: Mapping[str, Array], wanted: Mapping[str, Array]) -> float:

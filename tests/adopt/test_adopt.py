@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
@@ -310,3 +311,18 @@ def test_weights_beside_the_file_are_found_and_taken_along(tmp_path, monkeypatch
 def test_adopting_needs_no_torch():
     code = "import sys, edgemem.adopt, edgemem.cli.adopt_command; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_bundle_that_is_right_for_one_stream_alone_is_not_written(tmp_path, monkeypatch):
+    mixing = LEAKY.replace("mem_out = Add(kept, x)", "m = ReduceMean<axes = [0]>(x)  mem_out = Add(kept, m)")
+    monkeypatch.setattr("edgemem.adopt.adopter.fold", lambda *_: ir.from_proto(model(mixing)))
+    with pytest.raises(VerificationError, match="y differs from the original by .* with 3 streams"):
+        adopt(write(tmp_path / "leaky.onnx", LEAKY), tmp_path / "bundle", AdoptOptions(**QUICK))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_that_is_right_for_single_steps_alone_is_not_written(tmp_path, monkeypatch):
+    wrong = SUM.replace("running = CumSum(x, int_axis)", "running = CumSum<reverse = 1>(x, int_axis)")
+    monkeypatch.setattr("edgemem.adopt.adopter.fold", lambda *_: ir.from_proto(model(wrong)))
+    with pytest.raises(VerificationError, match="calls of 12 steps"):
+        adopt(write(tmp_path / "sum.onnx", SUM), tmp_path / "bundle", AdoptOptions(**QUICK))
