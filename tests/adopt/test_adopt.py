@@ -316,7 +316,7 @@ def test_adopting_needs_no_torch():
 def test_a_bundle_that_is_right_for_one_stream_alone_is_not_written(tmp_path, monkeypatch):
     mixing = LEAKY.replace("mem_out = Add(kept, x)", "m = ReduceMean<axes = [0]>(x)  mem_out = Add(kept, m)")
     monkeypatch.setattr("edgemem.adopt.adopter.fold", lambda *_: ir.from_proto(model(mixing)))
-    with pytest.raises(VerificationError, match="y differs from the original by .* with 3 streams"):
+    with pytest.raises(VerificationError, match=r"y differs from the original by .* with 3 streams"):
         adopt(write(tmp_path / "leaky.onnx", LEAKY), tmp_path / "bundle", AdoptOptions(**QUICK))
     assert not (tmp_path / "bundle").exists()
 
