@@ -139,14 +139,20 @@ def test_a_stream_goes_on_from_its_state(probabilities: list[float], rules: Segm
 
 @pytest.mark.long
 def test_segments_are_those_of_the_silero_vad_package() -> None:
-    """With random probabilities; needs ``pip install --no-deps silero-vad``."""
+    """With random probabilities and rules; needs ``pip install --no-deps silero-vad``."""
     theirs = pytest.importorskip("silero_vad.utils_vad").get_speech_timestamps_from_probs
     generator = np.random.default_rng(0)
-    for _ in range(2000):
+    for number in range(4000):
+        rules = SegmentRules()
+        if number % 2:
+            speech, silence, pad = (float(generator.integers(0, most)) for most in (400, 300, 200))
+            rules = SegmentRules(float(generator.choice([0.1, 0.2, 0.5, 0.8])), speech, silence, pad)
         count = int(generator.integers(1, 120))
         values = np.repeat(generator.random(count), generator.choice([1, 3, 8]))[:count]
         length = (count - 1) * 512 + int(generator.integers(1, 513))
-        segmenter, whole = Segmenter(SegmentRules(), 16_000, 512), length // 512
+        segmenter, whole = Segmenter(rules, 16_000, 512), length // 512
         found = [*segmenter.feed(values[:whole].tolist()), *segmenter.finish(values[whole:].tolist(), length)]
-        wanted = [(each["start"], each["end"]) for each in theirs(values.tolist(), audio_length_samples=length)]
+        options = {"min_speech_duration_ms": rules.min_speech_ms, "min_silence_duration_ms": rules.min_silence_ms}
+        options |= {"threshold": rules.threshold, "speech_pad_ms": rules.pad_ms, "audio_length_samples": length}
+        wanted = [(each["start"], each["end"]) for each in theirs(values.tolist(), **options)]
         assert [(event.start, event.end) for event in found if event.end is not None] == wanted
