@@ -1,62 +1,135 @@
-// Products of few rows with a matrix that is read once from memory, as it lies; compiled once for each instruction set.
+// Products with a matrix that is read from memory as it lies; compiled once for each instruction set.
 //
-// A task is a panel of columns. Eight rows of the matrix are read side by side, so that the sums of a panel are loaded
-// and stored once for eight; meanwhile the next eight are asked for. The sum of a column does not depend on the panels,
-// nor on how many rows of x there are.
+// A task is a panel of columns. Few rows of x: eight rows of the matrix are read side by side, so that the sums of a
+// panel are loaded and stored once for eight, and meanwhile the next eight are asked for. Many rows: a tile of sums stays
+// in registers for the whole depth, and its columns of the matrix stay in the cache for all rows. Either way each sum is
+// one chain from the first product to the last, so a row's result does not depend on how many rows there are.
 #include "level.h"
 
-enum { SIDE_BY_SIDE = 8, X_ROWS = 4 };
+enum { SIDE_BY_SIDE = 8, FEW_ROWS = 12, BLOCK_DEPTH = 256 };
+#if LANES == 16 || defined(__aarch64__)
+enum { TILE_ROWS = 6, TILE_COLUMNS = 4 };  // in vectors: 24 sums of 32 registers
+#else
+enum { TILE_ROWS = 4, TILE_COLUMNS = 2 };  // 8 of 16
+#endif
 
-// out[r][n] += sum of x[r][k] * w[k][n], for `depth` rows of the matrix from k on and the columns first .. last - 1.
-INLINE void add_rows(const struct product *call, const int rows, const int depth, const float *restrict x, int64_t k,
-                     int64_t first, int64_t last, float *restrict out) {
-  const int64_t columns = call->columns;
-  const float *restrict w = call->w + k * columns, *next = w + depth * columns;
-  vec factors[X_ROWS][SIDE_BY_SIDE];
-#pragma GCC unroll 4
-  for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-    for (int i = 0; i < depth; i++) factors[r][i] = splat(x[r * call->depth + k + i]);
+// --- few rows -------------------------------------------------------------------------------------------------------
+
+// out[n] += sum of x[i] * w[i][n], for `depth` rows of the matrix from w on and the columns first .. last - 1.
+INLINE void add_rows(const int depth, int64_t columns, const float *restrict x, const float *restrict w, int64_t first,
+                     int64_t last, float *restrict out) {
+  vec factors[SIDE_BY_SIDE];
+  for (int i = 0; i < depth; i++) factors[i] = splat(x[i]);
   int64_t n = first;
   for (; n + LANES <= last; n += LANES) {
-    vec even[X_ROWS], odd[X_ROWS];
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) even[r] = load(out + r * columns + n), odd[r] = (vec){0};
+    vec sum = load(out + n);
 #pragma GCC unroll 8
     for (int i = 0; i < depth; i++) {
-      vec weights = load(w + i * columns + n);
-      if (n % 16 == 0) __builtin_prefetch(next + i * columns + n);
-#pragma GCC unroll 4
-      for (int r = 0; r < rows; r++)
-        if (i % 2)
-          odd[r] += factors[r][i] * weights;
-        else
-          even[r] += factors[r][i] * weights;
+      if (n % 16 == 0) __builtin_prefetch(w + (depth + i) * columns + n);
+      sum += factors[i] * load(w + i * columns + n);
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) store(out + r * columns + n, even[r] + odd[r]);
+    store(out + n, sum);
   }
   for (; n < last; n++)
-    for (int r = 0; r < rows; r++)
-      for (int i = 0; i < depth; i++) out[r * columns + n] += x[r * call->depth + k + i] * w[i * columns + n];
+    for (int i = 0; i < depth; i++) out[n] += x[i] * w[i * columns + n];
 }
 
-INLINE void multiply_rows(const struct product *call, const int rows, int64_t row, int64_t first, int64_t last) {
-  const float *x = call->x + row * call->depth;
-  float *out = call->out + row * call->columns;
+static void multiply_few(const struct product *call, int64_t first, int64_t last) {
+  int64_t columns = call->columns;
+  for (int64_t k = 0; k < call->depth;) {
+    int64_t depth = call->depth - k >= SIDE_BY_SIDE ? SIDE_BY_SIDE : 1;
+    for (int64_t row = 0; row < call->rows; row++) {
+      const float *x = call->x + row * call->depth + k;
+      if (depth == 1)
+        add_rows(1, columns, x, call->w + k * columns, first, last, call->out + row * columns);
+      else
+        add_rows(SIDE_BY_SIDE, columns, x, call->w + k * columns, first, last, call->out + row * columns);
+    }
+    k += depth;
+  }
+}
+
+// --- many rows ------------------------------------------------------------------------------------------------------
+
+// Part of a matrix: `depth` rows and the columns of one tile, `stride` floats from row to row.
+struct block {
+  const float *w;
+  int64_t stride, first, depth;  // first: of its rows, counted in the whole matrix
+};
+
+// Adds the products of a block to the sums of `rows` rows of x and `vectors` vectors of columns from n on.
+INLINE void add_tile(const struct product *call, const struct block *block, const int rows, const int vectors,
+                     int64_t row, int64_t n) {
+  const int64_t columns = call->columns, depth = call->depth, stride = block->stride;
+  const float *restrict x = call->x + row * depth + block->first, *restrict w = block->w;
+  float *restrict out = call->out + row * columns + n;
+  vec sums[TILE_ROWS][TILE_COLUMNS];
+#pragma GCC unroll 6
   for (int r = 0; r < rows; r++)
-    for (int64_t n = first; n < last; n++)
-      out[r * call->columns + n] = call->add ? call->add[(row + r) * call->add_row + n] : 0.0f;
-  int64_t k = 0;
-  for (; k + SIDE_BY_SIDE <= call->depth; k += SIDE_BY_SIDE) add_rows(call, rows, SIDE_BY_SIDE, x, k, first, last, out);
-  for (; k < call->depth; k++) add_rows(call, rows, 1, x, k, first, last, out);
+#pragma GCC unroll 4
+    for (int c = 0; c < vectors; c++) sums[r][c] = load(out + r * columns + c * LANES);
+  for (int64_t k = 0; k < block->depth; k++, w += stride)
+#pragma GCC unroll 4
+    for (int c = 0; c < vectors; c++) {
+      vec weights = load(w + c * LANES);
+#pragma GCC unroll 6
+      for (int r = 0; r < rows; r++) sums[r][c] += x[r * depth + k] * weights;
+    }
+#pragma GCC unroll 6
+  for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+    for (int c = 0; c < vectors; c++) store(out + r * columns + c * LANES, sums[r][c]);
+}
+
+INLINE void add_block(const struct product *call, const struct block *block, const int vectors, int64_t n) {
+  int64_t row = 0;
+  for (; row + TILE_ROWS <= call->rows; row += TILE_ROWS) add_tile(call, block, TILE_ROWS, vectors, row, n);
+  for (; row + 4 <= call->rows; row += 4) add_tile(call, block, 4, vectors, row, n);
+  for (; row + 2 <= call->rows; row += 2) add_tile(call, block, 2, vectors, row, n);
+  for (; row < call->rows; row++) add_tile(call, block, 1, vectors, row, n);
+}
+
+// A block is copied, so that its rows lie one after another and stay in the cache for all rows of x.
+static __attribute__((noinline)) void multiply_many(const struct product *call, int64_t first, int64_t last) {
+  float copy[BLOCK_DEPTH * TILE_COLUMNS * LANES] __attribute__((aligned(64)));
+  for (int64_t from = 0; from < call->depth; from += BLOCK_DEPTH) {
+    struct block block = {copy, TILE_COLUMNS * LANES, from, call->depth - from};
+    if (block.depth > BLOCK_DEPTH) block.depth = BLOCK_DEPTH;
+    const float *w = call->w + from * call->columns;
+    int64_t n = first;
+    for (; n + TILE_COLUMNS * LANES <= last; n += TILE_COLUMNS * LANES) {
+      for (int64_t k = 0; k < block.depth; k++)
+#pragma GCC unroll 4
+        for (int c = 0; c < TILE_COLUMNS; c++) {
+          const float *weights = w + k * call->columns + n + c * LANES;
+          __builtin_prefetch(weights + TILE_COLUMNS * LANES, 0, 2);
+          store(copy + (k * TILE_COLUMNS + c) * LANES, load(weights));
+        }
+      add_block(call, &block, TILE_COLUMNS, n);
+    }
+    block.stride = call->columns;
+    for (; n + LANES <= last; n += LANES) {
+      block.w = w + n;
+      add_block(call, &block, 1, n);
+    }
+    for (; n < last; n++)
+      for (int64_t row = 0; row < call->rows; row++)
+        for (int64_t k = 0; k < block.depth; k++)
+          call->out[row * call->columns + n] += call->x[row * call->depth + from + k] * w[k * call->columns + n];
+  }
 }
 
 static void multiply_panel(const struct product *call, int64_t first, int64_t last) {
-  int64_t row = 0;
-  for (; row + 4 <= call->rows; row += 4) multiply_rows(call, 4, row, first, last);
-  for (; row < call->rows; row++) multiply_rows(call, 1, row, first, last);
+  for (int64_t row = 0; row < call->rows; row++)
+    for (int64_t n = first; n < last; n++)
+      call->out[row * call->columns + n] = call->add ? call->add[row * call->add_row + n] : 0.0f;
+  if (call->rows <= FEW_ROWS)
+    multiply_few(call, first, last);
+  else
+    multiply_many(call, first, last);
 }
+
+// --- a transposed matrix --------------------------------------------------------------------------------------------
 
 // The sums of LANES columns whose weights lie one after another, [N, K].
 INLINE void dot_columns(const struct product *call, const float *x, int64_t n, float *out) {

@@ -1,4 +1,4 @@
-// edgemem::MatMul: x [..., K] times w, plus an optional term. For few rows: w is read as it lies, without a second copy.
+// edgemem::MatMul: x [..., K] times w, plus an optional term. w is read as it lies, without a second copy.
 // Inputs: x, w [K, N] ([N, K] where the attribute transposed is 1), add [N] or [..., N] (optional). Output [..., N].
 #include <stdlib.h>
 
