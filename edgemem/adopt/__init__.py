@@ -7,6 +7,7 @@
     pairing.py    which output is the new value of which state
     proof.py      what calling the graph shows
     evidence.py   longer calls, a sequence form, a recording
+    free_batch.py a file that is fixed to one stream, for several
     fold.py       constants, and branches that are never taken
     describe.py   the contract
     by_hand.py    the loop that a user would write

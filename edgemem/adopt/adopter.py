@@ -13,6 +13,7 @@ from edgemem.adopt.compare import LARGEST, Progress, compare
 from edgemem.adopt.describe import describe, probe_sizes
 from edgemem.adopt.evidence import LONG_CALL, long_calls, recording, sequence_form
 from edgemem.adopt.fold import fold
+from edgemem.adopt.free_batch import with_free_batch
 from edgemem.adopt.leapp import is_leapp, read_leapp
 from edgemem.adopt.options import AdoptOptions
 from edgemem.adopt.pairing import Pair, pair_states
@@ -73,6 +74,8 @@ def propose(
     subject, undecided = _opened(files, options)
     announce("calling the graph to prove them")
     refuse_dead_states(subject)
+    if not options.between:
+        subject = with_free_batch(subject) or subject
     batches = rows_are_independent(subject)
     probes, seen = _probed(subject, batches)
     try:

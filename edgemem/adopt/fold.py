@@ -50,7 +50,7 @@ def fold(model: ir.Model, fixed: Mapping[str, Array], probes: Sequence[Mapping[s
             old.replace_all_uses_with(new)
         if not _take_branches(model.graph):
             break
-    _drop_sizes(model)
+    forget_sizes(model)
     return RemoveUnusedNodesPass()(model).model
 
 
@@ -139,7 +139,7 @@ def _take_branches(graph: ir.Graph) -> bool:
     return changed
 
 
-def _drop_sizes(model: ir.Model) -> None:
+def forget_sizes(model: ir.Model) -> None:
     """Forget the sizes that the file notes inside the graph: they may be those of a branch that is gone."""
     for graph in model.graphs():
         for node in graph:
