@@ -146,7 +146,9 @@ class Context:
 
     def _arrays(self) -> dict[str, np.ndarray]:
         """Every tensor of the next run, in place."""
-        batch, time = self.shapes[self.engine.contract.input.name][:2]
+        spec, shape = self.engine.tensors[self.engine.contract.input.name], self.shapes[self.engine.contract.input.name]
+        batch = 1 if spec.batch_axis is None else shape[spec.batch_axis]
+        time = next(time for time in range(1, max(shape) + 1) if spec.shape(Sizes(batch, time)) == tuple(shape))
         sizes = Sizes(batch, time, *self.shapes.get(OUTPUT_INDICES, (time,)))
         arrays = {}
         for name, spec in self.engine.tensors.items():
