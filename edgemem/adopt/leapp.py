@@ -56,7 +56,7 @@ def read_leapp(path: Path, options: AdoptOptions) -> tuple[Path, AdoptOptions]:
             initial={**_initial(path, pipeline.get("initial_values")), **options.initial},
             states_by=path.name,
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ExportError(f"{path} is not a LEAPP description: {error!r}.") from error
     return file, found
 

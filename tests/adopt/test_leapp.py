@@ -1,11 +1,9 @@
 """LEAPP descriptions are read and written: a YAML file that names the states of an ONNX file."""
 
-import hashlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import safetensors.numpy
 import yaml
 
 import edgemem
@@ -13,49 +11,12 @@ from edgemem.adopt import AdoptOptions, adopt, propose
 from edgemem.adopt.leapp import write_leapp
 from edgemem.errors import EdgememError, ExportError
 from tests.adopt.models import LEAKY, write
+from tests.adopt.policy import POLICY, write_description
 from tests.handmade import write_reciter
-
-POLICY = """
-policy (float[1, 3] obs, float[1, 3] p, float[1, 3] q) => (float[1, 3] actions, float[1, 3] u, float[1, 3] v) {
-    half = Constant <value = float {0.5}> ()
-    kept = Mul(p, half)
-    v = Add(kept, obs)
-    u = Sub(q, obs)
-    actions = Add(u, v)
-}
-"""
-"""v follows p and u follows q: neither names nor shapes say so."""
-
-
-def describe(folder, *, backend="onnx", models=1, **changes):
-    model = write(folder / "policy.onnx", POLICY)
-    first = {"policy/p": np.ones((1, 3), np.float32), "policy/q": np.zeros((1, 3), np.float32)}
-    safetensors.numpy.save_file(first, folder / "first.safetensors")
-    node = {
-        "inputs": [{"name": name, "shape": [1, 3], "dtype": "float32"} for name in ("obs", "p", "q")],
-        "outputs": [{"name": name, "shape": [1, 3], "dtype": "float32"} for name in ("actions", "u", "v")],
-        "parameters": {
-            "model_path": model.name,
-            "md5sum": "",
-            "sha256sum": hashlib.sha256(model.read_bytes()).hexdigest(),
-            "backend": backend,
-        },
-    }
-    pipeline = {
-        "data_flow": {},
-        "feedback_flow": {"policy/v": ["policy/p"], "policy/u": ["policy/q"]},
-        "inputs": {"policy": ["obs"]},
-        "outputs": {"policy": ["actions"]},
-        "initial_values": "first.safetensors",
-    }
-    names = ["policy", *(f"other{at}" for at in range(1, models))]
-    whole = {"models": dict.fromkeys(names, node), "pipeline": pipeline, "system information": {}} | changes
-    (folder / "policy.yaml").write_text(yaml.safe_dump(whole))
-    return folder / "policy.yaml"
 
 
 def test_a_description_names_the_states_and_their_first_values(tmp_path):
-    bundle = adopt(describe(tmp_path), tmp_path / "bundle", AdoptOptions(steps=4))
+    bundle = adopt(write_description(tmp_path), tmp_path / "bundle", AdoptOptions(steps=4))
     assert bundle.manifest.verification["states"] == {"p": "→ v: policy.yaml", "q": "→ u: policy.yaml"}
     with edgemem.open(bundle.path) as session:
         actions = session.stream().step(np.zeros((1, 3), np.float32))
@@ -63,7 +24,7 @@ def test_a_description_names_the_states_and_their_first_values(tmp_path):
 
 
 def test_what_the_user_says_goes_first(tmp_path):
-    found = propose(describe(tmp_path), AdoptOptions(initial={"p": np.full((1, 3), 4.0)}))
+    found = propose(write_description(tmp_path), AdoptOptions(initial={"p": np.full((1, 3), 4.0)}))
     assert found.subject.initial["p"][0, 0] == 4
     assert found.subject.initial["q"][0, 0] == 0
 
@@ -75,11 +36,12 @@ def test_what_the_user_says_goes_first(tmp_path):
         ({"models": 2}, "describes 2 models"),
         ({"pipeline": {}}, "is not a LEAPP description"),
         ({"pipeline": 3}, "is not a LEAPP description"),
+        ({"pipeline": {"feedback_flow": {"v": ["p"]}}}, "is not a LEAPP description"),
         ({"system information": None, "models_": 1}, None),
     ],
 )
 def test_descriptions_of_other_things_are_refused(tmp_path, changes, message):
-    path = describe(tmp_path, **changes)
+    path = write_description(tmp_path, **changes)
     if message is None:
         assert propose(path).pairs
         return
@@ -88,7 +50,7 @@ def test_descriptions_of_other_things_are_refused(tmp_path, changes, message):
 
 
 def test_a_file_that_was_changed_or_lies_elsewhere_is_refused(tmp_path):
-    path = describe(tmp_path)
+    path = write_description(tmp_path)
     write(tmp_path / "policy.onnx", POLICY.replace("0.5", "0.6"))
     with pytest.raises(ExportError, match="its SHA-256 differs"):
         propose(path)
@@ -102,7 +64,7 @@ def test_a_file_that_was_changed_or_lies_elsewhere_is_refused(tmp_path):
 
 
 def test_what_is_written_is_read_back_with_the_same_states(tmp_path):
-    bundle = adopt(describe(tmp_path), tmp_path / "bundle", AdoptOptions(steps=4))
+    bundle = adopt(write_description(tmp_path), tmp_path / "bundle", AdoptOptions(steps=4))
     written = write_leapp(bundle, tmp_path / "robot")
     again = adopt(written, tmp_path / "again", AdoptOptions(steps=4))
     assert replace(again.contract, max_chunk=1) == bundle.contract
@@ -126,7 +88,7 @@ def test_what_leapp_cannot_say_is_refused(tmp_path):
 def test_leapp_itself_runs_what_is_written(tmp_path):
     torch = pytest.importorskip("torch")
     inference = pytest.importorskip("leapp.inference_manager", reason="not installed: leapp==0.7.2")
-    bundle = adopt(describe(tmp_path), tmp_path / "bundle", AdoptOptions(steps=4))
+    bundle = adopt(write_description(tmp_path), tmp_path / "bundle", AdoptOptions(steps=4))
     manager = inference.InferenceManager(str(write_leapp(bundle, tmp_path / "robot")))
     rng = np.random.default_rng(0)
     with edgemem.open(bundle.path) as session:

@@ -32,6 +32,7 @@ from edgemem.runtimes.trt.flavour import Flavour
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.pack import RECIPE, read_recipe
 from edgemem.text import Conversation, open_chat_template, open_tokenizer
+from tests.adopt.policy import write_description
 from tests.fuzz.mutations import mutate
 from tests.handmade import write_summer, write_token_reciter
 from tests.text.chat_templates import CHATML
@@ -373,6 +374,33 @@ class Audio(Target):
         return shapes
 
 
+class Adopted(Target):
+    """A LEAPP description with its ONNX file and first values, found out as ``edgemem adopt`` does.
+
+    Only the ONNX file has a hash.
+    """
+
+    protected = False
+
+    @override
+    def make(self) -> None:
+        write_description(self.folder)
+
+    @override
+    def use(self) -> Any:
+        from edgemem.adopt import propose
+
+        found = propose(self.folder / "policy.yaml")
+        return json.dumps(found.contract.to_json()), [pair.verdict for pair in found.pairs]
+
+    @override
+    def fit(self, rng: random.Random, name: str) -> None:
+        path = self.folder / "policy.yaml"
+        if name == "policy.onnx":
+            fitting = sha256_file(self.folder / name)
+            path.write_text(re.sub(r"sha256sum: \w+", f"sha256sum: {fitting}", path.read_text()))
+
+
 TARGETS: dict[str, type[Target]] = {
     "bundle of tokens": Reciter,
     "bundle of features": Summer,
@@ -382,4 +410,5 @@ TARGETS: dict[str, type[Target]] = {
     "engine": Engines,
     "checkpoint": Checkpoint,
     "audio": Audio,
+    "adopted": Adopted,
 }
