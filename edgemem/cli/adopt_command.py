@@ -17,7 +17,7 @@ from edgemem.cli.options import MOST_STEPS, count, option, option_group
 from edgemem.console import console, headed, print_json, print_table, readable_bytes
 from edgemem.contract import Contract, Stft
 from edgemem.contract.front_end import Window
-from edgemem.errors import ContractError, EdgememError
+from edgemem.errors import ContractError, EdgememError, ExportError
 from edgemem.files import read_file
 
 if TYPE_CHECKING:
@@ -111,29 +111,32 @@ class Named:
         """The options as the library takes them.
 
         Raises:
-            click.BadParameter: One cannot be read.
+            click.UsageError: One cannot be read, or two contradict each other.
         """
         from edgemem.adopt.options import CHECK_STEPS, AdoptOptions
 
-        return AdoptOptions(
-            inputs=self.inputs,
-            outputs=self.outputs,
-            held=self.held,
-            takes=self.takes or 0,
-            context=self.context or 0,
-            overlap_add=self.overlap_add,
-            unroll=self.unroll,
-            use_metadata=self.use_metadata,
-            between="spectral-mask" if self.between else "",
-            sample_rate_hz=self.sample_rate_hz or 0,
-            states=dict(map(_pair, self.states)),
-            fixed=dict(map(_constant, self.fixed)),
-            initial=_arrays(self.initial) if self.initial is not None else {},
-            stft=None if self.stft is None else _stft(self.stft),
-            sequence=self.sequence,
-            recorded=self.recorded,
-            steps=steps or CHECK_STEPS,
-        )
+        try:
+            return AdoptOptions(
+                inputs=self.inputs,
+                outputs=self.outputs,
+                held=self.held,
+                takes=self.takes or 0,
+                context=self.context or 0,
+                overlap_add=self.overlap_add,
+                unroll=self.unroll,
+                use_metadata=self.use_metadata,
+                between="spectral-mask" if self.between else "",
+                sample_rate_hz=self.sample_rate_hz or 0,
+                states=dict(map(_pair, self.states)),
+                fixed=dict(map(_constant, self.fixed)),
+                initial=_arrays(self.initial) if self.initial is not None else {},
+                stft=None if self.stft is None else _stft(self.stft),
+                sequence=self.sequence,
+                recorded=self.recorded,
+                steps=steps or CHECK_STEPS,
+            )
+        except ExportError as error:
+            raise click.UsageError(error.message) from None
 
 
 @click.command()
@@ -153,6 +156,8 @@ def adopt(
     """
     if (out is None) != dry_run:
         raise click.UsageError("Name the bundle with --out, or use --dry-run to write nothing.")
+    if len(models) != (2 if named.between else 1):
+        raise click.UsageError("Name one MODEL, or two with --between.")
     needs_export_packages("onnx", "onnx_ir", "onnxruntime")
     from edgemem.adopt import adopt as adopt_model
     from edgemem.adopt import propose

@@ -61,6 +61,10 @@ def test_states_can_be_named_and_start_somewhere(invoke, tmp_path):
         (("--dry-run", "--stft", "512"), "'512' is not N,HOP,WINDOW"),
         (("--dry-run", "--stft", "512,256,gauss"), "'gauss' is not one of"),
         (("--dry-run", "--takes", "0"), "0 is not in the range"),
+        (("--dry-run", "--context", "4"), "need --takes"),
+        (("--dry-run", "--input", "x", "--held", "x"), "x is named twice"),
+        (("--dry-run", "--between", "spectral-mask", "--takes", "4"), "Name one MODEL, or two with --between"),
+        (("another.onnx", "--dry-run"), "Name one MODEL, or two with --between"),
     ],
 )
 def test_wrong_usage_exits_with_2(invoke, tmp_path, flags, message):
