@@ -93,7 +93,7 @@ class Attention(nn.Module):
             ``[B, T, C]``, and the new states.
         """
         dims, time = self.dims, clock.time
-        qkv, order = self._begin(x @ self.qkv, clock, past)
+        qkv, order = self._begin(x, x @ self.qkv, clock, past)
         chunk = self._chunk(x, qkv, clock)
         slots: list[Slots] = []
         reads: list[Tensor] = []
@@ -118,12 +118,12 @@ class Attention(nn.Module):
             merged = end([merged, *(new[name] for name in order)])
         return merged @ self.out, new
 
-    def _begin(self, qkv: Tensor, clock: Clock, past: States | None) -> tuple[Tensor, tuple[str, ...]]:
+    def _begin(self, x: Tensor, qkv: Tensor, clock: Clock, past: States | None) -> tuple[Tensor, tuple[str, ...]]:
         """Mark where an operator can compute this layer: ``qkv``, and the states in its order (none: it cannot)."""
         dims = self.dims
         if past is None or not is_marking() or dims.dtype != "float32":
             return qkv, ()
-        site = layer_site(dict(self.named_memories()))
+        site = layer_site(dict(self.named_memories()), x=x)
         if site is None:
             return qkv, ()
         attributes = SiteAttributes(site.kinds, dims.heads, dims.kv_heads, dims.scale, 0.0, 1, 0, dims.window)

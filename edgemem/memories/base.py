@@ -158,10 +158,13 @@ class Memory(nn.Module, ABC):
     def states(self) -> tuple[StateSpec, ...]:
         """The tensors to carry, under names of one part: ``k``, ``mean``."""
 
-    def native(self) -> tuple[str, tuple[Tensor, ...]] | None:
+    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]] | None:
         """Its name in the operator ``MemoryAttention``, and the parameters that follow its states there.
 
         ``None``: the operator does not have it.
+
+        Args:
+            x: The layer's normalised input ``[B, T, C]``; ``None`` where it is not at hand.
         """
         return None
 

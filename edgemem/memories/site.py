@@ -67,7 +67,7 @@ class LayerSite:
         return [past[entry] if isinstance(entry, str) else entry for entry in self.inputs]
 
 
-def layer_site(memories: Mapping[str, Memory], prefix: str = "") -> LayerSite | None:
+def layer_site(memories: Mapping[str, Memory], prefix: str = "", x: Tensor | None = None) -> LayerSite | None:
     """How the operator computes a layer; ``None``: it cannot.
 
     It can where there is one window, and it has all other memories.
@@ -75,6 +75,7 @@ def layer_site(memories: Mapping[str, Memory], prefix: str = "") -> LayerSite | 
     Args:
         memories: The layer's, by name.
         prefix: Begins the names of their states.
+        x: The layer's normalised input ``[B, T, C]``, at which gates look; ``None`` where it is not at hand.
     """
     # The operator has the window first.
     ordered = sorted(memories.items(), key=lambda item: not isinstance(item[1], Window))
@@ -85,7 +86,7 @@ def layer_site(memories: Mapping[str, Memory], prefix: str = "") -> LayerSite | 
     inputs: list[str | Tensor] = []
     biases: list[Tensor] = []
     for name, memory in ordered:
-        native = memory.native() if isinstance(memory, SlotMemory) else None
+        native = memory.native(x) if isinstance(memory, SlotMemory) else None
         if native is None:
             return None
         kind, parameters = native

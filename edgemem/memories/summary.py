@@ -56,6 +56,11 @@ class Summary(SlotMemory):
         return torch.zeros(self.dims.heads) if self.bias is None else self.bias.flatten()
 
     @property
+    def native_name(self) -> str:
+        """Its name in the operator, with its option."""
+        return f"{self.type_name}:log_count" if self.bias_kind == "log_count" else self.type_name
+
+    @property
     def always_seen(self) -> bool:
         """A summary contains at least the query's own pair."""
         return True

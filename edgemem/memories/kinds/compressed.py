@@ -59,6 +59,10 @@ class Compressed(SlotMemory):
         heads, width = 2 * self.dims.kv_heads, self.dims.head_dim
         return (StateSpec("slots", (heads, self.queue, width)), StateSpec("partial", (heads, 1, width)))
 
+    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
+        """Its name in the operator, with ``m`` and ``c``."""
+        return f"{self.type_name}:{self.slots}:{self.rate}", ()
+
     def forward(self, chunk: Chunk, past: States | None) -> tuple[list[Slots], dict[str, Tensor]]:
         """Slots of the queue and of the chunk's own blocks."""
         clock = chunk.clock

@@ -39,9 +39,9 @@ class CumulativeAverage(Summary):
         shape = (2 * self.dims.kv_heads, 1, self.dims.head_dim)
         return (StateSpec("mean", shape), StateSpec("carry", shape))
 
-    def native(self) -> tuple[str, tuple[Tensor, ...]]:
+    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
         """Its name in the operator."""
-        return self.type_name + (":log_count" if self.bias_kind == "log_count" else ""), ()
+        return self.native_name, ()
 
     def summarise(self, chunk: Chunk, past: States | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean up to every query."""

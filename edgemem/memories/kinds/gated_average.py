@@ -39,6 +39,10 @@ class GatedAverage(DecayingAverage):
         nn.init.normal_(self.gate.weight, std=0.02)
         nn.init.constant_(self.gate.bias, 4.0)  # keep 98 % at first
 
+    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]] | None:
+        """Its name in the operator, and the gate before its sigmoid ``[B, T, H]``."""
+        return None if x is None else (self.type_name, (wide_linear(self.gate, x),))
+
     def decay(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """``log g_i`` and ``1 - g_i``."""
         logit = wide_linear(self.gate, chunk.x).transpose(1, 2).unsqueeze(-1)  # [B, H, T, 1]

@@ -29,6 +29,10 @@ class MovingAverage(RingAverage):
         },
     )
 
+    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
+        """Its name in the operator."""
+        return self.native_name, ()
+
     def weights(self, age: Tensor, live: Tensor) -> Tensor:
         """1 for every live entry."""
         return live.float()

@@ -58,6 +58,10 @@ class WeightedMovingAverage(RingAverage):
             )
         self.log_beta = nn.Parameter(torch.tensor(beta).log().expand(1, -1).clone(), requires_grad=False)
 
+    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
+        """Its name in the operator, and ``log β`` of every age."""
+        return self.native_name, (self.log_beta.float(),)
+
     def weights(self, age: Tensor, live: Tensor) -> Tensor:
         """``β[head, age]`` where live."""
         beta = self.log_beta.float().exp()[:, age[:, 0].clamp(0, self.window - 1)]  # [H or 1, B or 1, T, S]

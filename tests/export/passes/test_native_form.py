@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from edgemem.export import from_config
@@ -16,6 +18,7 @@ from edgemem.export.passes.reshapes import drop_reshapes
 from edgemem.export.passes.rotations import join_rotations
 from edgemem.export.passes.sites import remove_dead, remove_sites
 from edgemem.models import DecoderConfig
+from edgemem.runtimes import native
 
 LAYERS = [
     [{"type": "sinks", "slots": 2}, {"type": "window", "window": 6}, {"type": "cumulative"}, {"type": "geometric"}],
@@ -40,9 +43,9 @@ def graph(text: str) -> ir.Model:
 
 
 def test_a_layer_whose_memories_it_has_is_one_operator(traced):
-    native = native_form(traced)
-    assert operators(native) == {"MemoryAttention": 1, "SwiGLU": 2, "RMSNorm": 5}
-    attention = next(node for node in native.graph if node.op_type == "MemoryAttention")
+    form = native_form(traced)
+    assert operators(form) == {"MemoryAttention": 1, "SwiGLU": 2, "RMSNorm": 5}
+    attention = next(node for node in form.graph if node.op_type == "MemoryAttention")
     assert attention.attributes["memories"].as_string() == "window,sinks,cumulative,geometric"
     states = [value.name.removeprefix("past.0.") for value in attention.inputs if value and value.name[:4] == "past"]
     assert states == [
@@ -52,14 +55,44 @@ def test_a_layer_whose_memories_it_has_is_one_operator(traced):
 
 
 def test_both_forms_take_and_give_the_same(traced):
-    native, standard = native_form(traced), traced.clone()
+    standard = traced.clone()
     remove_sites(standard)
-    for form in (native, standard):
+    for form in (native_form(traced), standard):
         assert [value.name for value in form.graph.inputs] == [value.name for value in traced.graph.inputs]
         assert [value.name for value in form.graph.outputs] == [value.name for value in traced.graph.outputs]
         assert all(value.producer() is not None for value in form.graph.outputs)
     assert not operators(standard)
     assert operators(traced) == {"Begin": 1, "End": 1}  # the marks, of which there is a copy in neither form
+
+
+def inputs_of(session: onnxruntime.InferenceSession, batch: int, time: int) -> dict[str, np.ndarray]:
+    random, given = np.random.default_rng(batch + time), {}
+    for value in session.get_inputs():
+        shape = [size if isinstance(size, int) else {"batch": batch}.get(size, time) for size in value.shape]
+        if value.type == "tensor(int64)":
+            highest = 50 if value.name == "position" else 20 if value.name == "tokens" else time
+            given[value.name] = random.integers(0, highest, shape)
+        else:
+            given[value.name] = np.abs(random.normal(size=shape)).astype(np.float32)  # a mass is above 0
+    return given
+
+
+def opened(model: ir.Model) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(native.library()))
+    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+
+
+def test_both_forms_compute_the_same(traced):
+    if native.library() is None:
+        pytest.skip(native.why())
+    standard = traced.clone()
+    remove_sites(standard)
+    forms = [opened(native_form(traced)), opened(standard)]
+    for batch, time in ((1, 1), (1, 5), (3, 2)):
+        given = inputs_of(forms[0], batch, time)
+        for value, got, want in zip(forms[1].get_outputs(), *(form.run(None, given) for form in forms), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5, err_msg=value.name)
 
 
 def test_a_graph_without_a_place_for_attention_has_no_native_form():
