@@ -13,7 +13,7 @@ static bool processor_has(const struct kernels *level) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
   if (level == &kernels_avx2)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // those that have both have F16C
   return true;
 }
 static const struct kernels *const known[] = {&kernels_avx512, &kernels_avx2, &kernels_sse2, NULL};
