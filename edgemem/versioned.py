@@ -73,7 +73,8 @@ class JsonFormat:
         """
         found = data.get(self.version_key)
         if self.versions and (isinstance(found, bool) or found not in self.versions):
-            known = f"version{'s' * (len(self.versions) > 1)} {' and '.join(map(str, self.versions))}"
+            *others, newest = map(str, self.versions)
+            known = f"versions {', '.join(others)} and {newest}" if others else f"version {newest}"
             raise self.error(
                 f"{where} is {self.what} of version {shown(found)}, this edgemem reads {known}.",
                 hint=f"Install {_writer(data)} wrote it, or {self.way_out}",

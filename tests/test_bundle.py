@@ -174,11 +174,11 @@ def test_a_manifest_that_is_a_folder_is_refused(bundle: Bundle) -> None:
         open_bundle(bundle.path)
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None, True, [1]])
+@pytest.mark.parametrize("version", [0, 4, "1", None, True, [1]])
 def test_a_bundle_of_another_version_is_refused(bundle: Bundle, version: Any) -> None:
     edit(bundle, lambda data: data.update(version=version))
     with pytest.raises(
-        BundleError, match=re.escape(f"version {version!r}, this edgemem reads versions 1 and 2")
+        BundleError, match=re.escape(f"version {version!r}, this edgemem reads versions 1, 2 and 3")
     ) as refusal:
         open_bundle(bundle.path)
     assert str(bundle.path / MANIFEST) in refusal.value.message
