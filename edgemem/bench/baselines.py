@@ -144,6 +144,6 @@ def _growing(session: Session, threads: int | None, folder: Path, stack: context
 def _require_twins(session: Session) -> None:
     """Refuse a bundle of which no other decoders can be built."""
     if not is_decoder(session.bundle):
-        raise EdgememError("the bundle was exported from a custom module: it has no configuration to build it from")
+        raise EdgememError("the bundle has no configuration to build it from: it is not of a decoder of edgemem")
     if reason := too_large(COPIES_OF_WEIGHTS * session.bundle.weights_bytes):
         raise EdgememError(reason)

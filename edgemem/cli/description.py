@@ -133,7 +133,7 @@ def kind_of_state(name: str) -> str:
 def _kv_bytes_per_step(contract: Contract, model: DecoderConfig | None) -> tuple[int | None, str | None]:
     """Bytes that one step adds to a full cache of keys and values of the same shape, or the reason for none."""
     if model is None:
-        return None, "the bundle holds a custom module, and its attention heads are not known"
+        return None, "the attention heads of this model are not known"
     kept = [state.dtype for state in contract if state.update == "append" or state.growing_axis is not None]
     width = model.kv_head_count * model.head_size
     return 2 * model.layers * width * element_type(kept[0] if kept else contract.output.dtype).nbytes, None
