@@ -10,21 +10,20 @@ import onnx_ir as ir
 
 from edgemem.export.passes.gates import join_gates
 from edgemem.export.passes.narrow_rings import read_narrow_rings
+from edgemem.export.passes.native_products import own_products
 from edgemem.export.passes.norms import join_norms
 from edgemem.export.passes.reshapes import drop_reshapes
 from edgemem.export.passes.rotations import join_rotations
-from edgemem.export.passes.sites import fill_sites, has_sites, remove_dead, remove_sites
+from edgemem.export.passes.sites import fill_sites, remove_dead, remove_sites
 from edgemem.memories.site import DOMAIN
 
 
 def native_form(model: ir.Model) -> ir.Model | None:
-    """A copy with edgemem's operators; ``None`` where there is no place for attention over memories.
+    """A copy with edgemem's operators; ``None`` where there is no place for one.
 
     Before: a traced graph with its marks; large matrices may be quantised.
     After: the copy has the same inputs and outputs, and no marks.
     """
-    if not has_sites(model):
-        return None
     copy = model.clone()
     fill_sites(copy)
     remove_sites(copy)
@@ -33,6 +32,9 @@ def native_form(model: ir.Model) -> ir.Model | None:
     join_gates(copy)
     join_norms(copy)
     drop_reshapes(copy)
+    own_products(copy)
     remove_dead(copy)
+    if all(node.domain != DOMAIN for node in copy.graph):
+        return None
     copy.opset_imports[DOMAIN] = 1
     return copy

@@ -31,11 +31,6 @@ def remove_sites(model: ir.Model) -> None:
         remove_dead(model)
 
 
-def has_sites(model: ir.Model) -> bool:
-    """Whether there is a place for the operator."""
-    return any(_is_mark(node) for node in model.graph)
-
-
 def fill_sites(model: ir.Model) -> None:
     """Put the operator in the place of what lies between marks.
 

@@ -1,0 +1,59 @@
+"""Products with constant matrices as an operator that reads them as they lie in the file: no second, packed copy."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from edgemem.export.passes.products import constant_operand
+from edgemem.export.passes.values import constant, made_by, replace_value
+from edgemem.memories.site import DOMAIN
+
+PRODUCT = "MatMul"
+
+
+def own_products(model: ir.Model) -> None:
+    """Put the operator in the place of products with float32 matrices, and of the bias behind them.
+
+    Before: any graph.
+    After: what computed the products is unused; products with quantised matrices are as they were.
+    """
+    graph = model.graph
+    for node in list(graph):
+        operand = constant_operand(node)
+        if operand is None or not _is_matrix(operand.weight):
+            continue
+        bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+        if bias is not None and not _is_bias(bias, operand.weight, operand.transposed):
+            continue
+        last = node
+        if bias is None:
+            last, bias = _with_bias(node, operand.weight, operand.transposed)
+        inputs = [node.inputs[0], operand.weight, *([] if bias is None else [bias])]
+        transposed = {"transposed": int(operand.transposed)}
+        product = ir.node(PRODUCT, inputs, transposed, domain=DOMAIN, version=1)
+        graph.insert_before(last, product)
+        replace_value(last.outputs[0], product.outputs[0])
+
+
+def _is_matrix(weight: ir.Value) -> bool:
+    tensor = weight.const_value
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == 2
+
+
+def _with_bias(node: ir.Node, weight: ir.Value, transposed: bool) -> tuple[ir.Node, ir.Value | None]:
+    """The addition of a bias that alone uses a product, and the bias; else the product, and ``None``."""
+    uses = list(node.outputs[0].uses())
+    if len(uses) == 1 and not node.outputs[0].is_graph_output():
+        adding = made_by(uses[0].node.outputs[0], "Add")
+        if adding is not None:
+            other = adding.inputs[1 - uses[0].idx]
+            if other is not None and _is_bias(other, weight, transposed):
+                return adding, other
+    return node, None
+
+
+def _is_bias(value: ir.Value, weight: ir.Value, transposed: bool) -> bool:
+    found, matrix = constant(value), weight.const_value
+    assert matrix is not None
+    columns = matrix.shape[0 if transposed else 1]
+    return found is not None and found.shape == (columns,) and str(found.dtype) == "float32"
