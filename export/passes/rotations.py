@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgemem.export.passes.sites import ATTENTION
-from edgemem.export.passes.values import constant, input_of, made_by, replace_value
+from edgemem.export.passes.values import constant, input_of, made_by
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,7 @@ def _join(
         graph.insert_before(node, both)
         tables[q.cos, q.sin] = both.outputs[0]
     for at, value in enumerate((q.x, k, v)):
-        old = node.inputs[at]
         node.replace_input_with(at, value)
-        if at > 0 and old is not None:
-            replace_value(old, node.outputs[at])
     node.replace_input_with(4, tables[q.cos, q.sin])
     node.attributes["heads_first"] = ir.AttrInt64("heads_first", 0)
     node.attributes["rotate"] = ir.AttrInt64("rotate", 1)

@@ -65,10 +65,14 @@ def _replace(graph: ir.Graph, begin: ir.Node, end: ir.Node) -> None:
     graph.insert_before(end, operator)
     for old, new in zip(end.inputs, operator.outputs, strict=True):
         assert old is not None
-        if old in inputs:  # an entry that comes ready: it is stored as it came
-            new.name = f"{old.name}.unused"
-        else:
+        if old not in inputs:
             replace_value(old, new)
+            continue
+        # An entry that comes ready: the operator gives it on, and needs it.
+        readers = [use for use in old.uses() if use.node.domain == DOMAIN]
+        replace_value(old, new)
+        for use in readers:
+            use.node.replace_input_with(use.idx, old)
 
 
 def remove_dead(model: ir.Model) -> None:

@@ -203,11 +203,11 @@ ROTARY = """g (float[B,T,8] q, float[B,T,4] k, float[B,T,4] v, int64[B] position
     kc = Concat<axis = -1>(kn, k1)
     ka = Mul(kt, cos)
     kb = Mul(sin, kc)
-    new_k = Add(kb, ka)
+    kr = Add(kb, ka)
     v4 = Reshape(v, heads)
-    new_v = Transpose<perm = [0,2,1,3]>(v4)
-    read, spare_k, spare_v = edgemem.MemoryAttention<heads_first = 1, rotate = 0>(
-        qr, new_k, new_v, position, , , , ring_k, ring_v)
+    vt = Transpose<perm = [0,2,1,3]>(v4)
+    read, new_k, new_v = edgemem.MemoryAttention<heads_first = 1, rotate = 0>(
+        qr, kr, vt, position, , , , ring_k, ring_v)
 }"""
 
 
