@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import onnx
 import onnx.parser
@@ -13,7 +14,7 @@ from edgemem.cli.doctor_command import Row, examine, run_apart
 from edgemem.cli.trial import ONE_OP, Finding, run_trial
 from edgemem.contract import METADATA_KEY, Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.machine import facts
-from edgemem.runtimes import Runtime, known_runtimes, registry
+from edgemem.runtimes import Runtime, known_runtimes, native, registry
 from edgemem.runtimes.registry import find_runtime
 
 ONE_OP_GRAPH = """
@@ -182,3 +183,12 @@ def test_gpus_are_those_that_nvidia_smi_reports(monkeypatch, tmp_path):
     assert doctor_command.gpus() == []
     monkeypatch.setenv("PATH", "")
     assert doctor_command.gpus() == []
+
+
+def test_it_says_which_native_operators_run_or_why_none_do_and_what_that_costs(monkeypatch):
+    monkeypatch.setattr(doctor_command.native, "find", lambda: native.Found(Path("library.so"), "avx2", ""))
+    assert doctor_command.machine_facts()["native_operators"] == "avx2"
+    monkeypatch.setattr(doctor_command.native, "find", lambda: native.Found(None, "", "no compiler was found"))
+    assert doctor_command.machine_facts()["native_operators"] == (
+        "none: no compiler was found. Without them a step on the CPU takes up to twice as long."
+    )
