@@ -26,7 +26,9 @@ class BuildLibrary(build_ext):
 
     def build_extension(self, ext):
         """Compile it, or say why not: the package works without."""
-        reason = NATIVE["build"](Path(self.get_ext_fullpath(ext.name)))
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.unlink(missing_ok=True)  # it may be of another processor
+        reason = NATIVE["build"](target)
         if reason is not None:
             self.warn(f"edgemem is installed without its native operators, and runs its standard graphs: {reason}")
 
