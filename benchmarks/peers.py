@@ -88,7 +88,8 @@ def checkpoint(folder: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="t0", eos_token="t1").save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="t0", eos_token="t1")  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(folder)
     return folder
 
 
