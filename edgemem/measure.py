@@ -32,7 +32,7 @@ _EXACT = 1e-4
 _WORST = 4
 """The largest of many thousand rounding errors is about this many times their root mean square."""
 _WEIGHTS_CHANGE = {None: 0.0, "int8": 0.03, "int4": 0.3}
-_ROUNDINGS = 8
+ROUNDINGS = 8
 _HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Half a unit in the last place of 1, or more: relative rounding error of one operation."""
 
@@ -77,7 +77,7 @@ class Measure:
         scale = self.spread(name)
         found = _worst(_share(distance, scale))
         if not (found <= self.tolerance).all():
-            found = _worst(_share(distance, np.maximum(scale, _ROUNDINGS * self.rounding(name) / self.tolerance)))
+            found = _worst(_share(distance, np.maximum(scale, ROUNDINGS * self.rounding(name) / self.tolerance)))
         return found
 
     def spread(self, name: str) -> Array:
@@ -134,7 +134,7 @@ class Constancy:
             return not self.is_constant
         low, high = self._lowest.astype(np.float64), np.asarray(self._highest, np.float64)
         largest = np.maximum(np.abs(low), np.abs(high))
-        return bool((high - low > 2 * _ROUNDINGS * _HALF_UNIT["float32"] * largest).any())
+        return bool((high - low > 2 * ROUNDINGS * _HALF_UNIT["float32"] * largest).any())
 
 
 def rounding_tolerance(precision: Precision) -> float:

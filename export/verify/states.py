@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import nn
 
 from edgemem.contract import Contract
@@ -15,7 +16,7 @@ from edgemem.export.sources import Source
 from edgemem.export.verify.expected import Expected, cut
 from edgemem.export.verify.sequences import Sequences, by_step
 from edgemem.export.verify.widened import in_float64
-from edgemem.measure import Array, Measure
+from edgemem.measure import ROUNDINGS, Array, Measure
 from edgemem.runtimes import Session
 
 Stored = Callable[[], AbstractContextManager[tuple[Source, nn.Module]]]
@@ -103,7 +104,10 @@ class TorchStates:
                 return in_float64(module, lambda: next(points).states)
 
         measure, worst = Measure(point.states, tolerance, precise, dtype), 0.0
+        largest = max((np.abs(x).max(initial=0.0) for x in point.states.values() if x.dtype.kind == "f"), default=0.0)
         for name, value in got.items():
+            if _is_left_over(value, point.states[name], largest):
+                continue
             error = float(measure.error(name, value)[0])
             if not error <= tolerance:
                 raise VerificationError(
@@ -112,6 +116,16 @@ class TorchStates:
                 )
             worst = max(worst, error)
         return worst
+
+
+def _is_left_over(got: Array, wanted: Array, largest: float) -> bool:
+    """Whether a state that is constant in torch differs by no more than what rounding of the largest state leaves.
+
+    Such a state is the carry of a compensated sum, while nothing was rounded off.
+    """
+    if wanted.dtype.kind != "f" or np.ptp(wanted) > 0:
+        return False
+    return bool(np.abs(got.astype(np.float64) - wanted).max(initial=0.0) <= ROUNDINGS * 2.0**-24 * largest)
 
 
 @dataclass(frozen=True)

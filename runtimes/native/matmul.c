@@ -4,6 +4,8 @@
 // panel are loaded and stored once for eight, and meanwhile the next eight are asked for. Many rows: a tile of sums stays
 // in registers for the whole depth, and its columns of the matrix stay in the cache for all rows. Either way each sum is
 // one chain from the first product to the last, so a row's result does not depend on how many rows there are.
+#include <string.h>
+
 #include "level.h"
 
 enum { SIDE_BY_SIDE = 8, FEW_ROWS = 12, BLOCK_DEPTH = 256 };
@@ -119,14 +121,16 @@ static __attribute__((noinline)) void multiply_many(const struct product *call, 
   }
 }
 
+// What is added comes last: small products would round to its last place.
 static void multiply_panel(const struct product *call, int64_t first, int64_t last) {
   for (int64_t row = 0; row < call->rows; row++)
-    for (int64_t n = first; n < last; n++)
-      call->out[row * call->columns + n] = call->add ? call->add[row * call->add_row + n] : 0.0f;
+    memset(call->out + row * call->columns + first, 0, (size_t)(last - first) * sizeof(float));
   if (call->rows <= FEW_ROWS)
     multiply_few(call, first, last);
   else
     multiply_many(call, first, last);
+  for (int64_t row = 0; row < call->rows && call->add; row++)
+    for (int64_t n = first; n < last; n++) call->out[row * call->columns + n] += call->add[row * call->add_row + n];
 }
 
 // --- a transposed matrix --------------------------------------------------------------------------------------------

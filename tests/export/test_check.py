@@ -52,6 +52,7 @@ def test_all_outputs_are_compared_or_as_many_as_memory_holds(steps, width, batch
     assert compared.size == min(steps, max(fits, 64))
 
 
+@pytest.mark.long
 def test_outputs_that_are_too_many_are_compared_at_some_steps(hybrid, hybrid_bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[compared_steps.__module__], "_COMPARED_BYTES", 1)
     report = check(hybrid_bundle.path, hybrid, steps=150)

@@ -67,6 +67,7 @@ def test_every_memory_compiles(name, memory_bundle, rtx):
     taken(memory_bundle(name, LISTS[name]), rtx)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SEALED)
 def test_sealed_graphs_compile(name, memory_bundle, rtx):
     taken(memory_bundle(name, LISTS[name], heads=2, sealed=True), rtx)
@@ -88,6 +89,7 @@ def source():
     return traced_once
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_precision_compiles(case, rtx, source, tmp_path):
     taken(export_bundle(source(case.memory), tmp_path / "bundle", case.options), rtx)

@@ -43,7 +43,7 @@ def bundle_in(hybrid, tmp_path_factory):
     return get
 
 
-@pytest.fixture(params=list(OPTIONS))
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.long] * (name == "bf16 int8")) for name in OPTIONS])
 def reduced(request, bundle_in):
     return bundle_in(request.param)
 
@@ -139,6 +139,7 @@ def test_int4_streams_in_the_fast_kernels_near_the_exact_ones(int4_bundle):
     assert 0 < np.sqrt(np.mean((quick - slow) ** 2)) < 0.03 * slow.std()
 
 
+@pytest.mark.long
 def test_the_sealed_twin_is_in_the_same_precision(small, tmp_path):
     bundle = export_bundle(small, tmp_path / "open", ExportOptions(weights="int4", verify=False))
     sealed = open_bundle(sealed_twin(bundle, tmp_path / "sealed"))

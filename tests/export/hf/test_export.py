@@ -41,6 +41,7 @@ FORMS = {
     "qwen3_next": ("scan", {"memory": "window=8"}),
 }
 """One family for each way to make a chunk, and one whose Scan shares keys between heads."""
+FAMILIES = [pytest.param(name, marks=[pytest.mark.long] * (name in ("qwen3_next", "mamba2"))) for name in FORMS]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def exported(checkpoint, tmp_path_factory):
     return export
 
 
-@pytest.mark.parametrize("family", FORMS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpoint_becomes_a_bundle_of_two_graphs(family, exported):
     source, bundle = exported(family)
     report = bundle.manifest.verification
@@ -76,7 +77,7 @@ def test_the_full_sequence_gives_the_outputs_that_are_asked_for(checkpoint):
             torch.testing.assert_close(source.reference(x, indices), source.reference(x)[:, indices])
 
 
-@pytest.mark.parametrize("family", FORMS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_both_graphs_compile(family, exported):
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx, the compiler that needs no GPU, is not installed")
     bundle = exported(family)[1]
@@ -104,6 +105,7 @@ def test_a_model_whose_steps_differ_from_its_full_sequence_is_not_written(checkp
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.long
 def test_a_chunk_that_is_one_loop_takes_small_weights_too(checkpoint, tmp_path):
     source = load_source(str(checkpoint("xlstm")))
     source = replace(source, graphs=TracedTwoGraphs(source.module))
