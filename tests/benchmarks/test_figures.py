@@ -54,6 +54,7 @@ def test_the_reference_model_has_25_million_parameters(figures: ModuleType) -> N
     assert sum(parameter.numel() for parameter in module.parameters()) == pytest.approx(25e6, rel=0.03)
 
 
+@pytest.mark.long
 def test_every_figure_is_measured_on_a_bundle(
     figures: ModuleType, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ def continued(prompt: bytes, count: int) -> list[int]:
     return text
 
 
+@pytest.mark.long
 def test_the_sealed_loop_writes_the_text_and_carries_the_state_that_edgemem_does(demo, monkeypatch):
     monkeypatch.chdir(demo)
     names = run(python_block("contract.md", containing="demo/sealed/model.onnx"))

@@ -90,6 +90,7 @@ def test_the_sealed_bundle_computes_the_same_numbers(hybrid_bundle, sealed_bundl
         assert two.state()["position"].tolist() == [30]
 
 
+@pytest.mark.long
 def test_a_twin_is_rebuilt_from_the_bundle_alone(small_bundle, tmp_path):
     sealed = open_bundle(sealed_twin(small_bundle, tmp_path / "sealed"))
     growing = open_bundle(growing_twin(small_bundle, tmp_path / "growing"))

@@ -270,7 +270,7 @@ def test_the_node_is_named_inside_a_loop_too():
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("which", ["hybrid_bundle", "sealed_bundle"])
+@pytest.mark.parametrize("which", ["hybrid_bundle", pytest.param("sealed_bundle", marks=pytest.mark.long)])
 def test_no_target_refuses_what_the_exporter_writes(target, which, request):
     assert errors(lint(request.getfixturevalue(which), target)) == []
 

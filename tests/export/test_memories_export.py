@@ -27,6 +27,7 @@ def test_the_exported_graph_computes_what_torch_computes(name, memory_bundle):
     assert max(report["step_error"], *report["chunk_errors"].values()) < 2e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SEALED)
 def test_the_sealed_graph_computes_what_torch_computes(name, memory_bundle):
     report = memory_bundle(name, LISTS[name], heads=2, sealed=True).manifest.verification

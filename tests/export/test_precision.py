@@ -162,6 +162,7 @@ def test_a_tampered_scale_is_found(int4_bundle, hybrid, tmp_path):
         check(folder, hybrid)
 
 
+@pytest.mark.long
 def test_bfloat16_is_refused_by_the_cpu_with_the_way_out(bundle_in):
     with pytest.raises(RuntimeUnavailableError, match="cannot compute in bfloat16") as caught:
         edgemem.open(bundle_in("bf16 int8").path, "onnxruntime", device="cpu")

@@ -52,6 +52,7 @@ def test_the_trained_model_has_learned(float_bits):
     assert 1.5 < float_bits < 4.5, "8 bits per byte is no better than guessing"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "most"), [({"dtype": "fp16"}, 0.001), ({"weights": "int8"}, 0.005), ({"weights": "int4"}, 0.03)]
 )

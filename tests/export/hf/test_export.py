@@ -41,7 +41,7 @@ FORMS = {
     "qwen3_next": ("scan", {"memory": "window=8"}),
 }
 """One family for each way to make a chunk, and one whose Scan shares keys between heads."""
-FAMILIES = [pytest.param(name, marks=[pytest.mark.long] * (name in ("qwen3_next", "mamba2"))) for name in FORMS]
+FAMILIES = [pytest.param(name, marks=[pytest.mark.long] * (name != "mamba")) for name in FORMS]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +115,7 @@ def test_a_chunk_that_is_one_loop_takes_small_weights_too(checkpoint, tmp_path):
     assert small.weights_bytes < 0.7 * plain.weights_bytes  # no matrix is stored twice
 
 
+@pytest.mark.long
 def test_a_tied_table_in_half_precision_is_looked_up_one_way_and_multiplied_the_other(checkpoint, tmp_path):
     bundle = export_bundle(
         load_source(str(checkpoint("falcon_mamba"))), tmp_path / "bundle", ExportOptions(steps=8, dtype="fp16")
