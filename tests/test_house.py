@@ -14,7 +14,7 @@ from tests import house
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "leftovers"),
     ("console", "dtypes", "external_data", "files", "overrides", "plugins", "reading", "unchanged"),
-    ("audio", "versioned"),
+    ("audio", "versioned", "weights_file"),
     ("contract", "generation_defaults"),
     ("decoder_config", "precision"),
     ("manifest", "measure"),

@@ -23,7 +23,6 @@ import contextlib
 import math
 import os
 import re
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +35,8 @@ from edgemem.bench.subject import has_lookup, is_decoder
 from edgemem.bundle import WEIGHTS, Bundle
 from edgemem.errors import BundleError, MissingDependencyError
 from edgemem.machine import huge_pages
-from edgemem.reading import parse_json
 from edgemem.runtimes.ort.importing import import_onnxruntime
+from edgemem.weights_file import tensor_places
 
 _BLAS_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 _ONNX_LIMIT_BYTES = 1_900_000_000
@@ -121,35 +120,22 @@ def _looked_up(bundle: Bundle, tensors: Iterable[str]) -> set[str] | None:
     graph = bundle.graph_for(1)
     assert graph is not None
     model = ir.load(bundle.file(graph.file))
-    places = offsets_of(bundle.file(WEIGHTS))
+    path = bundle.file(WEIGHTS)
+    try:
+        places = tensor_places(path)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
     found: set[str] = set()
     for value in model.graph.initializers.values():
         uses, constant = list(value.uses()), value.const_value
         if isinstance(constant, ir.ExternalTensor) and uses and all(_is_lookup(use.node, use.idx) for use in uses):
-            found.update(name for name, offset in places.items() if offset == constant.offset)
+            found.update(name for name, (start, _) in places.items() if start == constant.offset)
     return found
 
 
 def _is_lookup(node: Any, at: int) -> bool:
     """Whether a node of a graph looks rows up in its input ``at``."""
     return node.op_type in ("Gather", "GatherND", "GatherBlockQuantized") and at == 0
-
-
-def offsets_of(path: Path) -> dict[str, int]:
-    """Name → where the tensor's data begins in a safetensors file.
-
-    Raises:
-        BundleError: It is not such a file.
-    """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = parse_json(file.read(length))
-        return {
-            name: 8 + length + int(entry["data_offsets"][0]) for name, entry in header.items() if name != "__metadata__"
-        }
-    except (OSError, ValueError, KeyError, struct.error) as error:
-        raise BundleError(f"{path} cannot be read: {error}") from error
 
 
 def matrix_shape(shape: Sequence[int], nbytes: int) -> tuple[int, int]:

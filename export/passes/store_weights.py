@@ -7,8 +7,6 @@ tensors that the exporter folded. Equal content is stored once, under whatever n
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from edgemem.bundle import WEIGHTS
 from edgemem.errors import ExportError
+from edgemem.weights_file import tensor_places
 
 INLINE_BYTES = 1024
 """Initialisers smaller than this stay in the graph, where shape inference can see them."""
@@ -114,7 +113,7 @@ def _name_initializers(
 
 def _point_at_file(places: Sequence[tuple[ir.Value, str]], path: Path) -> None:
     """Make initialisers external data of a safetensors file, each by the name of its tensor there."""
-    offsets = _offsets(path)
+    offsets = tensor_places(path)
     for value, name in places:
         constant = value.const_value
         assert constant is not None
@@ -128,19 +127,6 @@ def _point_at_file(places: Sequence[tuple[ir.Value, str]], path: Path) -> None:
             name=value.name or name,
             base_dir=path.parent,
         )
-
-
-def _offsets(path: Path) -> dict[str, tuple[int, int]]:
-    """Where each tensor's bytes lie in a safetensors file: an 8-byte length, a JSON header, then the data."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(length))
-    base = 8 + length
-    return {
-        name: (base + entry["data_offsets"][0], base + entry["data_offsets"][1])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
 
 
 def _torch_tensor(constant: ir.TensorProtocol) -> Tensor:

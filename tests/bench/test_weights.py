@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from edgemem.bench import weights
 from edgemem.bundle import WEIGHTS, Bundle, GraphFile
 from edgemem.errors import BundleError, MissingDependencyError
+from edgemem.weights_file import tensor_places
 from tests.bench.tiny import UNTIED, VOCAB, WIDTH, write_tiny
 
 READS = weights.WeightReads(((3, 5), (4, 5), (2, 7)), "three matrices")
@@ -57,9 +58,9 @@ def test_a_table_of_an_unknown_module_counts_only_where_a_product_reads_it_too(
     table, head = np.ones((VOCAB, WIDTH), np.float32), np.ones((VOCAB, WIDTH), np.float32)
     save_file({"table": table, "head": head}, tmp_path / WEIGHTS)
     values = {}
-    for name, offset in weights.offsets_of(tmp_path / WEIGHTS).items():
+    for name, (start, end) in tensor_places(tmp_path / WEIGHTS).items():
         stored = ir.ExternalTensor(
-            WEIGHTS, offset, table.nbytes, ir.DataType.FLOAT, shape=ir.Shape(table.shape), name=name, base_dir=tmp_path
+            WEIGHTS, start, end - start, ir.DataType.FLOAT, shape=ir.Shape(table.shape), name=name, base_dir=tmp_path
         )
         values[name] = ir.Value(name=name, const_value=stored)
     tokens = ir.Value(name="tokens")
