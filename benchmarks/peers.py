@@ -169,14 +169,13 @@ def compared(source: Path, folder: Path, setting: Setting, rounds: int, progress
     if setting.weights is None and not worst <= SAME:
         raise EdgememError(f"{setting.name}: the engines' logits differ by {worst:.1e}: they compute something else.")
     steps = _raced(peers, "step", rounds, 10 if setting.prompt < EXACT_AT else 3, progress, setting.name)
-    figures = [_figure(f"{setting.name}_over_genai", f"{setting.name}: a step over genai's", 0.95, steps, worst)]
-    if setting.name == "exact":
-        fills = _raced(peers, "prefill", max(3, rounds // 8), 1, progress, f"{setting.name}, prefill")
-        figures = [
-            _figure("exact_step_over_genai", f"a step at {EXACT_AT:,} over genai's, exact", 1.0, steps, worst),
-            _figure("exact_prefill_over_genai", f"prefill of {EXACT_AT:,} over genai's, exact", 1.0, fills, worst),
-        ]
-    return figures
+    if setting.name != "exact":
+        return [_figure(f"{setting.name}_over_genai", f"{setting.name}: a step over genai's", 0.95, steps, worst)]
+    fills = _raced(peers, "prefill", max(3, rounds // 8), 1, progress, f"{setting.name}, prefill")
+    return [
+        _figure("exact_step_over_genai", f"a step at {EXACT_AT:,} over genai's, exact", 1.0, steps, worst),
+        _figure("exact_prefill_over_genai", f"prefill of {EXACT_AT:,} over genai's, exact", 1.0, fills, worst),
+    ]
 
 
 def _raced(

@@ -21,5 +21,5 @@ def tensor_places(path: Path) -> dict[str, tuple[int, int]]:
             header = parse_json(file.read(length))
             places = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
             return {name: (8 + length + start, 8 + length + end) for name, (start, end) in places.items()}
-        except (struct.error, KeyError, TypeError, AttributeError) as error:
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a safetensors file: {error}") from error

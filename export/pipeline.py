@@ -96,6 +96,7 @@ PASSES = (
         lambda job: halve_matrices(job.models, job.module, job.precision, job.stored),
     ),
     Pass("", lambda job: job.precision.memory is not None, lambda job: _narrow(job)),
+    Pass("", lambda job: True, lambda job: _write_quotients(job)),
     Pass("", lambda job: True, lambda job: _split_forms(job)),
     Pass(
         "writing weights and graph",
@@ -132,18 +133,21 @@ def _narrow(job: Job) -> None:
     job.contract = narrow_rings([model for _, model in job.graphs], job.contract, job.precision.memory)
 
 
+def _write_quotients(job: Job) -> None:
+    for model in job.models:
+        divide_by_roots(model)
+
+
 def _split_forms(job: Job) -> None:
     for at, (graph, model) in enumerate(job.graphs):
-        divide_by_roots(model)
         native = native_form(model) if job.precision.dtype == "float32" else None
         if native is not None:
-            job.graphs[at] = replace(graph, native=f"native.{graph.file}"), model
-            job.native[f"native.{graph.file}"] = native
+            name = f"native.{graph.file}"
+            job.graphs[at], job.native[name] = (replace(graph, native=name), model), native
         remove_sites(model)
 
 
 def _save(job: Job) -> None:
-    for file, model in ((graph.file, model) for graph, model in job.graphs):
-        ir.save(model, job.folder / file)
-    for file, model in job.native.items():
+    standard = {graph.file: model for graph, model in job.graphs}
+    for file, model in {**standard, **job.native}.items():
         ir.save(model, job.folder / file)

@@ -65,17 +65,15 @@ def _narrow_output(graph: ir.Graph, name: str, dtype: ir.DataType) -> None:
     entry = next(value for value in graph.outputs if value.name == name)
     maker = entry.producer()
     assert maker is not None
-    narrow, wide = ir.node("Cast", [entry], {"to": dtype.value}), ir.node("Cast", [entry], {"to": 1})
+    narrow = _cast(entry, dtype, name)
+    wide = _cast(narrow.outputs[0], ir.DataType.FLOAT, f"{name}.float32")
     graph.insert_after(maker, [narrow, wide])
     # The operator rounds by itself: its marks keep what was not rounded.
-    for use in [use for use in entry.uses() if use.node not in (narrow, wide) and use.node.domain != DOMAIN]:
+    for use in [use for use in entry.uses() if use.node is not narrow and use.node.domain != DOMAIN]:
         use.node.replace_input_with(use.idx, wide.outputs[0])
-    wide.replace_input_with(0, narrow.outputs[0])
-    wide.outputs[0].name, wide.outputs[0].type = f"{name}.float32", ir.TensorType(ir.DataType.FLOAT)
     wide.outputs[0].meta.update(entry.meta)
-    shape, entry.shape = entry.shape, None
-    narrow.outputs[0].name, entry.name = name, f"{name}.exact"
-    narrow.outputs[0].type, narrow.outputs[0].shape = ir.TensorType(dtype), shape
+    narrow.outputs[0].shape, entry.shape = entry.shape, None
+    entry.name = f"{name}.exact"
     graph.outputs[graph.outputs.index(entry)] = narrow.outputs[0]
 
 

@@ -96,21 +96,26 @@ def _is_crossed(value: ir.Value | None, x: ir.Value | None) -> bool:
     negative = made_by(joined.inputs[0], "Neg")
     if negative is None or joined.attributes["axis"].as_int() not in (-1, last):
         return False
-    return _is_slice(negative.inputs[0], x, last, half, 2 * half) and _is_slice(joined.inputs[1], x, last, 0, half)
+    size = shape[-1]
+    return _is_slice(negative.inputs[0], x, last, half, size, size) and _is_slice(
+        joined.inputs[1], x, last, 0, half, size
+    )
 
 
-def _is_slice(value: ir.Value | None, x: ir.Value | None, axis: int, start: int, end: int) -> bool:
+def _is_slice(value: ir.Value | None, x: ir.Value | None, axis: int, start: int, end: int, size: int) -> bool:
+    """Whether a value is ``start .. end - 1`` along an axis of ``x`` that has ``size`` places."""
     node = made_by(value, "Slice")
     if node is None or node.inputs[0] is not x:
         return False
     found = [constant(input_of(node, at)) for at in range(1, 5)]
-    numbers = [None if array is None or array.size != 1 else int(array.item()) for array in found]
-    first, stop, along, step = numbers
+    first, stop, along, step = (None if a is None or a.size != 1 else int(a.item()) for a in found)
+    # An end behind the axis is its end.
     return (
         first == start
         and stop is not None
-        and (stop == end or stop > end == 2 * (end - start))
-        and (along in (axis, axis - 4) and step in (None, 1))
+        and min(stop, size) == end
+        and along in (axis, axis - 4)
+        and step in (None, 1)
     )
 
 
