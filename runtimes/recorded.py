@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgemem.contract import Contract
+from edgemem.contract.items import as_passed, items_of_steps, results_by_name
 from edgemem.errors import EdgememError, VerificationError
 from edgemem.files import read_file, write_atomic
 from edgemem.measure import Array, Measure, change, change_tolerance, rounding_tolerance
@@ -150,18 +151,12 @@ def _fed(
     batch = len(data[contract.input.name])
     stream = session.stream(batch, held={spec.name: recording[spec.name] for spec in contract.held})
     parts: dict[str, list[Array]] = {spec.name: [] for spec in contract.output_specs}
-    for part in _cut(contract, data, steps, size):
-        result = stream.feed(part if len(part) > 1 else part[contract.input.name], outputs="all")
-        found = result if isinstance(result, Mapping) else {contract.output.name: result}
-        for name, value in found.items():
+    for start in range(0, steps, size):
+        part = items_of_steps(contract, data, start, start + size)
+        result = stream.feed(as_passed(contract, part), outputs="all")
+        for name, value in results_by_name(contract, result).items():
             parts[name].append(value.copy())
     return {name: np.concatenate(values, axis=1) for name, values in parts.items()}
-
-
-def _cut(contract: Contract, data: Mapping[str, Array], steps: int, size: int) -> Iterator[dict[str, Array]]:
-    for start in range(0, steps, size):
-        items = {spec.name: slice(start * spec.step_items, (start + size) * spec.step_items) for spec in contract.data}
-        yield {name: data[name][:, taken] for name, taken in items.items()}
 
 
 def _channels(value: Array) -> Array:

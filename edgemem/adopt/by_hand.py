@@ -12,6 +12,7 @@ from edgemem.adopt.subject import Subject
 from edgemem.adopt.tensors import DataInput, random_values
 from edgemem.bundle import GraphFile
 from edgemem.contract import BackEnd, Contract, InputSpec
+from edgemem.contract.items import items_of_steps
 from edgemem.runtimes.stft import to_frames, to_samples
 
 Array = NDArray[Any]
@@ -102,6 +103,5 @@ def hand_stream(
     """Every result of a stream by hand, fed with such items in calls of ``call`` steps."""
     hand, parts = ByHand(subject, contract, items, len(items[contract.input.name])), []
     for at in range(0, steps, call):
-        part = {s.name: items[s.name][:, at * s.step_items : (at + call) * s.step_items] for s in contract.data}
-        parts.append(hand.step(part, call))
+        parts.append(hand.step(items_of_steps(contract, items, at, at + call), call))
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}

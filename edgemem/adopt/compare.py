@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from edgemem.adopt.proof import TOLERANCE, difference
 from edgemem.adopt.subject import Subject
 from edgemem.bundle import open_bundle
 from edgemem.contract import Contract
+from edgemem.contract.items import as_passed, items_of_steps, results_by_name
 from edgemem.errors import VerificationError
 from edgemem.runtimes import Session, Stream
 from edgemem.runtimes.ort.engine import OrtSession
@@ -55,7 +56,7 @@ def compare(
             items = random_stream(contract, subject, count, seed=start)
             got, wanted = [], []
             for at in range(count):
-                part = {s.name: items[s.name][:, at * s.step_items : (at + 1) * s.step_items] for s in contract.data}
+                part = items_of_steps(contract, items, at, at + 1)
                 got.append(_fed(contract, stream, part))
                 wanted.append(hand.step(part))
             for spec in contract.output_specs:
@@ -85,8 +86,7 @@ def _compare_larger_calls(session: Session, subject: Subject, contract: Contract
 
 def _fed(contract: Contract, stream: Stream, items: dict[str, Array]) -> dict[str, Array]:
     """Every result of feeding items, by name."""
-    result = stream.feed(items if len(items) > 1 else next(iter(items.values())), outputs="all")
-    return dict(result) if isinstance(result, Mapping) else {contract.output.name: result}
+    return results_by_name(contract, stream.feed(as_passed(contract, items), outputs="all"))
 
 
 def _fault(name: str, found: float, where: str) -> VerificationError:

@@ -9,6 +9,7 @@ One :class:`Contract` travels with every exported model, as JSON, in the ONNX fi
     front_end.py  what the runtime computes before and after the graph
     specs.py      inputs, outputs and states as they are declared
     contract.py   the whole, and the rules between its parts
+    items.py      what a host feeds and gets, by name
     tensors.py    every tensor of a graph, derived from it; the comparison with what an engine reports
     serial.py     JSON
 """

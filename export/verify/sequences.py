@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from edgemem.contract import Contract
+from edgemem.contract.items import as_passed, items_of_steps, results_by_name
 from edgemem.measure import Array
 from edgemem.protocol import random_values
 
@@ -63,19 +63,15 @@ class Sequences:
 
     def between(self, start: int, stop: int) -> Any:
         """What ``feed`` takes for the steps from ``start`` to ``stop``: an array, or arrays by name."""
-        part = self._between(start, stop)
-        return part[self.contract.input.name] if len(part) == 1 else part
+        return as_passed(self.contract, self._between(start, stop))
 
     def _between(self, start: int, stop: int) -> dict[str, Array]:
-        return {
-            spec.name: self.data[spec.name][:, start * spec.step_items : stop * spec.step_items]
-            for spec in self.contract.data
-        }
+        return items_of_steps(self.contract, self.data, start, stop)
 
 
 def by_step(contract: Contract, result: Any, steps: int) -> dict[str, Array]:
     """What ``step`` or ``feed`` returned, every output by name: ``[B, steps, items, *item_shape]``."""
-    found: Mapping[str, Array] = result if isinstance(result, Mapping) else {contract.output.name: result}
+    found = results_by_name(contract, result)
     return {
         spec.name: found[spec.name].reshape(len(found[spec.name]), steps, spec.step_items, *spec.item_shape)
         for spec in contract.output_specs
