@@ -6,9 +6,13 @@
 #   docker build --target gpu    -t edgemem:gpu .         any x86-64 machine with an NVIDIA GPU
 #   docker build --target jetson -t edgemem:jetson .      on a Jetson with JetPack 6
 #
+# --user gives what is written in the mounted folder to you:
+#
 #   docker run --rm -i -v "$PWD/demo/beats:/work" edgemem:cpu run bundle < demo/beats/other.csv
-#   docker run --rm --gpus all -v "$PWD/demo/beats:/work" edgemem:gpu bench bundle
-#   docker run --rm --runtime nvidia -v "$PWD/demo/beats:/work" edgemem:jetson bench bundle
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/demo/beats:/work" edgemem:cpu bench bundle --html bench.html
+#   docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD/demo/beats:/work" edgemem:gpu bench bundle
+#   docker run --rm --runtime nvidia --user "$(id -u):$(id -g)" --group-add video -v "$PWD/demo/beats:/work" \
+#       edgemem:jetson bench bundle
 
 ARG CPU_BASE=python:3.11-slim
 ARG GPU_BASE=nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
@@ -30,14 +34,14 @@ COPY --from=wheel /wheel /wheel
 COPY constraints.txt /
 RUN python -m venv /opt/edgemem \
     && /opt/edgemem/bin/pip install --no-cache-dir --constraint /constraints.txt \
-        "$(echo /wheel/*.whl)[onnxruntime,text]"
+        "$(echo /wheel/*.whl)[device,report]"
 
 FROM ${CPU_BASE} AS cpu
 COPY --from=cpu-environment /opt/edgemem /opt/edgemem
 RUN useradd --create-home edgemem
-ENV PATH=/opt/edgemem/bin:$PATH
-USER edgemem
+ENV PATH=/opt/edgemem/bin:$PATH HOME=/tmp
 WORKDIR /work
+USER edgemem
 ENTRYPOINT ["edgemem"]
 
 
@@ -46,8 +50,10 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=wheel /wheel /wheel
+COPY constraints.txt /
 RUN python3 -m venv /opt/edgemem \
-    && /opt/edgemem/bin/pip install --no-cache-dir "$(echo /wheel/*.whl)[gpu,tensorrt,text]"
+    && /opt/edgemem/bin/pip install --no-cache-dir --constraint /constraints.txt \
+        "$(echo /wheel/*.whl)[device-gpu,tensorrt,report]"
 
 FROM ${GPU_BASE} AS gpu
 RUN apt-get update \
@@ -55,9 +61,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=gpu-environment /opt/edgemem /opt/edgemem
 RUN useradd --create-home edgemem
-ENV PATH=/opt/edgemem/bin:$PATH
-USER edgemem
+ENV PATH=/opt/edgemem/bin:$PATH HOME=/tmp
 WORKDIR /work
+USER edgemem
 ENTRYPOINT ["edgemem"]
 
 
@@ -71,9 +77,11 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3-venv \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=wheel /wheel /wheel
+COPY constraints.txt /
 RUN python3 -m venv --system-site-packages /opt/edgemem \
-    && /opt/edgemem/bin/pip install --no-cache-dir \
-        "$(echo /wheel/*.whl)[text]" "${ONNXRUNTIME}" "cuda-python>=12.6,<13"
+    && grep --invert-match "^cuda-" /constraints.txt > /jetpack.txt \
+    && /opt/edgemem/bin/pip install --no-cache-dir --constraint /jetpack.txt \
+        "$(echo /wheel/*.whl)[report]" "${ONNXRUNTIME}" tokenizers "cuda-bindings>=12.6,<13"
 
 FROM ${JETSON_BASE} AS jetson
 RUN apt-get update \
@@ -81,7 +89,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=jetson-environment /opt/edgemem /opt/edgemem
 RUN useradd --create-home --groups video edgemem
-ENV PATH=/opt/edgemem/bin:$PATH
-USER edgemem
+ENV PATH=/opt/edgemem/bin:$PATH HOME=/tmp
 WORKDIR /work
+USER edgemem
 ENTRYPOINT ["edgemem"]

@@ -110,6 +110,7 @@ $(VENV)/.dev-installed: EXTRAS = dev,examples
 # The folder is installed in place: after a change to the code there is nothing to install again.
 $(VENV)/.%-installed: pyproject.toml setup.py constraints.txt
 	test -x "$(BIN)/python" || $(PYTHON) -m venv $(VENV)
+	@rm -rf edgemem.egg-info; python -m pip uninstall --quiet --yes edgemem 2>/dev/null  # the package's name until 0.1
 	python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	@touch $@
 

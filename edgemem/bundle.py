@@ -27,6 +27,7 @@ from pathlib import Path
 from edgemem.contract import Contract
 from edgemem.errors import BundleError, EdgememError
 from edgemem.external_data import external_files
+from edgemem.extras import DISTRIBUTION
 from edgemem.files import hash_of, inside, open_file, read_file, replace_folder, sha256_file
 from edgemem.manifest import MANIFEST_FORMAT, GraphFile, Manifest
 from edgemem.unchanged import Stamp, fixed_folder, keep_writers_out
@@ -227,9 +228,9 @@ def _check_graph(bundle: Bundle, file: str) -> None:
 def package_versions(*names: str) -> dict[str, str]:
     """Versions of Python, edgemem and the named packages; packages that are not installed are left out."""
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for name in ("edgemem", *names):
+    for name in (DISTRIBUTION, *names):
         with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
+            versions["edgemem" if name == DISTRIBUTION else name] = metadata.version(name)
     return versions
 
 

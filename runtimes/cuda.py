@@ -41,7 +41,7 @@ class CudaMemory:
         observer: Sees the calls while it is set.
 
     Raises:
-        RuntimeUnavailableError: cuda-python is not installed, or there is no working CUDA device.
+        RuntimeUnavailableError: cuda-bindings is not installed, or there is no working CUDA device.
     """
 
     device = "cuda"

@@ -16,7 +16,7 @@ from edgemem import plugins
 from edgemem.bundle import Bundle, open_bundle
 from edgemem.errors import EdgememError, RuntimeUnavailableError
 from edgemem.machine.cuda import probe_cuda
-from edgemem.machine.facts import board
+from edgemem.machine.packages import how_to_get
 from edgemem.runtimes.session import Session
 
 Opener = Callable[..., Session]
@@ -30,7 +30,6 @@ class Runtime:
         name: What users call it.
         package: The Python package it needs.
         opener: ``module:function``; the function, called ``(bundle, threads=, device=, guard=)``, opens a session.
-        extra: The extra of edgemem that installs the package; ``""`` for a runtime of another package.
         devices: The devices it can run on: ``"cpu"``, ``"cuda"``, or ``"auto"`` if edgemem does not know.
         engines: If it runs compiled engines, the folder inside a bundle's ``engines`` that holds them.
         plugin: The entry point that defines it; ``None`` for edgemem's own.
@@ -39,7 +38,6 @@ class Runtime:
     name: str
     package: str
     opener: str
-    extra: str = ""
     devices: tuple[str, ...] = ("auto",)
     engines: str = ""
     plugin: plugins.Plugin | None = None
@@ -52,9 +50,7 @@ class Runtime:
     @property
     def install_command(self) -> str:
         """The command that installs its package on this machine."""
-        if self.package == "tensorrt" and "Jetson" in (board() or ""):
-            return "sudo apt install python3-libnvinfer  # in an environment made with --system-site-packages"
-        return f'pip install "edgemem[{self.extra}]"'
+        return how_to_get(self.package)
 
     def open(self, bundle: Bundle, *, threads: int | None, device: str, guard: bool) -> Session:
         """A session; see :func:`open`.
@@ -85,13 +81,11 @@ _ALL, _GPU = ("cpu", "cuda"), ("cuda",)
 _OWN: dict[str, Runtime] = {
     runtime.name: runtime
     for runtime in (
-        Runtime("onnxruntime", "onnxruntime", "edgemem.runtimes.ort.engine:open_session", "onnxruntime", _ALL),
-        Runtime(
-            "onnxruntime-tensorrt", "onnxruntime", "edgemem.runtimes.ort.engine:open_tensorrt_session", "gpu", _GPU
-        ),
-        Runtime("tensorrt", "tensorrt", "edgemem.runtimes.trt.session:open_session", "tensorrt", _GPU, "local"),
-        Runtime("tensorrt-rtx", "tensorrt_rtx", "edgemem.runtimes.trt.session:open_rtx_session", "rtx", _GPU, "rtx"),
-        Runtime("torch", "torch", "edgemem.runtimes.torch_reference:open_session", "export", _ALL),
+        Runtime("onnxruntime", "onnxruntime", "edgemem.runtimes.ort.engine:open_session", _ALL),
+        Runtime("onnxruntime-tensorrt", "onnxruntime", "edgemem.runtimes.ort.engine:open_tensorrt_session", _GPU),
+        Runtime("tensorrt", "tensorrt", "edgemem.runtimes.trt.session:open_session", _GPU, "local"),
+        Runtime("tensorrt-rtx", "tensorrt_rtx", "edgemem.runtimes.trt.session:open_rtx_session", _GPU, "rtx"),
+        Runtime("torch", "torch", "edgemem.runtimes.torch_reference:open_session", _ALL),
     )
 }
 FALLBACK = _OWN["onnxruntime"]

@@ -12,7 +12,7 @@ import pytest
 from tests import house
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "leftovers"),
+    ("errors", "extras", "leftovers"),
     ("console", "dtypes", "external_data", "files", "overrides", "plugins", "reading", "unchanged"),
     ("audio", "versioned", "weights_file"),
     ("contract", "generation_defaults"),

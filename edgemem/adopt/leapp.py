@@ -20,6 +20,7 @@ from edgemem.adopt.options import AdoptOptions
 from edgemem.bundle import WEIGHTS, Bundle, GraphFile, package_versions
 from edgemem.contract import Sizes, TensorSpec, initial_state
 from edgemem.errors import BundleError, EdgememError, ExportError, MissingDependencyError
+from edgemem.extras import how_to_install
 from edgemem.files import inside, read_file, replace_folder, sha256_file
 
 _MOST_BYTES, _MOST_VALUES_BYTES = 16 << 20, 1 << 30
@@ -172,5 +173,5 @@ def _yaml() -> Any:
         import yaml
     except ImportError as error:
         missing = "LEAPP descriptions are YAML, and PyYAML is not installed."
-        raise MissingDependencyError(missing, hint="pip install pyyaml") from error
+        raise MissingDependencyError(missing, hint=how_to_install("yaml")) from error
     return yaml

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgemem.errors import ExportError, MissingDependencyError
+from edgemem.extras import how_to_install
 from edgemem.runtimes.ort.importing import import_onnxruntime
 
 Array = NDArray[Any]
@@ -41,7 +42,7 @@ class Graph:
             onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise MissingDependencyError(
-                f"onnxruntime cannot be imported: {error}", hint='pip install "edgemem[onnxruntime]"'
+                f"onnxruntime cannot be imported: {error}", hint=how_to_install("onnxruntime")
             ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemem.errors import InputError
+from edgemem.extras import how_to_install
 from edgemem.files import replace_file
 
 Samples = NDArray[np.float32]
-EXTRA = 'pip install "edgemem[audio]"'
+EXTRA = how_to_install("soundfile")
 RAW: dict[str, np.dtype[Any]] = {"f32le": np.dtype("<f4"), "s16le": np.dtype("<i2")}
 """Formats of bare samples, without a header."""
 _BLOCK_FRAMES = 8192

@@ -11,6 +11,7 @@ from edgemem.bench.loop import Inputs
 from edgemem.bundle import Bundle
 from edgemem.contract import OUTPUT_INDICES, POSITION, initial_state
 from edgemem.errors import EdgememError, MissingDependencyError
+from edgemem.extras import how_to_install
 from edgemem.runtimes.ort.importing import import_onnxruntime
 
 
@@ -34,7 +35,7 @@ class NumpyLoop:
         try:
             onnxruntime = import_onnxruntime()
         except ImportError as error:
-            raise MissingDependencyError("onnxruntime is not installed.", hint="pip install onnxruntime") from error
+            raise MissingDependencyError("onnxruntime is not installed.", hint=how_to_install("onnxruntime")) from error
         contract = bundle.contract
         graph = bundle.graph_for(1)
         odd = [s.name for s in contract if s.dtype == "bfloat16" or s.update != "replace" or s.growing_axis is not None]

@@ -13,6 +13,7 @@ from importlib import resources
 from edgemem.bench.result import BenchResult
 from edgemem.bench.sections.environment import Environment
 from edgemem.errors import MissingDependencyError
+from edgemem.extras import how_to_install
 
 TEMPLATE = "page.html.j2"
 _PACKAGES = ("jinja2", "matplotlib")
@@ -27,9 +28,7 @@ def require() -> None:
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingDependencyError(
-            f"the HTML report needs {' and '.join(missing)}.", hint='pip install "edgemem[report]"'
-        )
+        raise MissingDependencyError(f"the HTML report needs {' and '.join(missing)}.", hint=how_to_install(*_PACKAGES))
 
 
 def render(result: BenchResult) -> str:

@@ -34,6 +34,7 @@ from safetensors import SafetensorError, safe_open
 from edgemem.bench.subject import has_lookup, is_decoder
 from edgemem.bundle import WEIGHTS, Bundle
 from edgemem.errors import BundleError, MissingDependencyError
+from edgemem.extras import how_to_install
 from edgemem.machine import huge_pages
 from edgemem.runtimes.ort.importing import import_onnxruntime
 from edgemem.weights_file import tensor_places
@@ -184,7 +185,7 @@ class OnnxRuntimePass:
             onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise MissingDependencyError(
-                f"{error.name} is not installed.", hint="pip install 'edgemem[export,onnxruntime]'"
+                f"{error.name} is not installed.", hint=how_to_install("onnx", "onnxruntime")
             ) from error
         rng = np.random.default_rng(0)
         nodes, weights, outputs = [], [], []

@@ -30,6 +30,7 @@ import click
 
 from edgemem.console import printable
 from edgemem.errors import EdgememError
+from edgemem.extras import DISTRIBUTION
 
 _COMMANDS = {
     "export": ("edgemem.cli.export_command:export", "Export a model to a bundle, and verify it."),
@@ -121,7 +122,7 @@ def _discard_output() -> None:
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="edgemem", prog_name="edgemem", message="%(prog)s %(version)s")
+@click.version_option(package_name=DISTRIBUTION, prog_name="edgemem", message="%(prog)s %(version)s")
 def main() -> None:
     """Export sequence models with a fixed-size memory, stream them on a device, and measure them there."""
     for stream in (sys.stdout, sys.stderr):

@@ -16,6 +16,7 @@ from edgemem.cli.export_tools import checking, needs_export_packages
 from edgemem.cli.options import count
 from edgemem.console import console, headed, print_json, print_table, readable_bytes
 from edgemem.errors import EngineError, MissingDependencyError, RuntimeUnavailableError
+from edgemem.extras import how_to_install
 from edgemem.machine.facts import board
 from edgemem.runtimes.trt.engine import build_to, shipped_folder
 from edgemem.runtimes.trt.flavour import Flavour, installed, load_flavour
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from edgemem.export.targets.lint import Finding
 
 LEAPP = "leapp"
-_LINT_HINT = 'pip install "edgemem[export]"'
+_LINT_HINT = how_to_install("onnx")
 
 
 @click.command()

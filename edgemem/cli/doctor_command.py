@@ -7,14 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
 
 from edgemem.cli.trial import Finding
-from edgemem.console import console, print_json, print_table, readable_bytes
+from edgemem.console import console, print_json, print_table, printable, readable_bytes
+from edgemem.extras import CAPABILITIES, DISTRIBUTION, FOREIGN, foreign_version
 from edgemem.machine.cuda import probe_cuda
 from edgemem.machine.facts import facts
 from edgemem.reading import parse_json
@@ -28,6 +30,8 @@ sys.path[:] = filter(None, sys.path)
 from edgemem.cli.trial import main
 main(*sys.argv[1:])
 """
+_COLUMNS = 80
+_WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -63,7 +67,7 @@ class Row:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 @click.pass_context
 def doctor(context: click.Context, as_json: bool) -> None:
-    """Show which runtimes work on this machine.
+    """Show what works on this machine, and what brings the rest.
 
     Each runtime runs a bundle of one operator in a separate process. The exit code is 0 if at least one works, else 1.
     """
@@ -75,10 +79,12 @@ def doctor(context: click.Context, as_json: bool) -> None:
     healthy = any(row.works for row in rows)
     machine = machine_facts()
     if as_json:
-        print_json({"works": healthy, "machine": machine, "runtimes": [asdict(row) for row in rows]})
+        runtimes = [asdict(row) for row in rows]
+        print_json({"works": healthy, "machine": machine, "runtimes": runtimes, "capabilities": _capabilities()})
     else:
         _print_machine(machine)
         _print_runtimes(rows)
+        _print_capabilities(_capabilities())
     context.exit(0 if healthy else 1)
 
 
@@ -128,7 +134,12 @@ def machine_facts() -> dict[str, Any]:
     machine = asdict(facts())
     machine["architecture"] = machine.pop("machine")
     machine["cpu"] = machine["cpu"] or None
-    return machine | {"gpus": gpus(), "cuda": _cuda(), "native_operators": _native()}
+    return machine | {
+        "gpus": gpus(),
+        "cuda": _cuda(),
+        "native_operators": _native(),
+        "foreign_package": foreign_version(),
+    }
 
 
 def _native() -> str:
@@ -160,6 +171,22 @@ def gpus() -> list[str]:
     return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
 
 
+def _print_pairs(title: str, pairs: Iterable[tuple[str, str]], indent: int) -> None:
+    """Print names with their values, wrapped to :data:`_COLUMNS`, so that a small terminal or a serial line shows all.
+
+    Args:
+        title: The line above.
+        pairs: Names and values; the lines of a value are kept.
+        indent: Columns before the values. A longer name has its values on the lines below it.
+    """
+    click.echo(title)
+    for name, value in pairs:
+        head = f"{name:<{indent}}" if len(name) < indent else f"{name}\n{'':<{indent}}"
+        lines = [part for line in value.splitlines() for part in textwrap.wrap(line, _COLUMNS - indent, **_WHOLE_WORDS)]
+        click.echo(printable(head + f"\n{'':<{indent}}".join(lines)))
+    click.echo()
+
+
 def _print_machine(machine: dict[str, Any]) -> None:
     shown = {
         "system": f"{machine['os']} ({machine['architecture']})",
@@ -172,22 +199,55 @@ def _print_machine(machine: dict[str, Any]) -> None:
         "Python": machine["python"],
         "packages": ", ".join(f"{name} {version}" for name, version in machine["packages"].items()),
     }
-    print_table(console(), "Machine", ("what", "is"), shown.items())
+    _print_pairs("Machine", shown.items(), 18)
+    if machine["foreign_package"]:
+        pip = f"pip uninstall {FOREIGN}"
+        _print_pairs(
+            "Warning",
+            [
+                (
+                    f"the package {FOREIGN} {machine['foreign_package']} is installed",
+                    f"It is another project's, or was ours before it was called {DISTRIBUTION}. Both write into one "
+                    f"folder, so uninstall it and install {DISTRIBUTION} again:\n{pip}\n"
+                    f"pip install --force-reinstall --no-deps {DISTRIBUTION.replace('-', '_')}-*.whl\n"
+                    "(or pip install . in a checkout).",
+                )
+            ],
+            4,
+        )
+
+
+def _capabilities() -> list[dict[str, Any]]:
+    """What edgemem does with other packages: whether they are here, and which extra brings them."""
+    return [asdict(each) | {"missing": each.missing} for each in CAPABILITIES]
+
+
+def _missing(capability: dict[str, Any]) -> str:
+    """The modules that are missing, in few words."""
+    missing = capability["missing"]
+    return "all of it" if len(missing) > 1 and len(missing) == len(capability["modules"]) else ", ".join(missing)
+
+
+def _print_capabilities(capabilities: Sequence[dict[str, Any]]) -> None:
+    rows = [
+        (each["does"], "no" if each["missing"] else "yes", f"[{each['extra']}]", _missing(each))
+        for each in capabilities
+    ]
+    print_table(console(), "Capabilities", ("what", "here", "extra", "missing"), rows)
 
 
 def _print_runtimes(rows: Sequence[Row]) -> None:
-    out = console()
     print_table(
-        out,
+        console(),
         "Runtimes",
-        ("runtime", "device", "works", "version", "detail"),
-        [(row.runtime, row.device, "yes" if row.works else "no", row.version, row.detail) for row in rows],
+        ("runtime", "device", "works", "version"),
+        [(row.runtime, row.device, "yes" if row.works else "no", row.version) for row in rows],
     )
     for row in rows:
         if row.log and row.version:
             click.echo(f"{row.name} wrote: {row.log.splitlines()[-1]}", err=True)
-    hints = [(row.name, row.hint) for row in rows if row.hint]
-    if hints:
-        print_table(out, "What to do about the others", ("runtime", "try"), hints)
+    others = [(row.name, f"{row.detail}\n{row.hint}") for row in rows if not row.works]
+    if others:
+        _print_pairs("Why the others do not work, and what to do", others, 4)
     if not any(row.works for row in rows):
         click.echo("No runtime works here.", err=True)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from edgemem.console import headed, print_table
 from edgemem.errors import MissingDependencyError
+from edgemem.extras import how_to_install
 
 
 def needs_export_packages(*packages: str) -> None:
@@ -28,7 +29,7 @@ def needs_export_packages(*packages: str) -> None:
     if missing:
         raise MissingDependencyError(
             f"this needs {', '.join(missing)}, which is not installed.",
-            hint='pip install "edgemem[export,onnxruntime]"',
+            hint=how_to_install(*needed),
         )
 
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgemem.errors import RuntimeUnavailableError
-
-_INSTALL = 'pip install "edgemem[gpu]"'
+from edgemem.machine.packages import how_to_get
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def probe_cuda() -> Cuda:
     try:
         api = _runtime()
     except ImportError as error:
-        return Cuda(f"cuda.bindings.runtime cannot be imported ({error})", _INSTALL)
+        return Cuda(f"cuda.bindings.runtime cannot be imported ({error})", how_to_get("cuda.bindings"))
     driver = _version(_number(api, "cudaDriverGetVersion"))
     if why := _why_not(api, 0):
         return Cuda(*why, driver=driver)
@@ -69,12 +68,14 @@ def cuda_runtime(device_id: int = 0) -> Any:
     """The module ``cuda.bindings.runtime``, if the device can be used.
 
     Raises:
-        RuntimeUnavailableError: cuda-python is not installed, or the device cannot be used.
+        RuntimeUnavailableError: cuda-bindings is not installed, or the device cannot be used.
     """
     try:
         api = _runtime()
     except ImportError as error:
-        raise RuntimeUnavailableError(f"cuda.bindings.runtime cannot be imported: {error}", hint=_INSTALL) from error
+        raise RuntimeUnavailableError(
+            f"cuda.bindings.runtime cannot be imported: {error}", hint=how_to_get("cuda.bindings")
+        ) from error
     if why := _why_not(api, device_id):
         raise RuntimeUnavailableError(f"CUDA device {device_id} cannot be used: {why[0]}.", hint=why[1])
     return api
@@ -105,9 +106,9 @@ def _why_not(api: Any, device_id: int) -> tuple[str, str] | None:
         )
     if driver // 1000 < runtime // 1000:
         return (
-            f"the driver supports CUDA {_version(driver)}, but cuda-python was built for CUDA {_version(runtime)} "
+            f"the driver supports CUDA {_version(driver)}, but cuda-bindings was built for CUDA {_version(runtime)} "
             f"({describe_code(code)})",
-            f'Update the driver, or: pip install "cuda-python<{runtime // 1000}"',
+            f'Update the driver, or: pip install "cuda-bindings<{runtime // 1000}"',
         )
     return describe_code(code), "Check the driver with nvidia-smi, or use the device cpu."
 

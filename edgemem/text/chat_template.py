@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgemem.bundle import CHAT_TEMPLATE, Bundle
 from edgemem.errors import BundleError, InputError, MissingDependencyError
+from edgemem.extras import how_to_install
 from edgemem.text.time_limit import TimeLimitError, time_limit
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class ChatTemplate:
             import jinja2
         except ImportError:
             raise MissingDependencyError(
-                "a chat template needs the jinja2 package.", hint='Install it with: pip install "edgemem[text]"'
+                "a chat template needs the jinja2 package.", hint=how_to_install("jinja2")
             ) from None
         self._where = where
         self._special_tokens = dict(special_tokens)

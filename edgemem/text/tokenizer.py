@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgemem.bundle import Bundle
 from edgemem.errors import BundleError, InputError, MissingDependencyError
+from edgemem.extras import how_to_install
 from edgemem.overrides import override
 from edgemem.reading import MOST_TEXT_BYTES
 from edgemem.text.detokenizer import ByteDetokenizer, Detokenizer, PrefixDetokenizer
@@ -106,7 +107,7 @@ class JsonTokenizer(Tokenizer):
             import tokenizers
         except ImportError:
             raise MissingDependencyError(
-                f"{path.name} needs the tokenizers package.", hint='Install it with: pip install "edgemem[text]"'
+                f"{path.name} needs the tokenizers package.", hint=how_to_install("tokenizers")
             ) from None
         self._path = path
         made = tokenizers.Tokenizer

@@ -25,6 +25,7 @@ from edgemem.export.hf.quiet import quiet
 from edgemem.export.hf.registry import family_of
 from edgemem.export.hf.source import TransformersSource
 from edgemem.export.text_files import text_files
+from edgemem.extras import how_to_install
 from edgemem.precision import DTYPES
 from edgemem.protocol import TORCH_DTYPES
 from edgemem.versioned import read_json
@@ -183,7 +184,7 @@ def _transformers() -> Any:
         import transformers
     except ImportError as error:
         raise MissingDependencyError(
-            "a transformers checkpoint needs the package transformers.", hint='pip install "edgemem[export,hf]"'
+            "a transformers checkpoint needs the package transformers.", hint=how_to_install("transformers")
         ) from error
     return transformers
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.dtypes import element_type
 from edgemem.errors import BundleError, EdgememError, RuntimeUnavailableError
+from edgemem.extras import how_to_install
 from edgemem.machine import huge_pages
 from edgemem.machine.mappings import make_private
 from edgemem.overrides import override
@@ -79,7 +80,7 @@ class OrtEngine(Engine):
             onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise RuntimeUnavailableError(
-                f"onnxruntime cannot be imported: {error}", hint='pip install "edgemem[onnxruntime]"'
+                f"onnxruntime cannot be imported: {error}", hint=how_to_install("onnxruntime")
             ) from error
         self._bundle = bundle
         self.memory, first = self._choose(onnxruntime.get_available_providers(), device)

@@ -6,6 +6,7 @@ import contextlib
 
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.errors import RuntimeUnavailableError
+from edgemem.machine.packages import how_to_get
 from edgemem.runtimes.memory import Memory
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
@@ -55,5 +56,5 @@ def no_cuda(why: str) -> RuntimeUnavailableError:
     """The error for a CUDA device that cannot be used."""
     return RuntimeUnavailableError(
         f"device 'cuda' cannot be used: {why}.",
-        hint='pip uninstall onnxruntime; pip install "edgemem[gpu]"   (or use device="cpu")',
+        hint=how_to_get("onnxruntime-gpu"),
     )

@@ -13,10 +13,10 @@ from typing import Any, Literal, get_args
 
 from edgemem.errors import RuntimeUnavailableError
 from edgemem.machine.cuda import Cuda, probe_cuda
+from edgemem.machine.packages import how_to_get
 
 Name = Literal["tensorrt", "tensorrt_rtx"]
 NAMES: tuple[str, ...] = get_args(Name)
-EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 OLDEST, TOO_NEW = (10, 3), (12,)
 """Versions of classic TensorRT that this bridge knows: at least the one, less than the other."""
 
@@ -43,11 +43,6 @@ class Flavour:
     def is_rtx(self) -> bool:
         """Whether this is TensorRT-RTX: engines portable across GPUs, built without one."""
         return self.name == "tensorrt_rtx"
-
-    @property
-    def extra(self) -> str:
-        """The extra of edgemem that installs it."""
-        return EXTRAS[self.name]
 
     @property
     def platform(self) -> str:
@@ -154,11 +149,11 @@ def load_flavour(name: str | None = None) -> Flavour:
         if not found:
             raise RuntimeUnavailableError(
                 "neither tensorrt nor tensorrt_rtx is installed.",
-                hint='pip install "edgemem[tensorrt]" (on a Jetson: docs/jetson.md), or pip install "edgemem[rtx]"',
+                hint=f"{how_to_get('tensorrt')}\n{how_to_get('tensorrt_rtx')}",
             )
         name = found[-1] if cuda.problem else found[0]
     if not installed(name):
-        raise RuntimeUnavailableError(f"{name} is not installed.", hint=install_hint(name))
+        raise RuntimeUnavailableError(f"{name} is not installed.", hint=how_to_get(name))
     if name == "tensorrt":
         cuda.require()
     try:
@@ -166,21 +161,14 @@ def load_flavour(name: str | None = None) -> Flavour:
         version = str(module.__version__)
     except Exception as error:  # a library that does not load raises ImportError, OSError, RuntimeError or others
         raise RuntimeUnavailableError(
-            f"{name} cannot be imported: {type(error).__name__}: {error}", hint=install_hint(name)
+            f"{name} cannot be imported: {type(error).__name__}: {error}", hint=how_to_get(name)
         ) from error
     if name == "tensorrt" and not OLDEST <= version_tuple(version) < TOO_NEW:
         raise RuntimeUnavailableError(
             f"tensorrt is of version {version}, wanted 10.3 to 11.",
-            hint='pip install "edgemem[tensorrt]"; on a Jetson: JetPack 6.1 or later.',
+            hint=f"{how_to_get(name)}\nOn a Jetson: JetPack 6.1 or later.",
         )
     return Flavour(name, module, version, cuda)
-
-
-def install_hint(name: str) -> str:
-    """The command that installs a flavour on this machine."""
-    if name == "tensorrt" and platform.machine() == "aarch64":
-        return "On a Jetson it comes with JetPack: docs/jetson.md. Elsewhere: pip install tensorrt"
-    return f'pip install "edgemem[{EXTRAS[name]}]"'
 
 
 def version_tuple(version: str) -> tuple[int, ...]:

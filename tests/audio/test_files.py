@@ -49,7 +49,7 @@ def test_without_soundfile_the_extra_is_named(tmp_path: Path, without_soundfile:
     (tmp_path / "a.flac").write_bytes(b"fLaC")
     with pytest.raises(InputError, match="not a 16-bit WAV file, and other audio needs soundfile") as refusal:
         open_audio(tmp_path / "a.flac")
-    assert refusal.value.hint == 'pip install "edgemem[audio]"'
+    assert refusal.value.hint == 'pip install "edgemem-toolkit[audio]"'
 
 
 @pytest.mark.parametrize("content", [b"", b"RIFF", b"no audio at all" * 99, b"RIFF\x00\x00\x00\x00WAVEfmt "])

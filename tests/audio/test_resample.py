@@ -36,4 +36,4 @@ def test_without_soxr_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "soxr", None)
     with pytest.raises(MissingDependencyError, match=r"the audio has 44,100 Hz, the model takes 16,000 Hz") as refusal:
         Resampler(44_100, 16_000, 1)
-    assert 'pip install "edgemem[audio]"' in str(refusal.value.hint)
+    assert 'pip install "edgemem-toolkit[audio]"' in str(refusal.value.hint)

@@ -62,12 +62,12 @@ def test_a_bundle_that_grows_itself_is_not_compared_with_its_like(growing: Bundl
 
 def test_an_export_that_fails_is_the_reason(decoder: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(bundle: Bundle, out: Path) -> Path:
-        raise MissingDependencyError("torch is not installed.", hint='pip install "edgemem[export]"')
+        raise MissingDependencyError("torch is not installed.", hint='pip install "edgemem-toolkit[export]"')
 
     monkeypatch.setattr(edgemem.export, "sealed_twin", fail)
     with contextlib.ExitStack() as stack:
         found = prepared(decoder, tmp_path, stack)
-        assert reason(found["numpy_loop"]) == 'torch is not installed. pip install "edgemem[export]"'
+        assert reason(found["numpy_loop"]) == 'torch is not installed. pip install "edgemem-toolkit[export]"'
         assert isinstance(found["growing"], Ready)
 
 

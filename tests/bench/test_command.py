@@ -68,13 +68,13 @@ def test_without_the_report_packages_nothing_is_measured(
     tokens: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing() -> None:
-        raise MissingDependencyError("the HTML report needs matplotlib.", hint='pip install "edgemem[report]"')
+        raise MissingDependencyError("the HTML report needs matplotlib.", hint='pip install "edgemem-toolkit[report]"')
 
     monkeypatch.setattr(page, "require", missing)
     monkeypatch.setattr(measure, "time_steps", lambda *_: pytest.fail("measured"))
     done = bench(tokens.path, *QUICK, "--html", tmp_path / "r.html")
     assert done.exit_code == 1
-    assert 'pip install "edgemem[report]"' in done.stderr
+    assert 'pip install "edgemem-toolkit[report]"' in done.stderr
     assert not list(tmp_path.iterdir())
 
 

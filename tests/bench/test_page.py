@@ -200,7 +200,7 @@ def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
     with pytest.raises(MissingDependencyError, match="needs matplotlib") as error:
         page.require()
-    assert 'pip install "edgemem[report]"' in str(error.value)
+    assert 'pip install "edgemem-toolkit[report]"' in str(error.value)
 
 
 def test_measuring_loads_nothing_that_only_the_page_needs() -> None:

@@ -129,7 +129,7 @@ def test_without_onnx_the_reason_names_the_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingDependencyError, match="onnx is not installed") as error:
         weights.OnnxRuntimePass(READS, threads=1)
-    assert "edgemem[export" in str(error.value)
+    assert "edgemem-toolkit[export" in str(error.value)
 
 
 def test_weights_beyond_what_a_graph_holds_are_refused() -> None:

@@ -8,13 +8,14 @@ import onnx
 import onnx.parser
 import pytest
 
+from edgemem import extras
 from edgemem.bundle import open_bundle
 from edgemem.cli import doctor_command, trial
 from edgemem.cli.doctor_command import Row, examine, run_apart
 from edgemem.cli.trial import ONE_OP, Finding, run_trial
 from edgemem.contract import METADATA_KEY, Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.machine import facts
-from edgemem.runtimes import Runtime, known_runtimes, native, registry
+from edgemem.runtimes import Runtime, known_runtimes, native
 from edgemem.runtimes.registry import find_runtime
 
 ONE_OP_GRAPH = """
@@ -85,8 +86,10 @@ def test_whatever_an_engine_raises_is_the_finding(monkeypatch, error):
 
 def test_a_package_that_is_not_installed_is_not_tried_and_its_installation_is_named(monkeypatch):
     monkeypatch.setattr(doctor_command, "run_apart", lambda *_: pytest.fail("was run"))
-    row = examine(Runtime("x", "no_such_module_here", "no_such_module_here:open", "x"), "auto")
-    assert (row.works, row.detail, row.hint, row.name) == (False, "not installed", 'pip install "edgemem[x]"', "x")
+    monkeypatch.setattr(Runtime, "installed", False)
+    row = examine(Runtime("x", "onnxruntime", "onnxruntime:open"), "auto")
+    assert (row.works, row.detail, row.name) == (False, "not installed", "x")
+    assert row.hint == 'pip install "edgemem-toolkit[device]"'
 
 
 def test_a_runtime_that_is_there_and_does_not_work_explains_why():
@@ -166,13 +169,6 @@ def test_the_machine_is_described(monkeypatch, invoke):
     assert "NVIDIA Jetson Orin Nano" in plain.stdout
 
 
-def test_on_a_jetson_tensorrt_is_installed_with_the_system(monkeypatch):
-    assert find_runtime("tensorrt").install_command == 'pip install "edgemem[tensorrt]"'
-    monkeypatch.setattr(registry, "board", lambda: "NVIDIA Jetson Orin Nano")
-    assert "apt install" in find_runtime("tensorrt").install_command
-    assert find_runtime("tensorrt-rtx").install_command == 'pip install "edgemem[rtx]"'
-
-
 def test_gpus_are_those_that_nvidia_smi_reports(monkeypatch, tmp_path):
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho 'NVIDIA X, 8192 MiB, 570.1'\n")
@@ -192,3 +188,42 @@ def test_it_says_which_native_operators_run_or_why_none_do_and_what_that_costs(m
     assert doctor_command.machine_facts()["native_operators"] == (
         "none: no compiler was found. Without them a step on the CPU takes up to twice as long."
     )
+
+
+@pytest.fixture
+def without_trials(monkeypatch):
+    hint = 'pip uninstall onnxruntime; pip install "edgemem-toolkit[device-gpu]"'
+    long = Row("onnxruntime-tensorrt", "cuda", False, "1.32.0", "this ONNX Runtime has no such provider, " * 4, hint)
+    monkeypatch.setattr(doctor_command, "_trials", lambda: [(find_runtime("onnxruntime"), "cpu")])
+    monkeypatch.setattr(doctor_command, "examine", lambda *_: long)
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_everything_fits_80_columns(monkeypatch, invoke):
+    monkeypatch.setattr(doctor_command, "foreign_version", lambda: "0.1.3")
+    monkeypatch.setattr(extras, "is_installed", lambda module: module == "onnxruntime")  # so that many are missing
+    lines = invoke("doctor").stdout.splitlines()
+    assert [line for line in lines if len(line.rstrip()) > 80] == []
+    assert any("this ONNX Runtime has no such provider" in line for line in lines)
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_every_capability_is_listed_with_the_extra_that_brings_it(monkeypatch, invoke):
+    monkeypatch.setattr(extras, "is_installed", lambda module: module not in ("soxr", "matplotlib", "jinja2"))
+    printed = " ".join(invoke("doctor").stdout.split())
+    assert "audio files, other rates no [audio] soxr" in printed
+    assert "pages of bench no [report] all of it" in printed
+    assert "export, adopt, check yes [export]" in printed
+    shown = json.loads(invoke("doctor", "--json").stdout)["capabilities"]
+    assert [each["missing"] for each in shown if each["extra"] == "audio"] == [["soxr"]]
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_another_projects_package_is_named_with_the_way_out(monkeypatch, invoke):
+    monkeypatch.setattr(doctor_command, "foreign_version", lambda: "0.1.3")
+    printed = invoke("doctor").stdout
+    assert "edgemem 0.1.3 is installed" in printed
+    assert "pip uninstall edgemem\n" in printed
+    assert json.loads(invoke("doctor", "--json").stdout)["machine"]["foreign_package"] == "0.1.3"
+    monkeypatch.setattr(doctor_command, "foreign_version", lambda: None)
+    assert "Warning" not in invoke("doctor").stdout

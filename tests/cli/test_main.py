@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import edgemem.cli
 from edgemem.cli import main
 from edgemem.errors import EdgememError, MissingDependencyError
+from edgemem.extras import DISTRIBUTION, pip_install
 from tests.handmade import write_reciter
 
 HEAVY = (
@@ -66,7 +67,7 @@ def test_help_describes_every_command_in_a_line(invoke):
 
 def test_version_is_that_of_the_package(invoke):
     result = invoke("--version")
-    assert (result.exit_code, result.output) == (0, f"edgemem {metadata.version('edgemem')}\n")
+    assert (result.exit_code, result.output) == (0, f"edgemem {metadata.version(DISTRIBUTION)}\n")
 
 
 @pytest.mark.parametrize("arguments", [["nosuch"], ["run"], ["run", "--nosuch"], ["inspect"], ["doctor", "extra"]])
@@ -93,10 +94,10 @@ def failing(monkeypatch):
 
 
 def test_an_error_is_a_line_and_a_hint_on_stderr_and_exit_code_1(failing, invoke):
-    failing(MissingDependencyError("no torch.", hint='pip install "edgemem[export]"'))
+    failing(MissingDependencyError("no torch.", hint=pip_install("export")))
     result = invoke("doctor")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == 'Error: no torch.\npip install "edgemem[export]"\n'
+    assert result.stderr == 'Error: no torch.\npip install "edgemem-toolkit[export]"\n'
 
 
 def test_a_caller_from_python_can_catch_the_original_error(failing):

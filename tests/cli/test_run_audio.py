@@ -159,7 +159,7 @@ def test_another_sample_rate_without_soxr_names_the_extra(detector, invoke, tmp_
     result = invoke("run", detector, "--audio", wav(tmp_path / "in.wav", TALK, 44_100))
     assert result.exit_code == 1
     assert "the audio has 44,100 Hz, the model takes 1,000 Hz" in result.stderr
-    assert 'pip install "edgemem[audio]"' in result.stderr
+    assert 'pip install "edgemem-toolkit[audio]"' in result.stderr
 
 
 def test_a_channel_is_chosen_or_all_are_averaged(detector, invoke, tmp_path):

@@ -17,8 +17,8 @@ UNUSABLE = {
     ),
     "old driver": (
         cuda(Code.cudaErrorInsufficientDriver, 0, driver=12020, runtime=13000),
-        "the driver supports CUDA 12.2, but cuda-python was built for CUDA 13.0",
-        'Update the driver, or: pip install "cuda-python<13"',
+        "the driver supports CUDA 12.2, but cuda-bindings was built for CUDA 13.0",
+        'Update the driver, or: pip install "cuda-bindings<13"',
     ),
     "no device": (cuda(Code.cudaErrorNoDevice, 0), "cudaErrorNoDevice (100)", "nvidia-smi"),
     "hidden device": (cuda(count=0), "the driver reports no devices", "CUDA_VISIBLE_DEVICES"),

@@ -209,7 +209,7 @@ def test_an_output_outlives_its_stream(tokens_bundle: Bundle, stand_in: StandIn)
         ),
         (
             StandIn(status=CudaError.cudaErrorInsufficientDriver, driver=12020, runtime=13000),
-            r"(?s)driver supports CUDA 12\.2, .*cudaErrorInsufficientDriver \(35\).*cuda-python<13",
+            r"(?s)driver supports CUDA 12\.2, .*cudaErrorInsufficientDriver \(35\).*cuda-bindings<13",
         ),
         (None, "cuda.bindings.runtime cannot be imported"),
     ],

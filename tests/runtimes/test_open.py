@@ -200,7 +200,7 @@ def test_cuda_where_there_is_none_is_refused_with_the_package_to_install(
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(RuntimeUnavailableError, match=r"(?s)no CUDAExecutionProvider.*edgemem\[gpu\]"):
+    with pytest.raises(RuntimeUnavailableError, match=r"(?s)no CUDAExecutionProvider.*edgemem-toolkit\[device-gpu\]"):
         opened(tokens_bundle.path, device="cuda")
 
 
@@ -269,9 +269,9 @@ def test_without_onnxruntime_the_message_names_the_extra(
     tokens_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RuntimeUnavailableError, match=r'(?s)onnxruntime.*pip install "edgemem\[onnxruntime\]"'):
+    with pytest.raises(RuntimeUnavailableError, match=r'(?s)onnxruntime.*pip install "edgemem-toolkit\[device\]"'):
         opened(tokens_bundle.path)
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(RuntimeUnavailableError, match=r'(?s)onnxruntime.*pip install "edgemem\[onnxruntime\]"'):
+    with pytest.raises(RuntimeUnavailableError, match=r'(?s)onnxruntime.*pip install "edgemem-toolkit\[device\]"'):
         opened(tokens_bundle.path)

@@ -87,7 +87,7 @@ def test_a_template_that_fails_or_leaves_the_sandbox_is_a_bundle_error(source):
 
 def test_the_error_about_a_missing_package_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(MissingDependencyError, match=r'pip install "edgemem\[text\]"'):
+    with pytest.raises(MissingDependencyError, match=r'pip install "edgemem-toolkit\[device\]"'):
         ChatTemplate("", {})
 
 

@@ -106,7 +106,7 @@ def test_a_panic_of_the_package_is_a_bundle_error_and_ctrl_c_is_not(tiny):
 
 def test_the_error_about_a_missing_package_names_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(MissingDependencyError, match=r'pip install "edgemem\[text\]"'):
+    with pytest.raises(MissingDependencyError, match=r'pip install "edgemem-toolkit\[device\]"'):
         JsonTokenizer(tmp_path / "tokenizer.json")
 
 

@@ -65,7 +65,7 @@ def test_the_classic_one_is_taken_where_cuda_works_and_the_portable_one_elsewher
 
 def test_without_any_the_error_names_both_extras(packages):
     packages(cuda())
-    with pytest.raises(RuntimeUnavailableError, match=r"edgemem\[tensorrt\].*edgemem\[rtx\]"):
+    with pytest.raises(RuntimeUnavailableError, match=r"(?s)edgemem-toolkit\[tensorrt\].*edgemem-toolkit\[rtx\]"):
         load_flavour()
     with pytest.raises(RuntimeUnavailableError, match="tensorrt_rtx is not installed"):
         load_flavour("tensorrt_rtx")
