@@ -8,12 +8,14 @@ from edgemem.export.load import load_source
 from edgemem.export.options import ExportOptions
 from edgemem.export.sources import Source, from_config, from_module
 from edgemem.export.twins import growing_twin, sealed_twin, source_of
+from edgemem.export.upgrade import Upgrade, upgrade
 from edgemem.export.verify.check import CheckReport, check
 
 __all__ = [
     "CheckReport",
     "ExportOptions",
     "Source",
+    "Upgrade",
     "check",
     "discover",
     "export_bundle",
@@ -23,4 +25,5 @@ __all__ = [
     "load_source",
     "sealed_twin",
     "source_of",
+    "upgrade",
 ]

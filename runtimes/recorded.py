@@ -143,13 +143,20 @@ def write_recording(path: Path, arrays: Mapping[str, Array]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def record(session: Session, data: Mapping[str, Array], held: Mapping[str, Array]) -> dict[str, Array]:
+    """A recording of what a session gives for ``data`` and ``held``."""
+    spec = session.contract.input
+    steps = data[spec.name].shape[1] // spec.step_items
+    return {**data, **held, **_fed(session, data, held, steps, steps)}
+
+
 def _fed(
-    session: Session, data: Mapping[str, Array], recording: Mapping[str, Array], steps: int, size: int
+    session: Session, data: Mapping[str, Array], held: Mapping[str, Array], steps: int, size: int
 ) -> dict[str, Array]:
-    """Every output of a recording fed in calls of ``size`` steps, by name."""
+    """Every output, by name, of ``data`` fed in calls of ``size`` steps; ``held`` may have more than held inputs."""
     contract = session.contract
     batch = len(data[contract.input.name])
-    stream = session.stream(batch, held={spec.name: recording[spec.name] for spec in contract.held})
+    stream = session.stream(batch, held={spec.name: held[spec.name] for spec in contract.held})
     parts: dict[str, list[Array]] = {spec.name: [] for spec in contract.output_specs}
     for start in range(0, steps, size):
         part = items_of_steps(contract, data, start, start + size)

@@ -56,7 +56,7 @@ EXPORTED = {
     "edgemem.runtimes": ["DEVICES", "Runtime", "Session", "Stream", "known_runtimes", "open"],
     "edgemem.export": [
         *("CheckReport", "ExportOptions", "Source", "check", "discover", "export_bundle", "from_config", "from_module"),
-        *("growing_twin", "load_source", "sealed_twin", "source_of"),
+        *("Upgrade", "growing_twin", "load_source", "sealed_twin", "source_of", "upgrade"),
     ],
     "edgemem.export.hf": ["load"],
     "edgemem.memories": [

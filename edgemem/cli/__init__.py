@@ -1,4 +1,4 @@
-"""The command line: ``edgemem export | adopt | check | build | run | bench | inspect | doctor``.
+"""The command line: ``edgemem export | adopt | check | upgrade | build | run | bench | inspect | doctor``.
 
 Each sub-command has its own file, which is imported when the command is called. What ends a command early is handled
 only here:
@@ -36,6 +36,7 @@ _COMMANDS = {
     "export": ("edgemem.cli.export_command:export", "Export a model to a bundle, and verify it."),
     "adopt": ("edgemem.cli.adopt_command:adopt", "Make a bundle of an ONNX file that others exported."),
     "check": ("edgemem.cli.check_command:check", "Verify a bundle again, against its source if wanted."),
+    "upgrade": ("edgemem.cli.upgrade_command:upgrade", "Write an older bundle again in today's format."),
     "build": ("edgemem.cli.build_command:build", "Build TensorRT engines, or pack what to build them from."),
     "run": ("edgemem.cli.run_command:run", "Stream text or features through a bundle."),
     "bench": ("edgemem.cli.bench_command:bench", "Measure a bundle on this machine."),
