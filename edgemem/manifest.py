@@ -111,6 +111,7 @@ class SourceInfo:
         random_weights: Whether it was never trained.
         options: How it was loaded.
         fixed: Inputs of an adopted file that are constants, with their values.
+        rewritten: Whether operators of an adopted file were written in another form: equal within rounding.
     """
 
     kind: str = ""
@@ -118,17 +119,19 @@ class SourceInfo:
     random_weights: bool = False
     options: LoadOptions = LoadOptions()
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    rewritten: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for the manifest."""
         options = self.options.to_json()
         found = {"kind": self.kind, "name": self.name, "random_weights": self.random_weights}
-        return found | ({"options": options} if options else {}) | ({"fixed": dict(self.fixed)} if self.fixed else {})
+        more = {"options": options, "fixed": dict(self.fixed), "rewritten": self.rewritten}
+        return found | {name: value for name, value in more.items() if value}
 
     @classmethod
     def from_json(cls, fields: Fields) -> SourceInfo:
         """Read what :meth:`to_json` wrote."""
-        defaults = {"kind": "", "name": "", "random_weights": False, "options": {}, "fixed": {}}
+        defaults = {"kind": "", "name": "", "random_weights": False, "options": {}, "fixed": {}, "rewritten": False}
         fields = fields.with_defaults(defaults).only(*defaults)
         return cls(
             fields.text("kind"),
@@ -136,6 +139,7 @@ class SourceInfo:
             fields.flag("random_weights"),
             LoadOptions.from_json(fields.object("options")),
             fields.object("fixed").values,
+            fields.flag("rewritten"),
         )
 
 

@@ -155,16 +155,40 @@ def _dtypes(precision: Precision) -> list[str]:
     return [precision.dtype, precision.memory or precision.dtype]
 
 
+class Change:
+    """How far outputs are from those of the float32 model, fed part by part."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._error = self._sum = self._square = self._near = 0.0
+
+    def add(self, got: Array, wanted: Array) -> Change:
+        """Look at more values, of one shape."""
+        wide = wanted.astype(np.float64)
+        if not self._count:
+            self._near = float(wide.mean())  # sums of squares around it keep their digits
+        self._count += wide.size
+        self._error += float(((got - wide) ** 2).sum())
+        self._sum += float((wide - self._near).sum())
+        self._square += float(((wide - self._near) ** 2).sum())
+        return self
+
+    @property
+    def share(self) -> float:
+        """Root mean square of ``got - wanted`` as a share of the standard deviation of ``wanted``."""
+        if not self._count:
+            return 0.0
+        variance = self._square / self._count - (self._sum / self._count) ** 2
+        return math.sqrt(self._error / self._count) / max(math.sqrt(max(variance, 0.0)), 1e-12)
+
+
 def change(got: Array, wanted: Array) -> float:
-    """Root mean square of ``got - wanted`` as a share of the standard deviation of ``wanted``, both ``[B, S, ...]``."""
+    """:attr:`Change.share` of ``[B, S, ...]``."""
+    found = Change()
     # Step by step: logits of a large vocabulary need much memory, and float64 copies of them twice as much.
-    mean = sum(float(w.sum(dtype=np.float64)) for w in wanted.swapaxes(0, 1)) / wanted.size
-    error = spread = 0.0
     for g, w in zip(got.swapaxes(0, 1), wanted.swapaxes(0, 1), strict=True):
-        wide = w.astype(np.float64)
-        error += float(((g - wide) ** 2).sum())
-        spread += float(((wide - mean) ** 2).sum())
-    return math.sqrt(error / wanted.size) / max(math.sqrt(spread / wanted.size), 1e-12)
+        found.add(g, w)
+    return found.share
 
 
 def _spread(values: Array) -> Array:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgemem.adopt.compare import LARGEST, Progress, compare
+from edgemem.adopt.compare import LARGEST, Compared, Progress, compare
 from edgemem.adopt.describe import describe, probe_sizes
 from edgemem.adopt.evidence import LONG_CALL, long_calls, recording, sequence_form
 from edgemem.adopt.fold import fold
@@ -19,7 +19,7 @@ from edgemem.adopt.options import AdoptOptions
 from edgemem.adopt.pairing import Pair, pair_states
 from edgemem.adopt.proof import TOLERANCE, refuse_dead_states, rows_are_independent, settle_pairs
 from edgemem.adopt.read import read_model
-from edgemem.adopt.stages import FRAME, merge
+from edgemem.adopt.stages import FRAME, SECOND, merge
 from edgemem.adopt.subject import Subject, refuse_strangers, subject_of
 from edgemem.adopt.unroll import unroll
 from edgemem.adopt.write import write_graph
@@ -108,28 +108,33 @@ def _opened(files: Sequence[Path], options: AdoptOptions) -> tuple[Subject, dict
         raise ExportError(f"{wanted}, got {len(files)}.")
     if not options.between:
         return _paired(subject_of(read_model(files[0]), files[0].name, files[0].parent, options), options)
-    stages = [_stage(file, options) for file in files]
-    (first, open_first), (second, open_second) = stages
-    model, pair = merge(first, second, options.takes + options.context)
+    (first, open_first), (second, open_second) = _stage(files[0], options), _stage(files[1], options, SECOND)
+    model, pair = merge(first, second, options.takes + options.context, in_float32=options.unroll)
     seconds = [p.renamed(pair.prefix) for p in second.pairs]
-    whole = replace(options, inputs=(FRAME,), outputs=(), states={}, fixed={}, held=(), overlap_add=True)
+    fixed = {**first.fixed, **{pair.prefix + name: value for name, value in second.fixed.items()}}
+    whole = replace(options, inputs=(FRAME,), outputs=(), states={}, fixed=fixed, held=(), overlap_add=True)
     subject = replace(subject_of(model, "the merged graph", files[0].parent, whole), graph=pair)
     undecided = open_first | {pair.prefix + name: pair.prefix + out for name, out in open_second.items()}
     return subject.with_pairs([*first.pairs, *seconds]), undecided
 
 
-def _stage(file: Path, options: AdoptOptions) -> tuple[Subject, dict[str, str]]:
-    """One of two files, with what the options say about its tensors."""
+def _stage(file: Path, options: AdoptOptions, prefix: str = "") -> tuple[Subject, dict[str, str]]:
+    """One of two files, with what the options say about its tensors, whose names may begin with ``prefix``."""
     model = read_model(file)
     inputs, outputs = ({value.name for value in values} for values in (model.graph.inputs, model.graph.outputs))
-    own = AdoptOptions(
+
+    def own(named: Mapping[str, Any]) -> dict[str, Any]:
+        its = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+        return {name: value for name, value in {**named, **its}.items() if name in inputs}
+
+    of_stage = AdoptOptions(
         inputs=tuple(name for name in options.inputs if name in inputs),
         outputs=tuple(name for name in options.outputs if name in outputs),
-        states={name: out for name, out in options.states.items() if name in inputs},
-        fixed={name: value for name, value in options.fixed.items() if name in inputs},
+        states={name: out.removeprefix(prefix) for name, out in own(options.states).items()},
+        fixed=own(options.fixed),
         use_metadata=False,
     )
-    return _paired(subject_of(model, file.name, file.parent, own), own)
+    return _paired(subject_of(model, file.name, file.parent, of_stage), of_stage)
 
 
 def _paired(subject: Subject, options: AdoptOptions) -> tuple[Subject, dict[str, str]]:
@@ -223,24 +228,25 @@ def adopt(
         announce("writing the graph")
         probes = proposal.probes if contract.max_chunk > 1 else [p for p in proposal.probes if _is_step(subject, p)]
         model = fold(subject.model, subject.fixed, probes, files[0].parent)
-        is_rewritten = bool(options.between)
-        if options.unroll or options.between:
-            is_rewritten |= unroll(model, probes, files[0].parent) > 0
+        is_rewritten = options.unroll and (unroll(model, probes, files[0].parent) > 0 or bool(options.between))
         manifest = Manifest(
             contract=contract,
             graphs=(write_graph(model, contract, writer.folder),),
             source=SourceInfo(
-                ADOPTED, " and ".join(map(str, files)), fixed={name: v.tolist() for name, v in subject.fixed.items()}
+                ADOPTED,
+                " and ".join(map(str, files)),
+                fixed={name: v.tolist() for name, v in subject.fixed.items()},
+                rewritten=is_rewritten,
             ),
             versions=package_versions("onnx", "onnx-ir", "onnxruntime"),
         )
         writer.finish(manifest)
         announce("comparing the bundle with the original file")
         allowed = TOLERANCE if is_rewritten else LARGEST
-        largest = compare(writer.folder, subject, options.steps, progress, largest_allowed=allowed)
+        compared = compare(writer.folder, subject, options.steps, progress, largest_allowed=allowed)
         report = {
             "steps": options.steps,
-            "largest_difference": largest,
+            **asdict(compared),
             "original": [{"file": file.name, "sha256": sha256_file(file)} for file in files],
             "states": {p.input: p.verdict for p in proposal.pairs},
         }
@@ -253,44 +259,52 @@ def _is_step(subject: Subject, probe: dict[str, Any]) -> bool:
     return data.time_axis is None or probe[data.name].shape[data.time_axis] == data.takes + data.context
 
 
-def recheck(bundle: Bundle, original: Path | None, steps: int, progress: Progress | None = None) -> float:
+def recheck(bundle: Bundle, originals: Sequence[Path], steps: int, progress: Progress | None = None) -> Compared:
     """Compare an adopted bundle with a loop by hand again.
 
     Args:
         bundle: The bundle.
-        original: The file that it was made of; ``None`` for the bundle's own graph, which shows that the runtime
-            computes on this machine what the graph computes.
+        originals: The files that it was made of; none for the bundle's own graph, which shows that the runtime computes
+            on this machine what the graph computes.
         steps: Steps to stream.
         progress: Called as the comparison advances.
 
-    Returns:
-        The largest difference as a share of an output's spread.
-
     Raises:
-        VerificationError: It is too large.
-        ExportError: The file cannot be read, or has other inputs and outputs.
+        VerificationError: The difference is too large.
+        ExportError: A file cannot be read, or they have other inputs and outputs.
     """
+    source, is_rewritten = bundle.manifest.source, bool(originals) and bundle.manifest.source.rewritten
+    files = list(originals) or [bundle.file(bundle.manifest.graphs[0].file)]
+    options = _options_of(bundle, len(files), source.fixed if originals else {})
+    if len(files) == 1:
+        model = read_model(files[0])
+        if bundle.contract.input.name not in {value.name for value in model.graph.inputs}:
+            raise ExportError(
+                f"{files[0].name} has no input {bundle.contract.input.name!r}: the bundle was made of {source.name}.",
+                hint="Name the same file; for a bundle of two files, name both in their order: --against twice.",
+            )
+        subject = subject_of(model, files[0].name, files[0].parent, options)
+    else:
+        subject, _ = _opened(files, options)
+    pairs = [Pair(state.input_name, state.output_name, "") for state in bundle.contract]
+    allowed = TOLERANCE if is_rewritten else LARGEST
+    return compare(bundle.path, subject.with_pairs(pairs), steps, progress, largest_allowed=allowed)
+
+
+def _options_of(bundle: Bundle, files: int, fixed: Mapping[str, Any]) -> AdoptOptions:
+    """The options with which a bundle would be adopted from so many files."""
     contract, first = bundle.contract, bundle.contract.input
     stft = first.front_end if isinstance(first.front_end, Stft) else None
     is_framed = stft is None and (first.takes > 1 or first.context > 0)
-    options = AdoptOptions(
+    return AdoptOptions(
         inputs=tuple(spec.name for spec in contract.data),
         states={state.input_name: state.output_name for state in contract},
         held=tuple(spec.name for spec in contract.held),
-        fixed=bundle.manifest.source.fixed if original is not None else {},
+        fixed=fixed,
         initial={s.input_name: initial_state(s, 1)[0] for s in contract if isinstance(s.initial, bytes)},
         use_metadata=False,
         takes=first.takes if is_framed else 0,
         context=first.context,
         stft=stft,
+        between="" if files == 1 else "spectral-mask",
     )
-    file = original or bundle.file(bundle.manifest.graphs[0].file)
-    model = read_model(file)
-    if original is not None and first.name not in {value.name for value in model.graph.inputs}:
-        raise ExportError(
-            f"{file.name} has no input {first.name!r}: the bundle was made of {bundle.manifest.source.name}.",
-            hint="A bundle of two files is compared with a loop around its own graph: leave out --against.",
-        )
-    subject = subject_of(model, file.name, file.parent, options)
-    pairs = [Pair(state.input_name, state.output_name, "") for state in contract]
-    return compare(bundle.path, subject.with_pairs(pairs), steps, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from edgemem.bundle import open_bundle
 from edgemem.contract import Contract
 from edgemem.contract.items import as_passed, items_of_steps, results_by_name
 from edgemem.errors import VerificationError
+from edgemem.measure import Change, change_tolerance
 from edgemem.runtimes import Session, Stream
 from edgemem.runtimes.ort.engine import OrtSession
 
@@ -26,9 +28,25 @@ LARGEST = 1e-6
 _BLOCK, _STEPS, _BATCH = 250, 12, 3
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison with the original found.
+
+    Attributes:
+        largest_difference: As a share of the output's spread.
+        change: Root mean square of the difference as a share of the output's standard deviation, where the bundle
+            computes in reduced precision; else ``None``.
+        change_tolerance: The largest that is allowed; ``None`` like ``change``.
+    """
+
+    largest_difference: float
+    change: float | None = None
+    change_tolerance: float | None = None
+
+
 def compare(
     folder: Path, subject: Subject, steps: int, progress: Progress | None = None, *, largest_allowed: float = LARGEST
-) -> float:
+) -> Compared:
     """Stream random data through both, and compare every output of every step.
 
     Args:
@@ -36,18 +54,18 @@ def compare(
         subject: The original, its states paired.
         steps: Steps to stream.
         progress: Called with a phase's name, the steps done and the steps in all.
-        largest_allowed: Largest difference that is allowed, as a share of an output's spread.
-
-    Returns:
-        The largest difference as a share of the output's spread.
+        largest_allowed: Largest difference that is allowed, as a share of an output's spread, unless the bundle
+            computes in reduced precision: then its outputs may change as much as that precision allows.
 
     Raises:
-        VerificationError: It is too large; the first step and tensor are named.
+        VerificationError: It is too large; the tensor is named, and the first step where precision is not reduced.
     """
     bundle = open_bundle(folder)
-    contract, largest = bundle.contract, 0.0
+    contract, precision = bundle.contract, bundle.manifest.precision
+    allowed = None if precision.is_plain else change_tolerance(precision)
+    largest, changes = 0.0, {spec.name: Change() for spec in contract.output_specs}
     with OrtSession(bundle, device="cpu", threads=1) as session:
-        _compare_larger_calls(session, subject, contract)
+        _compare_larger_calls(session, subject, contract, allowed)
         first = random_stream(contract, subject, 1)
         held = {spec.name: first[spec.name] for spec in contract.held}
         stream, hand = session.stream(held=held or None), ByHand(subject, contract, held)
@@ -61,16 +79,25 @@ def compare(
                 wanted.append(hand.step(part))
             for spec in contract.output_specs:
                 ours, theirs = (np.stack([step[spec.name] for step in steps_of]) for steps_of in (got, wanted))
-                largest = max(largest, found := difference(ours, theirs))
-                if not found <= largest_allowed:
+                found = difference(ours, theirs)
+                if allowed is None or ours.dtype.kind == "f":
+                    largest = max(largest, found)
+                if allowed is not None:
+                    changes[spec.name].add(ours, theirs)
+                elif not found <= largest_allowed:
                     first_step = int(np.argmax([difference(a, b) > 0 for a, b in zip(ours, theirs, strict=True)]))
                     raise _fault(spec.name, found, f"first at step {start + first_step}")
             if progress is not None:
                 progress("streaming", start + count, steps)
-    return largest
+    if allowed is None:
+        return Compared(largest)
+    for name, each in changes.items():
+        if not each.share <= allowed:
+            raise _changes(name, each.share, allowed)
+    return Compared(largest, max(each.share for each in changes.values()), allowed)
 
 
-def _compare_larger_calls(session: Session, subject: Subject, contract: Contract) -> None:
+def _compare_larger_calls(session: Session, subject: Subject, contract: Contract, allowed: float | None) -> None:
     """Compare several streams in a batch, in calls of several steps, where the contract offers these."""
     batch = _BATCH if contract.has_batches else 1
     if batch == contract.max_chunk == 1:
@@ -80,13 +107,22 @@ def _compare_larger_calls(session: Session, subject: Subject, contract: Contract
     stream = session.stream(batch, held={spec.name: items[spec.name] for spec in contract.held} or None)
     got = _fed(contract, stream, {spec.name: items[spec.name] for spec in contract.data})
     for name, value in wanted.items():
-        if not (found := difference(got[name], value)) <= TOLERANCE:
+        if allowed is None and not (found := difference(got[name], value)) <= TOLERANCE:
             raise _fault(name, found, f"with {batch} streams and calls of {min(_STEPS, contract.max_chunk)} steps")
+        if allowed is not None and not (share := Change().add(got[name], value).share) <= allowed:
+            raise _changes(name, share, allowed)
 
 
 def _fed(contract: Contract, stream: Stream, items: dict[str, Array]) -> dict[str, Array]:
     """Every result of feeding items, by name."""
     return results_by_name(contract, stream.feed(as_passed(contract, items), outputs="all"))
+
+
+def _changes(name: str, share: float, allowed: float) -> VerificationError:
+    return VerificationError(
+        f"{name} changes by {share:.1%} of its standard deviation in this precision (at most {allowed:.0%}).",
+        hint="Leave out --dtype and --weights, or store less exactly only one of both.",
+    )
 
 
 def _fault(name: str, found: float, where: str) -> VerificationError:

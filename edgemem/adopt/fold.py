@@ -20,6 +20,13 @@ from edgemem.adopt.session import Graph
 Array = NDArray[Any]
 _MOST_ROUNDS = 50
 _SHAPES, _RANDOM = ("Shape", "Size"), ("Random", "Bernoulli", "Multinomial")
+_SIZED_BY_VALUES = {"NonZero", "Compress", "Unique", "NonMaxSuppression", "StringSplit", "SequenceMap", "If", "Loop"}
+_SIZE_INPUTS = {
+    **{name: (1,) for name in ("Reshape", "Expand", "Tile", "TopK", "OneHot", "Split", "SplitToSequence", "Upsample")},
+    **{name: (1, 2, 3, 4) for name in ("Slice", "Pad", "Resize")},
+    **{"ConstantOfShape": (0,), "Range": (0, 1, 2), "CenterCropPad": (1,)},
+}
+"""Operators whose output's size follows from values of these inputs."""
 
 
 def fold(model: ir.Model, fixed: Mapping[str, Array], probes: Sequence[Mapping[str, Array]], folder: Path) -> ir.Model:
@@ -61,14 +68,23 @@ def _make_constant(graph: ir.Graph, value: ir.Value, array: Array) -> None:
 
 
 def _static_values(graph: ir.Graph) -> list[ir.Value]:
-    """Values that follow from constants and shapes alone, at which what follows from data begins."""
+    """Values that follow from constants and shapes alone, at which what follows from data begins.
+
+    The size of some values follows from data too, as that of ``NonZero``. Then so does what follows from the size.
+    """
     static: set[ir.Value] = set(graph.initializers.values())
+    sized_by_data: set[ir.Value] = set()
     found: dict[ir.Value, None] = {}
     for node in graph:
         used = list(_used(node))
-        if node.op_type in _SHAPES or (all(v in static for v in used) and not node.op_type.startswith(_RANDOM)):
+        moves = not sized_by_data.isdisjoint(used)
+        is_shape = node.op_type in _SHAPES and not moves
+        if is_shape or (all(v in static for v in used) and not node.op_type.startswith(_RANDOM)):
             static.update(node.outputs)
             continue
+        sizes = [node.inputs[at] for at in _SIZE_INPUTS.get(node.op_type, ()) if at < len(node.inputs)]
+        if moves or node.op_type in _SIZED_BY_VALUES or any(v is not None and v not in static for v in sizes):
+            sized_by_data.update(node.outputs)
         for value in used:
             producer = value.producer()
             if value in static and producer is not None and producer.op_type != "Constant":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +20,11 @@ from edgemem.manifest import ADOPTED
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--against", metavar="SOURCE", help="What BUNDLE was exported from (default: the decoder in the bundle itself)."
+    "--against",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="What BUNDLE was made of (default: the decoder in the bundle itself); twice for a bundle of two files.",
 )
 @click.option("--steps", type=count(2, MOST_STEPS), help="Steps to stream (default: twice past the longest window).")
 @click.option("--trust-remote-code", is_flag=True, help=TRUST_REMOTE_CODE_HELP)
@@ -38,7 +43,7 @@ from edgemem.manifest import ADOPTED
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check(
     bundle: Path,
-    against: str | None,
+    sources: tuple[str, ...],
     steps: int | None,
     trust_remote_code: bool,
     text_file: Path | None,
@@ -52,15 +57,17 @@ def check(
     FOLDER: a bundle contains no code. An adopted bundle is compared with a loop around its own graph, or around the
     ONNX file that --against names.
     """
-    opened = open_bundle(bundle)
+    opened, against = open_bundle(bundle), sources[0] if sources else None
     if recorded is not None:
         _check_recorded(opened, recorded, as_json)
         return
     if opened.manifest.source.kind == ADOPTED:
         if text_file is not None:
             raise click.UsageError("--text is for a model of tokens that edgemem exported; this bundle was adopted.")
-        _check_adopted(opened, against, steps, as_json)
+        _check_adopted(opened, sources, steps, as_json)
         return
+    if len(sources) > 1:
+        raise click.UsageError(f"--against is named {len(sources)} times; only an adopted bundle is made of two files.")
     if against is None and opened.manifest.model is None:
         name = opened.manifest.source.name
         if opened.manifest.source.kind == "transformers":
@@ -92,7 +99,7 @@ def check(
             print_scores(console(), scores)
 
 
-def _check_adopted(bundle: Bundle, against: str | None, steps: int | None, as_json: bool) -> None:
+def _check_adopted(bundle: Bundle, sources: Sequence[str], steps: int | None, as_json: bool) -> None:
     needs_export_packages("onnx", "onnx_ir", "onnxruntime")
     from edgemem.adopt import recheck
     from edgemem.adopt.options import CHECK_STEPS
@@ -100,11 +107,12 @@ def _check_adopted(bundle: Bundle, against: str | None, steps: int | None, as_js
     steps = steps or CHECK_STEPS
     with checking(console(stderr=True)) as (announce, progress):
         announce("comparing the bundle with a loop by hand")
-        found = recheck(bundle, None if against is None else Path(against), steps, progress)
+        found = recheck(bundle, [Path(source) for source in sources], steps, progress)
+    against = " and ".join(sources)
     if as_json:
-        print_json({"bundle": str(bundle.path), "against": against, "steps": steps, "largest_difference": found})
+        print_json({"bundle": str(bundle.path), "against": against or None, "steps": steps, **asdict(found)})
         return
-    console().print(equal_to(against or "a loop by hand around its own graph", steps, found))
+    console().print(equal_to(against or "a loop by hand around its own graph", steps, **asdict(found)))
 
 
 def _check_recorded(bundle: Bundle, path: Path, as_json: bool) -> None:

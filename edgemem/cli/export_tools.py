@@ -63,9 +63,16 @@ def checking(on: Console) -> Iterator[tuple[Callable[[str], None], Callable[[str
         yield announce, progress
 
 
-def equal_to(what: str, steps: int, largest: float) -> str:
-    """That a bundle computes what a loop by hand computes, in words."""
-    how = f"within {largest:.1e} of each output's spread" if largest else "bit for bit"
+def equal_to(
+    what: str, steps: int, largest_difference: float, change: float | None = None, change_tolerance: float | None = None
+) -> str:
+    """That a bundle computes what a loop by hand computes, or how far its precision changes that, in words."""
+    if change is not None and change_tolerance is not None:
+        return (
+            f"Outputs change by {change:.2%} of their standard deviation against {what} over {steps:,} steps "
+            f"(at most {change_tolerance:.0%}); the largest difference is {largest_difference:.1e} of a spread."
+        )
+    how = f"within {largest_difference:.1e} of each output's spread" if largest_difference else "bit for bit"
     return f"Equal to {what} over {steps:,} steps {how}."
 
 

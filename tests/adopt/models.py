@@ -89,6 +89,31 @@ cache (float[1, 2] x, float[1, past, 2] past_k) => (float[1, 2] y, float[1, tota
 }
 """
 
+MASK = """
+mask (float[1, 1, 9] mag, float[1, 9] s) => (float[1, 1, 9] m, float[1, 9] s_out) {
+    half = Constant <value = float {0.5}> ()
+    axis = Constant <value = int64[1] {1}> ()
+    kept = Mul(s, half)
+    flat = Squeeze(mag, axis)
+    s_out = Add(kept, flat)
+    wide = Unsqueeze(s_out, axis)
+    m = Sigmoid(wide)
+}
+"""
+"""A mask for the magnitudes of 16 samples."""
+
+FILTER = """
+filter (float[1, 1, 16] x, float[1, 16] s) => (float[1, 1, 16] y, float[1, 16] s_out) {
+    half = Constant <value = float {0.5}> ()
+    axis = Constant <value = int64[1] {1}> ()
+    kept = Mul(s, half)
+    flat = Squeeze(x, axis)
+    s_out = Add(kept, flat)
+    y = Unsqueeze(s_out, axis)
+}
+"""
+"""A filter of frames of 16 samples."""
+
 
 def model(text: str) -> onnx.ModelProto:
     """The model in a text, without its head."""

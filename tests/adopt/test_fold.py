@@ -83,3 +83,29 @@ def test_a_condition_on_data_stays(sign):
     data = {"x": sign * np.ones((1, 4), np.float32), "s": np.zeros((1, 1), np.float32)}
     wanted = np.tanh(data["x"]) if sign > 0 else np.zeros((1, 4))
     np.testing.assert_array_equal(Graph(after, "after", Path(".")).run(data)["y"], wanted)
+
+
+SIZED_BY_DATA = """
+m (float[batch, n] x, float[batch, 1] s) => (float[batch, n] y, float[batch, 1] sn) {
+    zero = Constant <value = float {0.0}> ()
+    is_up = Greater(x, zero)
+    places = NonZero(is_up)
+    shape = Shape(places)
+    one = Constant <value = int64 {1}> ()
+    count = Gather(shape, one)
+    many = Constant <value = int64 {2}> ()
+    is_many = Greater(count, many)
+    y = If (is_many) <
+        then_branch = a () => (float[batch, n] p) { p = Tanh(x) },
+        else_branch = b () => (float[batch, n] q) { q = Relu(x) }
+    >
+    sn = Identity(s)
+}
+"""
+
+
+def test_a_size_that_follows_from_data_is_no_constant():
+    _, after = folded(SIZED_BY_DATA, [probe(1), probe(1)])
+    assert len(ifs(after)) == 1
+    data = {"x": -np.ones((1, 4), np.float32), "s": np.zeros((1, 1), np.float32)}
+    np.testing.assert_array_equal(Graph(after, "after", Path(".")).run(data)["y"], np.zeros((1, 4)))

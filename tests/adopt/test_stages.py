@@ -1,37 +1,19 @@
 """Two files with a spectral mask between them become one bundle, equal to the loop by hand around both."""
 
+from dataclasses import replace
+
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
 import edgemem
 from edgemem.adopt import AdoptOptions, adopt, propose, recheck
 from edgemem.contract import Framing, OverlapAdd
-from edgemem.errors import ExportError
-from tests.adopt.models import write
+from edgemem.errors import ExportError, VerificationError
+from tests.adopt.models import FILTER, MASK, write
 
 HOP, FRAME = 4, 16
-MASK = """
-mask (float[1, 1, 9] mag, float[1, 9] s) => (float[1, 1, 9] m, float[1, 9] s_out) {
-    half = Constant <value = float {0.5}> ()
-    axis = Constant <value = int64[1] {1}> ()
-    kept = Mul(s, half)
-    flat = Squeeze(mag, axis)
-    s_out = Add(kept, flat)
-    wide = Unsqueeze(s_out, axis)
-    m = Sigmoid(wide)
-}
-"""
-FILTER = """
-filter (float[1, 1, 16] x, float[1, 16] s) => (float[1, 1, 16] y, float[1, 16] s_out) {
-    half = Constant <value = float {0.5}> ()
-    axis = Constant <value = int64[1] {1}> ()
-    kept = Mul(s, half)
-    flat = Squeeze(x, axis)
-    s_out = Add(kept, flat)
-    y = Unsqueeze(s_out, axis)
-}
-"""
 OPTIONS = AdoptOptions(between="spectral-mask", takes=HOP, context=FRAME - HOP, steps=30)
 
 
@@ -46,7 +28,7 @@ def by_hand(files, samples):
     frame, added, found = np.zeros(FRAME, np.float32), np.zeros(FRAME, np.float32), []
     for start in range(0, len(samples), HOP):
         frame = np.concatenate([frame[HOP:], samples[start : start + HOP]])
-        spectrum = np.fft.rfft(frame)
+        spectrum = np.fft.rfft(frame.astype(np.float64))
         m, s1 = mask.run(None, {"mag": np.abs(spectrum).astype(np.float32)[None, None], "s": s1})
         masked = np.fft.irfft(m[0, 0] * spectrum).astype(np.float32)
         y, s2 = filter_.run(None, {"x": masked[None, None], "s": s2})
@@ -65,14 +47,28 @@ def test_both_stages_stream_as_the_loop_by_hand_does(files, tmp_path):
     with edgemem.open(bundle.path) as session:
         stream = session.stream()
         got = np.concatenate([stream.feed(samples[None, :10], "all"), stream.feed(samples[None, 10:], "all")], 1)
-    np.testing.assert_allclose(got[0], wanted, atol=2e-6 * wanted.std())
+    np.testing.assert_array_equal(got[0], wanted)
 
 
-def test_it_is_checked_again_against_its_own_graph_alone(files, tmp_path):
+def test_it_is_checked_again_against_its_own_graph_and_against_both_files(files, tmp_path):
     bundle = adopt(files, tmp_path / "bundle", OPTIONS)
-    assert recheck(bundle, None, 20) == 0
-    with pytest.raises(ExportError, match="the bundle was made of"):
-        recheck(bundle, files[0], 20)
+    for originals in ([], files):
+        assert recheck(bundle, originals, 20).largest_difference == 0
+    with pytest.raises(ExportError, match="the bundle was made of") as caught:
+        recheck(bundle, files[:1], 20)
+    assert "--against twice" in (caught.value.hint or "")
+    other = [files[0], write(tmp_path / "other.onnx", FILTER.replace("float {0.5}", "float {0.6}"))]
+    with pytest.raises(VerificationError, match="differs from the original"):
+        recheck(bundle, other, 20)
+
+
+def test_transforms_in_float32_for_engines_without_float64_are_equal_within_rounding(files, tmp_path):
+    bundle = adopt(files, tmp_path / "bundle", replace(OPTIONS, unroll=True))
+    assert 0 < bundle.manifest.verification["largest_difference"] < 1e-5
+    assert bundle.manifest.source.rewritten
+    model = onnx.load(bundle.path / "model.onnx", load_external_data=False)
+    assert all(tensor.data_type != onnx.TensorProto.DOUBLE for tensor in model.graph.initializer)
+    recheck(bundle, files, 20)
 
 
 def test_states_of_one_name_are_told_apart_and_each_stage_proves_its_own(files):
@@ -99,8 +95,6 @@ def test_a_snapshot_holds_the_samples_that_still_overlap(files, tmp_path):
     ],
 )
 def test_stages_that_do_not_fit_are_refused(files, change, message):
-    from dataclasses import replace
-
     with pytest.raises(ExportError, match=message):
         propose(files, replace(OPTIONS, **change))
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from edgemem.bundle import open_bundle
-from tests.adopt.models import LEAKY, RATE, SPECTRA, STEP_TWINS, model, write
+from tests.adopt.models import FILTER, LEAKY, MASK, RATE, SPECTRA, STEP_TWINS, model, write
 
 RATE_FLAGS = ("--fixed", "sr=16000", "--takes", "4", "--context", "2", "--steps", "5")
 
@@ -119,6 +119,15 @@ def test_check_holds_an_adopted_bundle_to_its_file(invoke, tmp_path):
     wrong = invoke("check", tmp_path / "out", "--against", other, "--steps", "6")
     assert wrong.exit_code == 1
     assert "output differs from the original" in wrong.stderr
+
+
+def test_check_holds_a_bundle_of_two_files_to_both(invoke, tmp_path):
+    files = [write(tmp_path / "mask.onnx", MASK), write(tmp_path / "filter.onnx", FILTER)]
+    flags = ("--between", "spectral-mask", "--takes", "4", "--context", "12", "--steps", "6")
+    assert invoke("adopt", *files, *flags, "--out", tmp_path / "out").exit_code == 0
+    against = [part for file in files for part in ("--against", file)]
+    both = invoke("check", tmp_path / "out", *against, "--steps", "6")
+    assert "filter.onnx over 6 steps bit for bit" in both.stdout.replace("\n", " "), both.output
 
 
 def test_export_sends_onnx_files_to_adopt(invoke, tmp_path):

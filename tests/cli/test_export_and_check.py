@@ -56,6 +56,9 @@ def test_a_recording_of_the_export_is_replayed(bundle: Path, config: Path) -> No
 
 def test_a_bundle_is_checked_against_a_source_that_is_named(bundle: Path, config: Path) -> None:
     assert edgemem("check", bundle, "--against", config, "--steps", 8).exit_code == 0
+    twice = edgemem("check", bundle, "--against", config, "--against", config)
+    assert twice.exit_code == 2
+    assert "--against is named 2 times" in twice.stderr
 
 
 def test_another_model_does_not_pass_for_the_source(bundle: Path) -> None:
