@@ -15,6 +15,8 @@ from edgemem.adopt.evidence import LONG_CALL, long_calls, recording, sequence_fo
 from edgemem.adopt.fold import fold
 from edgemem.adopt.free_batch import with_free_batch
 from edgemem.adopt.leapp import is_leapp, read_leapp
+from edgemem.adopt.narrow import OPSET, narrow
+from edgemem.adopt.opset import at_opset, opset_of
 from edgemem.adopt.options import AdoptOptions
 from edgemem.adopt.pairing import Pair, pair_states
 from edgemem.adopt.proof import TOLERANCE, refuse_dead_states, rows_are_independent, settle_pairs
@@ -229,6 +231,12 @@ def adopt(
         probes = proposal.probes if contract.max_chunk > 1 else [p for p in proposal.probes if _is_step(subject, p)]
         model = fold(subject.model, subject.fixed, probes, files[0].parent)
         is_rewritten = options.unroll and (unroll(model, probes, files[0].parent) > 0 or bool(options.between))
+        precision = options.precision
+        if opset := max(options.opset, OPSET if precision.weights and opset_of(model) < OPSET else 0):
+            model = at_opset(model, opset)
+        if not precision.is_plain:
+            announce(f"storing weights: {options.weights or options.dtype}")
+            precision = narrow(model, precision)
         manifest = Manifest(
             contract=contract,
             graphs=(write_graph(model, contract, writer.folder),),
@@ -238,6 +246,7 @@ def adopt(
                 fixed={name: v.tolist() for name, v in subject.fixed.items()},
                 rewritten=is_rewritten,
             ),
+            precision=precision,
             versions=package_versions("onnx", "onnx-ir", "onnxruntime"),
         )
         writer.finish(manifest)

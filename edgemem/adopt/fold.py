@@ -20,6 +20,8 @@ from edgemem.adopt.session import Graph
 Array = NDArray[Any]
 _MOST_ROUNDS = 50
 _SHAPES, _RANDOM = ("Shape", "Size"), ("Random", "Bernoulli", "Multinomial")
+_MOVES = {"Constant", "Identity", "Unsqueeze", "Squeeze", "Concat", "Slice", "Split", "Transpose", "Reshape", "Gather"}
+"""Operators that give numbers as they are: what follows from weights through these alone is a weight too."""
 _SIZED_BY_VALUES = {"NonZero", "Compress", "Unique", "NonMaxSuppression", "StringSplit", "SequenceMap", "If", "Loop"}
 _SIZE_INPUTS = {
     **{name: (1,) for name in ("Reshape", "Expand", "Tile", "TopK", "OneHot", "Split", "SplitToSequence", "Upsample")},
@@ -49,8 +51,8 @@ def fold(model: ir.Model, fixed: Mapping[str, Array], probes: Sequence[Mapping[s
     LiftSubgraphInitializersToMainGraphPass()(model)
     for _ in range(_MOST_ROUNDS):
         NameFixPass()(model)
-        wanted = _static_values(model.graph)
-        constants = _same_in_all(model, wanted, probes, folder) if wanted else {}
+        wanted, moved = _static_values(model.graph)
+        constants = _same_in_all(model, wanted, moved, probes, folder) if wanted else {}
         for old, constant in constants.items():
             new = ir.Value(name=f"{old.name}.constant")
             _make_constant(model.graph, new, constant)
@@ -67,16 +69,19 @@ def _make_constant(graph: ir.Graph, value: ir.Value, array: Array) -> None:
     graph.initializers[value.name or ""] = value
 
 
-def _static_values(graph: ir.Graph) -> list[ir.Value]:
-    """Values that follow from constants and shapes alone, at which what follows from data begins.
+def _static_values(graph: ir.Graph) -> tuple[list[ir.Value], set[ir.Value]]:
+    """Values that follow from constants and shapes alone, at which what follows from data begins; and moved constants.
 
     The size of some values follows from data too, as that of ``NonZero``. Then so does what follows from the size.
     """
     static: set[ir.Value] = set(graph.initializers.values())
+    moved = set(static)
     sized_by_data: set[ir.Value] = set()
     found: dict[ir.Value, None] = {}
     for node in graph:
         used = list(_used(node))
+        if node.op_type in _MOVES and moved.issuperset(used):
+            moved.update(node.outputs)
         moves = not sized_by_data.isdisjoint(used)
         is_shape = node.op_type in _SHAPES and not moves
         if is_shape or (all(v in static for v in used) and not node.op_type.startswith(_RANDOM)):
@@ -89,7 +94,7 @@ def _static_values(graph: ir.Graph) -> list[ir.Value]:
             producer = value.producer()
             if value in static and producer is not None and producer.op_type != "Constant":
                 found[value] = None
-    return list(found)
+    return list(found), moved
 
 
 def _used(node: ir.Node) -> Iterator[ir.Value]:
@@ -106,9 +111,13 @@ def _used(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def _same_in_all(
-    model: ir.Model, wanted: Sequence[ir.Value], probes: Sequence[Mapping[str, Array]], folder: Path
+    model: ir.Model,
+    wanted: Sequence[ir.Value],
+    moved: set[ir.Value],
+    probes: Sequence[Mapping[str, Array]],
+    folder: Path,
 ) -> dict[ir.Value, Array]:
-    """Those of the wanted values that are whole numbers or flags, the same in every probe."""
+    """Those of the wanted values that are whole numbers, flags or moved constants, the same in every probe."""
     part = model.clone()
     names = {value.name for value in wanted}
     values = {value.name: value for node in part.graph for value in node.outputs if value.name in names}
@@ -119,7 +128,7 @@ def _same_in_all(
     found = {}
     for value, results in zip(wanted, zip(*runs, strict=True), strict=True):
         first = results[0]
-        is_size = isinstance(first, np.ndarray) and first.dtype.kind in "iub"
+        is_size = isinstance(first, np.ndarray) and (first.dtype.kind in "iub" or value in moved)
         if is_size and all(np.array_equal(first, other) for other in results):
             found[value] = first
     return found
@@ -150,9 +159,20 @@ def _take_branches(graph: ir.Graph) -> bool:
                 new, name = kept.outputs[0], old.name
                 old.name, new.name, new.type, new.shape = None, name, old.type, old.shape
             old.replace_all_uses_with(new, replace_graph_outputs=True)
+        for attribute in node.attributes.values():
+            _empty(attribute.as_graph())  # what is not taken uses values of this graph no more
         graph.remove(node, safe=True)
         changed = True
     return changed
+
+
+def _empty(graph: ir.Graph) -> None:
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                _empty(attribute.as_graph())
+    graph.outputs.clear()
+    graph.remove(list(graph), safe=True)
 
 
 def forget_sizes(model: ir.Model) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from edgemem.contract import Stft
 from edgemem.errors import ExportError
+from edgemem.precision import DEFAULT_BLOCK_SIZE, Precision
 
 CHECK_STEPS = 10_000
 BY_USER = "--state"
@@ -39,6 +40,9 @@ class AdoptOptions:
             overlap.
         unroll: Write LSTM and GRU of one step as matrix products: TensorRT compiles some graphs only so. The outputs
             are then equal within rounding. Always with ``between``.
+        opset: ONNX opset of the bundle's graph; 0: the file's, or what ``weights`` needs.
+        dtype: ``"fp16"``: large weights are stored in float16, and computed with in it. ``None``: as the file has them.
+        weights: ``"int8"`` or ``"int4"``: matrices of products are stored as scaled integers.
         sequence: An ONNX file that computes whole sequences with the same weights, to prove the pairs.
         recorded: An ``.npz`` file of inputs and outputs (docs/export.md), for the same.
         steps: Steps of the comparison with the original.
@@ -62,6 +66,9 @@ class AdoptOptions:
     use_metadata: bool = True
     between: Literal["", "spectral-mask"] = ""
     unroll: bool = False
+    opset: int = 0
+    dtype: str | None = None
+    weights: str | None = None
     sequence: Path | None = None
     recorded: Path | None = None
     steps: int = CHECK_STEPS
@@ -72,7 +79,19 @@ class AdoptOptions:
         named = [value for name, value in self.fixed.items() if name.lower() in _RATES and isinstance(value, int)]
         return self.sample_rate_hz or next(iter(named), None)
 
+    @property
+    def precision(self) -> Precision:
+        """What ``dtype`` and ``weights`` ask for.
+
+        Raises:
+            ExportError: One has an unknown value.
+        """
+        if self.dtype not in (None, "fp32", "fp16"):
+            raise ExportError(f"dtype {self.dtype!r} is not one of fp32, fp16.")
+        return Precision.of(self.dtype, self.weights, DEFAULT_BLOCK_SIZE)
+
     def __post_init__(self) -> None:
+        assert self.precision
         if self.stft is not None and (self.takes or self.context):
             raise ExportError("--stft takes its hop of samples a step: leave out --takes and --context.")
         if (self.context or self.overlap_add or self.between) and not self.takes:

@@ -27,6 +27,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edgemem.adopt.opset import at_opset, opset_of
 from edgemem.adopt.subject import Subject
 from edgemem.errors import ExportError
 
@@ -82,16 +83,12 @@ def merge(first: Subject, second: Subject, frame: int, *, in_float32: bool) -> t
         in_float32: Whether the model computes the transforms in float32, for engines that do not have float64.
 
     Raises:
-        ExportError: The graphs do not take a spectrum and a frame of that many samples, or their opsets differ.
+        ExportError: The graphs do not take a spectrum and a frame of that many samples, or cannot have one opset.
     """
     _check(first, "magnitudes", frame // 2 + 1)
     _check(second, "samples", frame)
-    one, two = (ir.to_proto(subject.model) for subject in (first, second))
-    opset, other = (max(o.version for o in model.opset_import if not o.domain) for model in (one, two))
-    if opset != other:
-        raise ExportError(
-            f"the files have the opsets {opset} and {other}.", hint="Convert one: onnx.version_converter."
-        )
+    opset = max(opset_of(first.model), opset_of(second.model))
+    one, two = (ir.to_proto(at_opset(subject.model, opset)) for subject in (first, second))
     ours = {value.name for value in (*one.graph.input, *one.graph.output)}
     clash = bool(ours & {value.name for value in (*two.graph.input, *two.graph.output)})
     two = onnx.compose.add_prefix(two, SECOND, rename_inputs=clash, rename_outputs=clash)

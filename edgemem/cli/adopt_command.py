@@ -92,6 +92,20 @@ class Named:
         is_flag=True,
         help="Write LSTM and GRU of one step as matrix products: TensorRT compiles some graphs only so.",
     )
+    dtype: str | None = option(
+        "--dtype",
+        type=click.Choice(["fp32", "fp16"]),
+        help="fp16: large weights are stored in half precision, and computed with in it.",
+    )
+    weights: str | None = option(
+        "--weights", type=click.Choice(["int8", "int4"]), help="Store matrices of products as scaled integers."
+    )
+    opset: int | None = option(
+        "--opset",
+        type=count(7, 26),
+        metavar="N",
+        help="Convert the graph to this ONNX opset (default: MODEL's, or 21 with --weights).",
+    )
     sample_rate_hz: int | None = option(
         "--sample-rate",
         type=count(1),
@@ -124,6 +138,9 @@ class Named:
                 context=self.context or 0,
                 overlap_add=self.overlap_add,
                 unroll=self.unroll,
+                dtype=self.dtype,
+                weights=self.weights,
+                opset=self.opset or 0,
                 use_metadata=self.use_metadata,
                 between="spectral-mask" if self.between else "",
                 sample_rate_hz=self.sample_rate_hz or 0,

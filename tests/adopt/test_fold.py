@@ -56,6 +56,7 @@ def test_a_fixed_input_and_the_branch_that_it_never_takes_are_gone():
     before, after = folded(RATE, [data], {"sr": np.array(16000)})
     assert not ifs(after)
     assert [value.name for value in after.graph.inputs] == ["input", "state"]
+    assert all(use.node.graph is after.graph for node in after.graph for out in node.outputs for use in out.uses())
     wanted = Graph(before, "before", Path(".")).run({**data, "sr": np.array(16000)})
     got = Graph(after, "after", Path(".")).run(data)
     for name in wanted:
@@ -109,3 +110,23 @@ def test_a_size_that_follows_from_data_is_no_constant():
     assert len(ifs(after)) == 1
     data = {"x": -np.ones((1, 4), np.float32), "s": np.zeros((1, 1), np.float32)}
     np.testing.assert_array_equal(Graph(after, "after", Path(".")).run(data)["y"], np.zeros((1, 4)))
+
+
+MOVED_WEIGHT = """
+m (float[batch, 2] x, float[batch, 1] s) => (float[batch, 2] y, float[batch, 1] sn)
+<float[2, 2] w = {1, 2, 3, 4}> {
+    turned = Transpose(w)
+    y = MatMul(x, turned)
+    twice = Add(w, w)
+    z = MatMul(y, twice)
+    sum = ReduceSum<keepdims = 1>(z)
+    sn = Add(s, sum)
+}
+"""
+
+
+def test_a_weight_that_is_only_moved_is_stored_so_and_one_that_is_computed_is_not():
+    before, after = folded(MOVED_WEIGHT, [probe(1, 2), probe(2, 2)])
+    assert [node.op_type for node in after.graph] == ["MatMul", "Add", "MatMul", "ReduceSum", "Add"]
+    wanted, got = (Graph(each, "graph", Path(".")).run(probe(1, 2)) for each in (before, after))
+    np.testing.assert_array_equal(got["sn"], wanted["sn"])

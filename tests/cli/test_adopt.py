@@ -21,6 +21,20 @@ def test_it_writes_a_bundle_and_prints_what_decided(invoke, tmp_path):
     assert open_bundle(tmp_path / "out").contract.input.takes == 4
 
 
+def test_reduced_precision_prints_the_change(invoke, tmp_path):
+    made = model("m (float[batch, 32] x, float[batch, 32] s) => (float[batch, 32] y, float[batch, 32] sn) {"
+                 " sn = Add(s, x) y = MatMul(sn, w) }")  # fmt: skip
+    made.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(32, 32, dtype=np.float32) / 3, "w"))
+    onnx.save(made, tmp_path / "m.onnx")
+    flags = ("--weights", "int8", "--dtype", "fp16", "--opset", "22", "--steps", "20", "--out", tmp_path / "out")
+    result = invoke("adopt", tmp_path / "m.onnx", *flags)
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.stdout.split())
+    assert "of their standard deviation against m.onnx over 20 steps (at most 4%)" in words
+    again = invoke("check", tmp_path / "out", "--against", tmp_path / "m.onnx", "--steps", "20", "--json")
+    assert json.loads(again.stdout)["change_tolerance"] == pytest.approx(0.04)
+
+
 def test_a_dry_run_shows_the_pairs_and_writes_nothing(invoke, tmp_path):
     result = invoke("adopt", write(tmp_path / "t.onnx", STEP_TWINS), "--dry-run")
     assert result.exit_code == 0, result.output
