@@ -14,6 +14,8 @@
     ├── EngineError               an engine cannot be built, or is for another machine or bundle
     ├── PluginError               an entry point of another package does not load, or has the wrong type
     ├── InputError                tokens or features of the wrong dtype, shape or range
+    ├── PoolFullError             every slot of a pool holds a stream
+    ├── QueueFullError            more calls wait for a stream of a pool than its queue holds
     ├── NonFiniteError            NaN or infinity in the inputs, the outputs or the state
     ├── SnapshotError             a snapshot is damaged, or belongs to another model or version
     └── MissingDependencyError    an optional package is not installed
@@ -83,6 +85,14 @@ class PluginError(EdgememError):
 
 class InputError(EdgememError, ValueError):
     """Tokens or features have the wrong dtype, shape or range."""
+
+
+class PoolFullError(EdgememError):
+    """Every slot of a pool holds a stream."""
+
+
+class QueueFullError(EdgememError):
+    """A stream of a pool was given more calls than its queue holds."""
 
 
 class NonFiniteError(EdgememError):

@@ -44,7 +44,8 @@ class Arena:
         self._chunk = self.block.host_buffer(start, layout.chunk_indices.end - start)
         self.block.upload(layout.step_indices.offset, np.zeros(1, np.int64))
         self._wide: Block | None = None
-        self._rings = Rings(self.block, layout)
+        self._sides: list[tuple[Array, ...]] = []
+        self._rings = Rings(self.block, layout, memory.on_host)
         self.append_step = self._rings.append_step
         grown = [t for t in layout.inputs if isinstance(t.spec, StateSpec) and t.spec.growing_axis is not None]
         self.growing = {t.spec.name: GrowingState(memory, t, batch) for t in grown if t.spec is not None}
@@ -211,6 +212,37 @@ class Arena:
         """
         self._rings.append(time, self.positions.tolist() if common is None else [common] * self.layout.batch, common)
         self.side = 1 - self.side
+
+    def commit_rows(self, rows: Array, others: Array) -> None:
+        """Make what a step computed the state of some rows, and add 1 to their positions.
+
+        Args:
+            rows: Those rows, int64 ``[K]``.
+            others: The other rows whose state must stay as it is, int64 ``[M]``.
+        """
+        self._rings.append_rows(rows, self.positions[rows])
+        self.positions[rows] += 1
+        moved = rows
+        if len(others) < len(rows):  # the new copy becomes the state, and takes over the rows that stay
+            self.side, moved = 1 - self.side, others
+        if len(moved):
+            self._copy_sides(moved)
+
+    def _copy_sides(self, rows: Array) -> None:
+        """Copy rows of the replaced states from the copy that is not the state to the one that is."""
+        to, of = self.layout.replaced[self.side], self.layout.replaced[1 - self.side]
+        if self._on_host:
+            if not self._sides:
+                buffer = self.block.host_buffer(0, self.layout.state_bytes)
+                views = [tuple(side[name].rows(buffer) for side in self.layout.replaced) for name in to]
+                self._sides = views
+            for pair in self._sides:
+                pair[self.side][rows] = pair[1 - self.side][rows]
+            return
+        for name in to:
+            for row in rows.tolist():
+                for (dst, nbytes), (src, _) in zip(to[name].row_parts(row), of[name].row_parts(row), strict=True):
+                    self.block.copy_from(self.block, nbytes, dst, src)
 
     def new(self, state: StateSpec, time: int) -> Array:
         """What the last call of ``time`` steps makes of a state, batch axis first: all of it, or its new entries."""

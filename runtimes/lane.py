@@ -167,7 +167,7 @@ class Lane:
     def load_buffers(self, arrays: Mapping[str, Array]) -> None:
         """Replace what the stream keeps besides its states."""
         self.buffers.load(arrays)
-        self._write_held()
+        self.write_held()
         self.changed()
 
     def end(self) -> None:
@@ -199,7 +199,7 @@ class Lane:
             self.buffers.copy_rows(source.buffers, rows, first)
             first += len(rows)
         self.engine.finish()
-        self._write_held()
+        self.write_held()
         self.changed()
 
     def _copy_growing(self, sources: Sequence[tuple[Lane, Sequence[int] | None]]) -> None:
@@ -209,7 +209,8 @@ class Lane:
         joined = {name: np.concatenate([state[name][rows] for state, rows in states]) for name in states[0][0]}
         self.install(joined, np.concatenate([lane.positions[rows] for lane, rows in chosen]))
 
-    def _write_held(self) -> None:
+    def write_held(self) -> None:
+        """Write the inputs that are given once to where the graph reads them."""
         for spec in self._contract.held:
             if (value := self.buffers.arrays.get(HELD + spec.name)) is not None:
                 self.arena.hold(spec, value)

@@ -137,6 +137,19 @@ class Place:
         array = self.view(buffer, start)
         return array[np.newaxis] if self.batch_axis is None else np.moveaxis(array, self.batch_axis, 0)
 
+    @property
+    def splits(self) -> bool:
+        """Whether neighbouring rows of the batch lie in one piece."""
+        return self.batch_axis is None or math.prod(self.shape[: self.batch_axis]) == 1
+
+    def narrowed(self, first: int, rows: int) -> Place:
+        """Where ``rows`` rows from ``first`` on lie, if it :attr:`splits`; all of it where there is no batch axis."""
+        axis = self.batch_axis
+        if axis is None:
+            return self
+        offset = self.offset + first * (self.nbytes // self.shape[axis])
+        return replace(self, offset=offset, shape=(*self.shape[:axis], rows, *self.shape[axis + 1 :]))
+
     def row_parts(self, row: int) -> list[tuple[int, int]]:
         """Offset and bytes of each contiguous part of one row of the batch."""
         axis = self.batch_axis

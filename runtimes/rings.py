@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from edgemem.dtypes import numpy_dtype
 from edgemem.runtimes.layout import Layout, RingGroup
 from edgemem.runtimes.memory import Array, Block, Box
 
@@ -29,9 +32,10 @@ class Rings:
         append_step: For each group of rings: the copy of a step's entries into a slot of all of them, and ``W``.
     """
 
-    def __init__(self, block: Block, layout: Layout) -> None:
+    def __init__(self, block: Block, layout: Layout, on_host: bool) -> None:
         self._block = block
         self._layout = layout
+        self._views = [self._arrays(group) for group in layout.groups] if on_host else None
         batch = layout.batch
         self.append_step = tuple((self._step_copier(group, 0, batch), group.shape[1]) for group in layout.groups)
         self._append_row = tuple([self._step_copier(g, row, 1) for row in range(batch)] for g in layout.groups)
@@ -51,9 +55,36 @@ class Rings:
             for append, window in self.append_step:
                 append(common % window)
         else:
-            for appends, (_, window) in zip(self._append_row, self.append_step, strict=True):
-                for append, position in zip(appends, positions, strict=True):
-                    append(position % window)
+            self.append_rows(np.arange(len(positions)), np.asarray(positions))
+
+    def append_rows(self, rows: Array, positions: Array) -> None:
+        """Write the entries of a step of those rows alone.
+
+        Args:
+            rows: Indices, int64 ``[K]``.
+            positions: Of those rows, before the call, int64 ``[K]``.
+        """
+        if self._views is not None:
+            for ring, entries in self._views:
+                ring[:, rows, :, positions % ring.shape[3]] = entries[:, rows, :, 0]  # [K, N, H, D] on both sides
+            return
+        for appends, (_, window) in zip(self._append_row, self.append_step, strict=True):
+            for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
+                appends[row](position % window)
+
+    def _arrays(self, group: RingGroup) -> tuple[Array, Array]:
+        """The rings ``[N, B, H, W, D]`` of a group in host memory, and the entries ``[N, B, H, 1, D]`` of a step."""
+        heads, window, width = group.shape
+        dtype, buffer = numpy_dtype(group.dtype), self._block.host_buffer(0, self._block.nbytes)
+
+        def view(offset: int, slots: int, stride: int) -> Array:
+            entry = group.entry_bytes
+            strides = (stride, heads * slots * entry, slots * entry, entry, dtype.itemsize)
+            shape = (len(group.names), self._layout.batch, heads, slots, width)
+            return np.ndarray(shape, dtype, buffer, offset, strides)
+
+        stride = self._layout.entry_stride(group, 1)
+        return view(group.rings, window, group.ring_stride), view(group.step_entries, 1, stride)
 
     def _step_copier(self, group: RingGroup, row: int, rows: int) -> Callable[[int], None]:
         """The append of one step for ``rows`` rows from ``row`` on, all at one slot."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.contract import Contract
@@ -13,6 +13,9 @@ from edgemem.errors import EdgememError, InputError
 from edgemem.runtimes.engine import Engine
 from edgemem.runtimes.on_nan import OnNan
 from edgemem.runtimes.stream import Outputs, Stream
+
+if TYPE_CHECKING:
+    from edgemem.runtimes.pool.pool import Pool
 
 __all__ = ["Outputs", "Session", "Stream"]
 
@@ -34,7 +37,7 @@ class Session:
         self._bundle = bundle
         self._graphs = bundle.manifest.graphs if bundle else (GraphFile("", 1, contract.max_chunk),)
         self._closed = False
-        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[Stream | Pool] = weakref.WeakSet()
 
     @property
     def runtime(self) -> str:
@@ -91,10 +94,39 @@ class Session:
             stream.hold(held)
         return stream
 
+    def pool(
+        self,
+        slots: int = 64,
+        *,
+        on_nan: OnNan = "stop",
+        queue: int = 16,
+        wait_ms: float = 0.0,
+        chunk: int | None = None,
+    ) -> Pool:
+        """Many streams that come and go, advanced together; see :class:`~edgemem.runtimes.pool.Pool`.
+
+        Args:
+            slots: Streams at a time, each with its state in memory.
+            on_nan: See :meth:`stream`.
+            queue: Calls that may wait for one stream.
+            wait_ms: How long a step waits for the other streams' steps, in milliseconds.
+            chunk: Steps of a long feed that run between two steps of the others; by default as many as one call takes.
+
+        Raises:
+            InputError: The model's state grows, it computes one stream, or a number is out of range.
+        """
+        from edgemem.runtimes.pool.pool import Pool
+
+        if self._closed:
+            raise _closed()
+        pool = Pool(self, slots, on_nan=on_nan, queue=queue, wait_ms=wait_ms, chunk=chunk)
+        self._streams.add(pool)
+        return pool
+
     def new_stream(self, batch: int, on_nan: OnNan = "stop") -> Stream:
         """A stream whose state is undefined."""
         if self._closed:
-            raise EdgememError("the session is closed.", hint="Open the bundle again.")
+            raise _closed()
         stream = Stream(self, self.engine.for_stream(batch), batch, on_nan)
         self._streams.add(stream)
         return stream
@@ -111,7 +143,7 @@ class Session:
         """Release the model. Streams of this session cannot be used any more."""
         self._closed = True
         for stream in list(self._streams):
-            stream._close()
+            stream._let_go()
         self.engine.close()
 
     def __enter__(self) -> Session:
@@ -121,3 +153,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _closed() -> EdgememError:
+    return EdgememError("the session is closed.", hint="Open the bundle again.")

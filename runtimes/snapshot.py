@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from edgemem.bundle import package_versions
 from edgemem.contract import POSITION, Contract
 from edgemem.dtypes import numpy_dtype
 from edgemem.errors import SnapshotError
+from edgemem.files import read_file
 from edgemem.reading import MOST_JSON_BYTES, parse_json
 from edgemem.runtimes.buffers import HELD, LAST, Buffers, item_dtype
 from edgemem.runtimes.memory import Array
@@ -79,6 +81,20 @@ def most_bytes(contract: Contract, batch: int) -> int:
     given = sum(math.prod(spec.shape) * numpy_dtype(spec.dtype).itemsize for spec in contract.input_specs)
     limit = batch * (contract.state_bytes + given + 8) + kept + MOST_JSON_BYTES
     return limit if contract.has_fixed_size else sys.maxsize
+
+
+def read(source: bytes | str | Path, fingerprint: str, contract: Contract, batch: int) -> Parts:
+    """Read a snapshot or a file that holds one; see :func:`unpack`.
+
+    Raises:
+        SnapshotError: As there; or the file cannot be read.
+    """
+    if isinstance(source, (str, Path)):
+        try:
+            source = read_file(Path(source), most_bytes(contract, batch))
+        except OSError as error:
+            raise SnapshotError(f"the snapshot {source!s} cannot be read: {error.strerror or error}") from error
+    return unpack(source, fingerprint, contract, batch)
 
 
 def unpack(data: bytes, fingerprint: str, contract: Contract, batch: int) -> Parts:

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from edgemem.dtypes import decode_bfloat16
 from edgemem.errors import InputError, SnapshotError
-from edgemem.files import read_file, write_atomic
-from edgemem.runtimes import snapshot
+from edgemem.files import write_atomic
 from edgemem.runtimes.engine import Engine
 from edgemem.runtimes.exclusive import Exclusive, exclusive, in_use
 from edgemem.runtimes.feeder import Feeder
@@ -26,6 +25,7 @@ from edgemem.runtimes.inputs import chunk_array, named, step_reader, token_error
 from edgemem.runtimes.lane import Lane
 from edgemem.runtimes.memory import Array, Memory
 from edgemem.runtimes.on_nan import NanPolicy, OnNan, step_check
+from edgemem.runtimes.snapshot import Parts, pack, read
 from edgemem.runtimes.step_ends import step_ends
 from edgemem.runtimes.top import Top, largest
 
@@ -275,8 +275,7 @@ class Stream(Exclusive):
         Args:
             note: Any text, which :meth:`restore` gives back: what is still to be fed, for instance.
         """
-        parts = snapshot.Parts(self.state(), self.positions, self._buffers.copy(), note)
-        return snapshot.pack(self._session.fingerprint, self._contract, parts)
+        return pack(self._session.fingerprint, self._contract, self._parts(note))
 
     def save(self, path: str | Path, note: str = "") -> None:
         """Write :meth:`snapshot` to a file, whole or not at all."""
@@ -292,17 +291,8 @@ class Stream(Exclusive):
         Raises:
             SnapshotError: It is of another model, version or batch, damaged, cut short, or cannot be read.
         """
-        if isinstance(source, (str, Path)):
-            try:
-                source = read_file(Path(source), snapshot.most_bytes(self._contract, self.batch))
-            except OSError as error:
-                raise SnapshotError(f"the snapshot {source!s} cannot be read: {error.strerror or error}") from error
-        parts = snapshot.unpack(source, self._session.fingerprint, self._contract, self.batch)
-        try:
-            self.load_state(parts.state, parts.positions)
-        except InputError as error:
-            raise SnapshotError(f"the snapshot does not hold this model's state: {error}") from error
-        self._lane.load_buffers(parts.buffers)
+        parts = read(source, self._session.fingerprint, self._contract, self.batch)
+        self._install(parts)
         return parts.note
 
     @exclusive
@@ -328,6 +318,16 @@ class Stream(Exclusive):
         self._lane.changed()
 
     # How it is done.
+
+    def _parts(self, note: str = "") -> Parts:
+        return Parts(self.state(), self.positions, self._buffers.copy(), note)
+
+    def _install(self, parts: Parts) -> None:
+        try:
+            self.load_state(parts.state, parts.positions)
+        except InputError as error:
+            raise SnapshotError(f"the snapshot does not hold this model's state: {error}") from error
+        self._lane.load_buffers(parts.buffers)
 
     def _take(self, x: Any) -> None:
         """Check the data of one step and write it to ``_step_input``."""
@@ -395,6 +395,6 @@ class Stream(Exclusive):
             return self._ends.give()
         return self._feeder.step(x)
 
-    def _close(self) -> None:
+    def _let_go(self) -> None:
         """Let go of the model, so that every later call raises."""
         self._lane.close()

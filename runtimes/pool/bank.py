@@ -1,0 +1,188 @@
+"""A bank: N rows of state in one arena, of which any advance while the others stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemem.contract import InputSpec
+from edgemem.errors import EdgememError, InputError, NonFiniteError
+from edgemem.runtimes.buffers import LAST, Buffers
+from edgemem.runtimes.guard import check_new
+from edgemem.runtimes.lane import Lane
+from edgemem.runtimes.memory import Array
+from edgemem.runtimes.on_nan import NanPolicy, OnNan, finite_items
+from edgemem.runtimes.pool.windows import Windows
+
+if TYPE_CHECKING:
+    from edgemem.runtimes.session import Session
+
+Rows = NDArray[np.int64]
+
+
+class Bank:
+    """Rows of state, each of one stream.
+
+    Args:
+        session: The session.
+        rows: How many.
+        on_nan: See :meth:`edgemem.Session.stream`.
+
+    Attributes:
+        used: Which rows hold a stream, bool ``[N]``.
+        windows: The calls that advance them.
+        guest: A stream of its own, to which a row is lent for whatever is no step of many rows.
+
+    Raises:
+        InputError: The state grows, the graph computes one stream, or the policy does not fit.
+    """
+
+    def __init__(self, session: Session, rows: int, on_nan: OnNan) -> None:
+        contract = session.contract
+        if not contract.has_fixed_size or not contract.has_batches:
+            problem = "its state grows" if contract.has_batches else "the graph computes one stream"
+            raise InputError(f"a pool needs rows that advance apart: {problem}.", hint="Open streams of their own.")
+        self._contract, self._guard = contract, session.guard
+        engine = session.engine.for_stream(rows)
+        self._lane = lane = Lane(contract, engine, rows, 1)
+        self._policy = NanPolicy(on_nan, contract, lane.buffers, session.guard)
+        self.used: NDArray[np.bool_] = np.zeros(rows, bool)
+        self.guest = session.stream(on_nan=on_nan)
+        self._ends = Buffers(contract, 1)  # for models that keep nothing there, of any number of rows
+        lane.reset(None)
+        self.windows = Windows(lane, rows, whole=not engine.memory.on_host or engine is not session.engine)
+        lane.reset(None)
+
+    @property
+    def positions(self) -> Rows:
+        """Of every row, int64 ``[N]``: a view."""
+        return self._lane.positions
+
+    @property
+    def refused_when_not_finite(self) -> tuple[InputSpec, ...]:
+        """The data inputs of which no item may be NaN or infinity."""
+        return () if self._policy.holds or self._policy.skips else self._policy.checked
+
+    def open(self) -> int:
+        """A row at position 0, or -1 where all are used."""
+        row = int(self.used.argmin())
+        if self.used[row]:
+            return -1
+        self.used[row] = True
+        self._lane.reset([row])
+        return row
+
+    def close(self, row: int) -> None:
+        """Give a row back."""
+        self.used[row] = False
+
+    def copy(self, row: int, into: int) -> None:
+        """Make one row a copy of another."""
+        self._lane.arena.copy_rows(self._lane.arena, [row], into)
+        self._lane.buffers.copy_rows(self._lane.buffers, [row], into)
+        self._lane.write_held()
+
+    def lend(self, row: int) -> None:
+        """Copy a row to the guest."""
+        self.guest._lane.copy([(self._lane, [row])])
+
+    def take_back(self, row: int) -> bool:
+        """Copy the guest to a row; whether it can advance with others, which needs that it holds no part of a step."""
+        lane, guest = self._lane, self.guest._lane
+        lane.arena.copy_rows(guest.arena, [0], row)
+        lane.buffers.copy_rows(guest.buffers, [0], row)
+        lane.write_held()
+        return not (guest.ended or guest.buffers.waits)
+
+    def goes_alone(self, rows: Rows, items: Mapping[str, Array]) -> NDArray[np.bool_]:
+        """Which of those rows cannot step with others: bool ``[K]``.
+
+        Their data are not finite, or they have no position left: what then happens is for a stream to say.
+        """
+        alone: NDArray[np.bool_] = np.zeros(len(rows), bool)
+        for spec in self._policy.checked:
+            alone |= ~finite_items(spec, items[spec.name]).all(axis=1)
+        if (limit := self._contract.max_position) is not None:
+            alone |= self.positions[rows] >= limit
+        return alone
+
+    def step(self, rows: Rows, items: Mapping[str, Array]) -> tuple[dict[str, Array], dict[int, EdgememError]]:
+        """Advance rows by one step.
+
+        Args:
+            rows: Which, int64 ``[K]``, none twice.
+            items: Of every data input, ``[K, step_items, *item_shape]``.
+
+        Returns:
+            Outputs by name, ``[K, step_items, *item_shape]``, and the errors of those that failed by their place among
+            the ``K``: they are as they were.
+        """
+        lane, part, data, after = self._lane, self._ends, items, dict[str, Array]()
+        at = _slice_of(rows)
+        if lane.buffers.arrays:
+            part = Buffers(self._contract, len(rows))
+            part.copy_rows(lane.buffers, rows.tolist())
+            data, after = part.graph_data(items, 1)
+        for name, values in data.items():
+            lane.arena.step_inputs[name][at] = values
+        errors = self._compute(rows)
+        outputs = {name: view[at].copy() for name, view in lane.arena.step_outputs.items()}
+        found, after_outputs = part.host_outputs(outputs)
+        if self._guard:
+            errors.update(self._not_finite(rows, found, errors))
+        good: Rows | slice = slice(None)
+        if errors:
+            good = np.array([index for index in range(len(rows)) if index not in errors], np.int64)
+        done = rows[good]
+        others = self.used.copy()
+        others[done] = False
+        lane.arena.commit_rows(done, others.nonzero()[0])
+        for name, values in {**after, **after_outputs}.items():
+            lane.buffers.arrays[name][done] = values[good]
+        if self._policy.holds:
+            for spec in self._policy.checked:
+                lane.buffers.arrays[LAST + spec.name][done] = items[spec.name][good, -1]
+        return found, errors
+
+    def _compute(self, rows: Rows) -> dict[int, EdgememError]:
+        """Compute a step of those rows; the errors of those whose call failed, by their place."""
+        ready: NDArray[np.bool_] = np.zeros(len(self.used), bool)
+        ready[rows] = True
+        errors: dict[int, EdgememError] = {}
+        for window in self.windows.cover(ready):
+            first, size = window
+            try:
+                self._lane.run(self.windows.call(window))
+            except EdgememError as error:
+                inside = np.flatnonzero((rows >= first) & (rows < first + size))
+                errors.update(dict.fromkeys(inside.tolist(), error))
+        self._lane.arena.fetch_step()
+        return errors
+
+    def _not_finite(
+        self, rows: Rows, outputs: Mapping[str, Array], failed: Mapping[int, EdgememError]
+    ) -> dict[int, EdgememError]:
+        """The guard's errors, by the rows' places."""
+        states = [(spec, value) for spec, value in self._lane.new_states(1)]
+        errors: dict[int, EdgememError] = {}
+        for index, row in enumerate(rows.tolist()):
+            if index in failed:
+                continue
+            own = {name: values[index : index + 1] for name, values in outputs.items()}
+            new = ((spec, value[row : row + 1]) for spec, value in states)
+            try:
+                check_new(self._contract, 1, self.positions[row : row + 1], own, new)
+            except NonFiniteError as error:
+                errors[index] = error
+        return errors
+
+
+def _slice_of(rows: Rows) -> Rows | slice:
+    """The same rows as a slice, if they lie one behind the other: numpy copies that much faster."""
+    first, count = int(rows[0]), len(rows)
+    if rows[-1] - first == count - 1 and bool((rows == np.arange(first, first + count)).all()):
+        return slice(first, first + count)
+    return rows
