@@ -102,7 +102,7 @@ def test_the_blocks_on_streams_run(demo, monkeypatch, capsys):
     monkeypatch.chdir(demo)
     for block in blocks(ROOT / "docs/run.md", "python"):
         run(block)
-    assert capsys.readouterr().out.split("\n") == ["20 60 max_tokens", "[4 0 4]", "[4 4 4]", "[11] [8]", ""]
+    assert capsys.readouterr().out.split("\n") == ["20 60 max_tokens", "[4 0 4]", "[4 4 4]", "[11] [8]", "12 1", ""]
 
 
 def test_the_block_of_the_readme_runs(demo, monkeypatch):
