@@ -88,6 +88,10 @@ class Section(ABC):
         """What the section adds to the sentence at the top; usually nothing."""
         return ""
 
+    def warning(self, result: BenchResult) -> str:
+        """What makes the figures of this run doubtful, in a sentence; usually nothing."""
+        return ""
+
     def cards(self, result: BenchResult) -> list[Card]:
         """The figures that the section puts at the top of the page; usually none."""
         return []
@@ -154,6 +158,11 @@ class BenchResult:
     def headline(self) -> str:
         """The result in a few sentences."""
         return " ".join(filter(None, (section.headline(self) for section in self.measured)))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the figures of this run doubtful; shown above all figures."""
+        return [*filter(None, (section.warning(self) for section in self.measured))]
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values."""
