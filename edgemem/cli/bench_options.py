@@ -51,8 +51,8 @@ class Share(click.ParamType):  # type: ignore[type-arg]
         return float(FiniteRange(0, 1_000).convert(percent, param, ctx)) / 100
 
 
-def _file(*, allow_dash: bool = False, exists: bool = False) -> click.Path:
-    return click.Path(dir_okay=False, path_type=Path, allow_dash=allow_dash, exists=exists)
+def _file(*, allow_dash: bool = False) -> click.Path:
+    return click.Path(dir_okay=False, path_type=Path, allow_dash=allow_dash)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Reports:
         "--page", default=False, is_flag=True, help="Measure nothing: make a page (--html) of results in JSON files."
     )
     compare: Path | None = option(
-        "--compare", metavar="OLD.json", type=_file(exists=True),
+        "--compare", metavar="OLD.json", type=_file(),
         help="Also compare with an old result. Exits with 1 if this one is slower, 3 if the runs cannot be compared.",
     )  # fmt: skip
     against: str | None = option(
