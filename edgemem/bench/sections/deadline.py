@@ -20,7 +20,7 @@ _FEWEST_STEPS = 20
 
 
 @dataclass(frozen=True)
-class Deadline(Section, key="deadline", title="Deadlines", place=50, stage=Stage.ALONE):
+class Deadline(Section, key="deadline", title="Deadlines", place=50, stage=Stage.ALONE, on_request=True):
     """A paced loop: step i is released at i / rate and must be done before the next release.
 
     Attributes:
