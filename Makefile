@@ -7,6 +7,7 @@
 # make fuzz           300,000 mutated files (CASES=N: so many), and hostile command lines
 # make mutants        change every node and constant of some graphs: the check must notice
 # make soak           a million steps, past 2^24, 2^31, 2^32 and 2^53
+# make triton         a real Triton server streams bundles: 1,000 sequences, a kill, a move to another server
 # make test-gpu       the tests that need an NVIDIA GPU, with the TensorRT that is installed
 # make format         let ruff format and mend the code
 # make docs           write the parts of the docs that come from the code
@@ -39,7 +40,7 @@ endif
 NATIVE := runtimes/native/libedgemem_native.so
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-text demo-quick example-vad example-denoise test test-all lint types unit fuzz mutants soak test-gpu format docs figures wheel clean
+.PHONY: demo demo-text demo-quick example-vad example-denoise test test-all lint types unit fuzz mutants soak triton test-gpu format docs figures wheel clean
 
 demo: $(VENV)/.demo-installed
 	$(CALMLY) python examples/beats.py --out $(OUT)/beats $(TRAIN_BEATS)
@@ -90,6 +91,17 @@ mutants: $(VENV)/.dev-installed
 
 soak: $(VENV)/.dev-installed
 	$(CALMLY) OMP_NUM_THREADS=1 python -m tests.fuzz.soak
+
+triton: $(VENV)-triton/.installed
+	PYTHONPATH=. EDGEMEM_TRITON="$$(echo $(abspath $(VENV))-triton/lib/python3*/site-packages)" \
+		$(VENV)-triton/bin/python -m pytest -m "long or not long" tests/triton
+
+# Apart from the other environment: the server's Python backend needs an older numpy.
+$(VENV)-triton/.installed: tests/triton/requirements.txt
+	$(PYTHON) -m venv $(VENV)-triton
+	$(VENV)-triton/bin/python -m pip install -q --no-deps nvidia-pytriton==0.7.0
+	$(VENV)-triton/bin/python -m pip install -q -r $<
+	touch $@
 
 test-gpu: $(VENV)/.dev-installed
 	pytest tests/gpu

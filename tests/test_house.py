@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("edgemem",),
     ("text",),
     ("adopt",),
-    ("export",),
+    ("export", "triton"),
     ("bench",),
     ("cli",),
     ("__main__",),

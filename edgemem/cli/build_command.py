@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgemem.bundle import Bundle, open_bundle
-from edgemem.cli.export_tools import checking, needs_export_packages
+from edgemem.cli.export_tools import checking
+from edgemem.cli.formats import FORMATS, write_format
 from edgemem.cli.options import count
 from edgemem.console import console, headed, print_json, print_table, readable_bytes
 from edgemem.errors import EngineError, MissingDependencyError, RuntimeUnavailableError
@@ -27,7 +28,6 @@ from edgemem.runtimes.trt.targets import TARGETS, Target, narrowed, of_flavour
 if TYPE_CHECKING:
     from edgemem.export.targets.lint import Finding
 
-LEAPP, SHERPA = "leapp", "sherpa-onnx"
 _LINT_HINT = how_to_install("onnx")
 
 
@@ -35,10 +35,10 @@ _LINT_HINT = how_to_install("onnx")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--target",
-    type=click.Choice([*TARGETS, LEAPP, SHERPA]),
+    type=click.Choice([*TARGETS, *FORMATS]),
     help="What to build for (default: local, or the target that BUNDLE was packed for).",
 )
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="What to write (default: inside BUNDLE).")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to write (default: inside BUNDLE).")
 @click.option("--max-batch", type=count(1), help="Maximum number of streams in one call (default: 1).")
 @click.option(
     "--workspace",
@@ -79,13 +79,13 @@ def build(
     orin-nano, orin-nx,      on such a board: with its TensorRT;
     orin-agx, thor           elsewhere: check the graph, and pack a folder to copy there
     leapp                    no engine: a LEAPP description (YAML, ONNX, initial values) in the folder --out
-    sherpa-onnx              no engine: the file --out, ONNX with metadata as sherpa-onnx has them
+    triton                   a model repository for NVIDIA's Triton server in the folder --out (docs/fleet.md)
 
     The engines are written to the folder `engines` in BUNDLE, where `edgemem run --runtime tensorrt` finds them. BUNDLE
     can be a folder that was packed for a board: `edgemem build FOLDER` on that board needs no options.
     """
-    if target in (LEAPP, SHERPA):
-        return _interchange(bundle, target, out, as_json)
+    if target in FORMATS:
+        return write_format(target, bundle, out, max_batch, as_json)
     recipe = read_recipe(bundle) if is_pack(bundle) else None
     chosen = TARGETS[target or (recipe.target if recipe else "local")]
     options = _options(recipe, chosen, max_batch, workspace, top_k, capabilities)
@@ -124,24 +124,6 @@ def build(
         _print(result, chosen)
     if check_only:
         _refuse(findings, chosen)
-
-
-def _interchange(bundle: Path, target: str, out: Path | None, as_json: bool) -> None:
-    """Write a bundle in a form that others read."""
-    if out is None:
-        raise click.UsageError(
-            f"--target {target} needs --out: the {'folder' if target == LEAPP else 'file'} to write."
-        )
-    needs_export_packages("onnx_ir")
-    from edgemem.adopt.leapp import write_leapp
-    from edgemem.adopt.metadata import write_with_metadata
-
-    written = (write_leapp if target == LEAPP else write_with_metadata)(open_bundle(bundle), out)
-    if as_json:
-        print_json({"bundle": str(bundle), "target": target, "description": str(written)})
-    else:
-        what = "a LEAPP description" if target == LEAPP else "an ONNX file with metadata as sherpa-onnx has them"
-        console().print(headed(str(written), f": {what}."))
 
 
 def _options(
