@@ -128,7 +128,7 @@ class Attention(nn.Module):
             return qkv, ()
         attributes = SiteAttributes(site.kinds, dims.heads, dims.kv_heads, dims.scale, 0.0, 1, 0, dims.window)
         phases = torch.tensor(phase_steps(rotary_turns(dims.head_dim, dims.theta)), device=qkv.device)
-        inputs = [qkv, None, None, clock.start, phases, None, site.bias, *site.given(past)]
+        inputs = [qkv, None, None, clock.start, phases, None, None, site.bias, *site.given(past)]
         return begin(inputs, attributes), site.states
 
     def _chunk(self, x: Tensor, qkv: Tensor, clock: Clock) -> Chunk:

@@ -31,9 +31,12 @@ class SiteAttributes:
         kv_heads: Key/value heads.
         scale: Factor of the scores.
         softcap: ``c`` of ``c · tanh(score / c)``; 0: none.
-        rotate: Whether queries and keys come without rotation.
+        rotate: Whether queries and keys come without rotation; else rotated to their positions, if positions rotate.
         heads_first: Whether queries, keys and values are three tensors ``[B, H, T, D]``, or one ``[B, T, C]``.
         window: The window that other memories of the layer begin behind.
+        rotary_start: First of the elements of a head that are rotated.
+        neighbours: Whether the elements ``(2f, 2f + 1)`` are rotated together, rather than ``(f, f + F)``.
+        by_slot: Whether sinks have positions by slot.
     """
 
     memories: str
@@ -44,6 +47,9 @@ class SiteAttributes:
     rotate: int
     heads_first: int
     window: int
+    rotary_start: int = 0
+    neighbours: int = 0
+    by_slot: int = 1
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from edgemem.export.hf.bound import Bound, LengthBound, MemoryBound
 from edgemem.export.hf.rotary import Rotation
 from edgemem.memories.attention import slot_mask
 from edgemem.memories.base import Chunk, Dims, SlotMemory, Slots
-from edgemem.memories.clock import Clock, phase_angles
+from edgemem.memories.clock import Clock, phase_angles, phase_steps
 from edgemem.memories.kinds.cumulative import CumulativeAverage
 from edgemem.memories.kinds.sinks import Sinks
 from edgemem.memories.kinds.window import Window
@@ -136,8 +136,8 @@ class AttentionLayer:
         """
         site = self._site(past)
         if site is not None and past is not None:
-            attributes = self._attributes(site, softcap)
-            q = begin([q, k, v, clock.start, None, sink_logits, site.bias, *site.given(past)], attributes)
+            rotation = [self._phases(q), None, sink_logits]
+            q = begin([q, k, v, clock.start, *rotation, site.bias, *site.given(past)], self._attributes(site, softcap))
         chunk = self._chunk(clock, q, k, v)
         slots: list[Slots] = []
         new: dict[str, Tensor] = {}
@@ -156,24 +156,31 @@ class AttentionLayer:
 
     def _site(self, past: Mapping[str, Tensor] | None) -> LayerSite | None:
         """How an operator computes this layer; ``None``: it cannot, or no graph is traced."""
-        memory = self.memory
-        # The operator does not turn queries that come rotated.
-        plain = memory is None or not (memory.summary or (memory.sinks and memory.positions == "slot"))
-        if past is None or not plain or not is_marking() or self.dims.dtype != "float32":
+        if past is None or not is_marking() or self.dims.dtype != "float32":
             return None
         return layer_site(self.memories, f"{self.prefix}.")
 
+    @property
+    def _by_slot(self) -> bool:
+        return self.memory is not None and self.memory.positions == "slot"
+
+    def _phases(self, q: Tensor) -> Tensor | None:
+        """With which the operator turns queries and keys that come rotated; ``None``: no memory needs it."""
+        needed = "summary" in self.memories or ("sinks" in self.memories and self._by_slot)
+        turns = self.rotation.turns if needed and self.rotation is not None else ()
+        return torch.tensor(phase_steps(turns), device=q.device) if turns else None
+
     def _attributes(self, site: LayerSite, softcap: float | None) -> SiteAttributes:
-        dims = self.dims
-        return SiteAttributes(site.kinds, dims.heads, dims.kv_heads, dims.scale, softcap or 0.0, 0, 1, dims.window)
+        dims, rotation = self.dims, self.rotation or Rotation()
+        sizes = (dims.heads, dims.kv_heads, dims.scale, softcap or 0.0, 0, 1, dims.window)
+        return SiteAttributes(site.kinds, *sizes, rotation.start, int(rotation.pairs), int(self._by_slot))
 
     def _chunk(self, clock: Clock, q: Tensor, k: Tensor, v: Tensor) -> _TurnedChunk:
         dims = self.dims
         rows = q.reshape(q.shape[0], dims.kv_heads, dims.groups * clock.time, dims.head_dim)
-        by_slot = self.memory is not None and self.memory.positions == "slot"
         rotation = self.rotation or Rotation()
         # Only summaries read queries that are not rotated, and pairs.
-        chunk = _TurnedChunk(clock, q, rows, rows * dims.scale, k, v, v, dims, rotation, by_slot)
+        chunk = _TurnedChunk(clock, q, rows, rows * dims.scale, k, v, v, dims, rotation, self._by_slot)
         if "summary" in self.memories:
             chunk.q = chunk.turned(rows, -clock.positions, "back", queries=True)
             keys = chunk.turned(k, -clock.positions, "back", queries=False)

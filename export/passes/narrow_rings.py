@@ -15,7 +15,7 @@ from edgemem.export.passes.values import made_by, replace_value
 from edgemem.memories.site import DOMAIN
 
 _TYPES = {"float16": ir.DataType.FLOAT16}
-_RINGS = {7: 1, 8: 2}
+_RINGS = {8: 1, 9: 2}
 """The operator's inputs that are rings, and the outputs with their new entries."""
 
 

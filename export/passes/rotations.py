@@ -45,11 +45,6 @@ def join_rotations(model: ir.Model) -> None:
                 _join(graph, node, turned_q, turned_k.x, plain_v, tables)
 
 
-def _is_turned_outside(node: ir.Node) -> bool:
-    heads_first, rotate = (node.attributes[name].as_int() for name in ("heads_first", "rotate"))
-    return bool(heads_first and not rotate)
-
-
 def _join(
     graph: ir.Graph,
     node: ir.Node,
@@ -65,7 +60,7 @@ def _join(
         tables[q.cos, q.sin] = both.outputs[0]
     for at, value in enumerate((q.x, k, v)):
         node.replace_input_with(at, value)
-    node.replace_input_with(4, tables[q.cos, q.sin])
+    node.replace_input_with(5, tables[q.cos, q.sin])
     node.attributes["heads_first"] = ir.AttrInt64("heads_first", 0)
     node.attributes["rotate"] = ir.AttrInt64("rotate", 1)
 

@@ -10,8 +10,9 @@ static void add_to_block(const struct head *head, const struct memory *memory, i
   const struct attention *call = head->call;
   int64_t next = head->start + t + 1, slot = (next / memory->rate - 1) % memory->slots;
   const int64_t places[2] = {key_place(head), value_place(head)};
+  float scratch[WIDTH_MAX];
   for (int part = 0; part < 2; part++) {
-    const float *x = at(part ? &call->v : &call->k, head->row, t, head->index);
+    const float *x = part ? at(&call->v, head->row, t, head->index) : plain_key(head, t, scratch);
     float *partial = (float *)memory->present[1] + places[part];
     for (int64_t d = 0; d < call->width; d++) partial[d] += x[d];
     if (next % memory->rate) continue;
@@ -43,12 +44,13 @@ static void read_blocks(struct queries *queries, int r, const struct head *head,
 static void read_compressed(struct queries *queries, const struct head *head, const struct memory *memory,
                             int64_t first) {
   const struct attention *call = head->call;
+  float scratch[WIDTH_MAX];
   for (int r = 0; r < queries->count; r++) {
     if ((first + r) % call->groups == 0) add_to_block(head, memory, (first + r) / call->groups);
     int64_t outside = queries->position[r] - call->window + 1, to = outside > 0 ? outside / memory->rate : 0;
     int64_t from = to > memory->shown ? to - memory->shown : 0;
-    for (int64_t d = 0; d < call->width; d++)
-      queries->sink_q[r * call->width + d] = queries->source[r][d] * call->scale;
+    const float *plain = plain_query(queries, r, head, scratch);
+    for (int64_t d = 0; d < call->width; d++) queries->sink_q[r * call->width + d] = plain[d] * call->scale;
     read_blocks(queries, r, head, memory, from, to);
   }
 }

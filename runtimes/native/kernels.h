@@ -41,9 +41,13 @@ struct attention {
   float scale, softcap;
   struct strided q, k, v;
   const int64_t *position;     // [B], of the first query of each row
-  const int64_t *phases;       // [D/2], in 2^-31 of a turn, or null
-  const float *turns;          // cosines, then sines, of each row and step [B or 1, T, 2R], or null
-  int64_t turns_row, turned;   // floats from one row to the next (0: all rows have the same), and R
+  bool rotate;                 // queries and keys come un-rotated: by tables if there are any, else by phases
+  const int64_t *phases;       // [pairs], in 2^-31 of a turn for each position, or null
+  int64_t pairs, rotary_start; // the pairs lie in `2 * pairs` elements of a head, from this one on
+  bool neighbours;             // as (2f, 2f + 1), rather than (f, f + pairs)
+  bool by_slot;                // sinks have positions by slot: needs phases
+  const float *tables;         // cosines, then sines, of each row and step [B or 1, T, 2R], or null
+  int64_t tables_row, turned;  // floats from one row to the next (0: all rows have the same), and R
   const float *sink_logits;    // [Hq] or null
   const float *bias;           // [S, Hq] or null
   int memories;

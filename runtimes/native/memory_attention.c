@@ -18,19 +18,19 @@ static void write_slot(const struct memory *memory, int part, int64_t slot, cons
 }
 
 // The T new entries of the window: keys rotated to their positions, and values.
-static void write_entries(const struct head *head, const struct rotary *rotary) {
+static void write_entries(const struct head *head) {
   const struct attention *call = head->call;
   float turned[WIDTH_MAX];
   for (int64_t t = 0; t < call->time; t++) {
     int64_t slot = (head->row * call->kv_heads + head->index) * call->time + t;
-    rotate_step(rotary, call, head->row, t, at(&call->k, head->row, t, head->index), 1.0f, turned);
+    rotate_step(head->rotary, call, head->row, t, at(&call->k, head->row, t, head->index), 1.0f, turned);
     write_slot(&call->memory[0], 0, slot, turned, call->width);
     write_slot(&call->memory[0], 1, slot, at(&call->v, head->row, t, head->index), call->value_width);
   }
 }
 
 // The sinks after this call: those that were there, and the entries of this call whose positions are below n.
-static void write_sinks(const struct head *head, const struct memory *sinks, const struct rotary *rotary) {
+static void write_sinks(const struct head *head, const struct memory *sinks) {
   const struct attention *call = head->call;
   int64_t index = head->row * call->kv_heads + head->index;
   const int64_t widths[2] = {call->width, call->value_width};
@@ -41,7 +41,7 @@ static void write_sinks(const struct head *head, const struct memory *sinks, con
   }
   for (int64_t t = 0; t < call->time && head->start + t < sinks->slots; t++) {
     int64_t slot = index * sinks->slots + head->start + t;
-    rotate_step(rotary, call, head->row, t, at(&call->k, head->row, t, head->index), 1.0f, turned);
+    rotate_step(head->rotary, call, head->row, t, at(&call->k, head->row, t, head->index), 1.0f, turned);
     write_slot(sinks, 0, slot, turned, call->width);
     write_slot(sinks, 1, slot, at(&call->v, head->row, t, head->index), call->value_width);
   }
@@ -87,18 +87,22 @@ static void read_chunk(struct queries *queries, const struct head *head) {
 }
 
 // Sinks that have left the window, by queries that are never further from them than in training.
-static void read_sinks(struct queries *queries, const struct head *head, const struct memory *sinks,
-                       const struct rotary *rotary) {
+static void read_sinks(struct queries *queries, const struct head *head, const struct memory *sinks) {
   const struct attention *call = head->call;
+  const struct rotary *rotary = head->rotary;
   int64_t entry = (head->row * call->kv_heads + head->index) * sinks->slots;
   if (queries->position[queries->count - 1] < call->window) return;
   struct segment segment = slots_of(sinks, true, entry, sinks->slots, call);
   segment.lag = call->window, segment.reach = INT64_MAX, segment.q = queries->q;
   int64_t furthest = sinks->slots + (call->window > 1 ? call->window : 1) - 1;
-  if (rotary->pairs && queries->position[queries->count - 1] > furthest) {
+  if (rotary->pairs && call->by_slot && queries->position[queries->count - 1] > furthest) {
     for (int r = 0; r < queries->count; r++) {
       int64_t position = queries->position[r] < furthest ? queries->position[r] : furthest;
-      rotate(rotary, position, queries->source[r], call->scale, queries->sink_q + r * call->width);
+      float *q = queries->q + r * call->width, *near = queries->sink_q + r * call->width;
+      if (rotary->from_phases)
+        rotate(rotary, position, queries->source[r], call->scale, near);
+      else
+        rotate(rotary, position - queries->position[r], q, 1.0f, near);
     }
     segment.q = queries->sink_q;
   }
@@ -106,26 +110,26 @@ static void read_sinks(struct queries *queries, const struct head *head, const s
 }
 
 void LEVEL_NAME(attend)(const struct attention *call, int64_t task) {
-  struct head head = {call, task / call->kv_heads, task % call->kv_heads, 0};
-  head.start = call->position[head.row];
   struct rotary rotary;
   prepare_rotary(&rotary, call);
-  write_entries(&head, &rotary);
+  struct head head = {call, &rotary, task / call->kv_heads, task % call->kv_heads, 0};
+  head.start = call->position[head.row];
+  write_entries(&head);
   for (int m = 1; m < call->memories; m++) {
     if (call->memory[m].kind == SINKS)
-      write_sinks(&head, &call->memory[m], &rotary);
+      write_sinks(&head, &call->memory[m]);
     else
       begin_summary(&head, &call->memory[m]);
   }
   struct queries queries;
   int64_t total = call->time * call->groups, most = queries_at_once(call->width);
   for (int64_t first = 0; first < total; first += most) {
-    take_queries(&queries, &head, &rotary, first, total - first < most ? total - first : most);
+    take_queries(&queries, &head, first, total - first < most ? total - first : most);
     read_summaries(&queries, &head, first);
     read_ring(&queries, &head);
     read_chunk(&queries, &head);
     for (int m = 1; m < call->memories; m++) {
-      if (call->memory[m].kind == SINKS) read_sinks(&queries, &head, &call->memory[m], &rotary);
+      if (call->memory[m].kind == SINKS) read_sinks(&queries, &head, &call->memory[m]);
       if (call->memory[m].kind == COMPRESSED) read_compressed(&queries, &head, &call->memory[m], first);
     }
     finish(&queries, call);

@@ -1,6 +1,7 @@
 // edgemem::MemoryAttention: checks what comes in, and hands each row and head to memory_attention.c.
 //
-// Inputs: 0 q, 1 k, 2 v, 3 position, 4 phases, 5 sink_logits, 6 bias, then the states of the memories in their order.
+// Inputs: 0 q, 1 k, 2 v, 3 position, 4 phases, 5 tables, 6 sink_logits, 7 bias, then the states of the memories in
+// their order.
 // Outputs: 0 the read [B, T, Hq * Dv], then the states, in the same order without the parameters among them.
 #include <stdio.h>
 #include <stdlib.h>
@@ -64,6 +65,9 @@ static OrtStatus *read_attributes(const OrtKernelInfo *info, struct layer *layer
   TRY(integer_attribute(info, "heads", 1, 1 << 16, &layer->heads));
   TRY(integer_attribute(info, "kv_heads", 1, layer->heads, &layer->kv_heads));
   TRY(integer_attribute(info, "rotate", 0, 1, &layer->rotate));
+  TRY(integer_attribute(info, "rotary_start", 0, WIDTH_MAX, &layer->rotary_start));
+  TRY(integer_attribute(info, "neighbours", 0, 1, &layer->neighbours));
+  TRY(integer_attribute(info, "by_slot", 0, 1, &layer->by_slot));
   TRY(integer_attribute(info, "heads_first", 0, 1, &layer->heads_first));
   TRY(integer_attribute(info, "window", 1, INT32_MAX, &layer->window));
   TRY(float_attribute(info, "scale", &layer->scale));
@@ -163,25 +167,41 @@ static OrtStatus *read_queries(const OrtKernelContext *context, const struct lay
   return read_apart(context, layer, &q, call);
 }
 
-// How queries and keys are rotated: phases, or the cosines and sines of every step.
-static OrtStatus *read_rotation(const OrtKernelContext *context, struct attention *call) {
+// How far each pair of a head turns from one position to the next.
+static OrtStatus *read_phases(const OrtKernelContext *context, struct attention *call) {
   struct tensor tensor;
   TRY(read_input(context, 4, &tensor));
-  if (tensor.type == ORT_FLOAT32 && tensor.rank == 3) {
-    int64_t rows = tensor.dims[0] == 1 ? 1 : call->batch, floats = tensor.dims[2];
-    const int64_t dims[3] = {rows, call->time, floats};
-    TRY(expect(&tensor, NAME, 4, "turns", ORT_FLOAT32, dims, 3));
-    if (floats % 4 || floats / 2 > call->width)
-      return failure(NAME "input 4 (turns) has %lld cosines and sines a step; heads are %lld wide", (long long)floats,
-                     (long long)call->width);
-    call->turns = tensor.data, call->turned = floats / 2;
-    call->turns_row = rows == 1 ? 0 : call->time * floats;
-    return NULL;
-  }
-  const int64_t pairs = call->width / 2;
+  if (!tensor.data) return NULL;
+  int64_t pairs = tensor.rank == 1 ? tensor.dims[0] : 0;
   TRY(expect(&tensor, NAME, 4, "phases", ORT_INT64, &pairs, 1));
-  call->phases = tensor.data;
+  if (call->rotary_start + 2 * pairs > call->width)
+    return failure(NAME "input 4 (phases) has %lld pairs from element %lld on; heads are %lld wide", (long long)pairs,
+                   (long long)call->rotary_start, (long long)call->width);
+  call->phases = tensor.data, call->pairs = pairs;
   return NULL;
+}
+
+// The cosines and sines with which every step is rotated to its position.
+static OrtStatus *read_tables(const OrtKernelContext *context, struct attention *call) {
+  struct tensor tensor;
+  TRY(read_input(context, 5, &tensor));
+  if (!tensor.data) return NULL;
+  int64_t rows = tensor.rank && tensor.dims[0] == 1 ? 1 : call->batch, floats = tensor.rank == 3 ? tensor.dims[2] : 4;
+  const int64_t dims[3] = {rows, call->time, floats};
+  TRY(expect(&tensor, NAME, 5, "tables", ORT_FLOAT32, dims, 3));
+  if (floats % 4 || floats / 2 > call->width)
+    return failure(NAME "input 5 (tables) has %lld cosines and sines a step; heads are %lld wide", (long long)floats,
+                   (long long)call->width);
+  call->tables = tensor.data, call->turned = floats / 2;
+  call->tables_row = rows == 1 ? 0 : call->time * floats;
+  return NULL;
+}
+
+static OrtStatus *read_rotation(const OrtKernelContext *context, struct attention *call) {
+  TRY(read_phases(context, call));
+  TRY(read_tables(context, call));
+  if (call->rotate ? call->phases || call->tables : !call->tables) return NULL;
+  return failure(NAME "rotate is %d and there are %s", call->rotate, call->rotate ? "neither phases nor tables" : "tables");
 }
 
 static OrtStatus *check_widths(const struct layer *layer, const struct attention *call) {
@@ -189,8 +209,6 @@ static OrtStatus *check_widths(const struct layer *layer, const struct attention
   for (int i = 0; i < 2; i++)
     if (widths[i] < 1 || widths[i] > WIDTH_MAX)
       return failure(NAME "heads are %lld wide; supported are 1 to %d", (long long)widths[i], WIDTH_MAX);
-  if (layer->rotate && call->width % 2)
-    return failure(NAME "heads of odd width %lld cannot be rotated", (long long)call->width);
   for (int m = 0; m < layer->memories; m++)
     if (about_kind[layer->memory[m].kind].joins_pairs && call->value_width != call->width)
       return failure(NAME "keys are %lld wide and values %lld; the memory '%s' needs equal widths", (long long)call->width,
@@ -223,10 +241,10 @@ static OrtStatus *read_fixed(const OrtKernelContext *context, const struct layer
   TRY(read_queries(context, layer, call));
   TRY(check_widths(layer, call));
   TRY(read_positions(context, call));
-  if (layer->rotate) TRY(read_rotation(context, call));
+  TRY(read_rotation(context, call));
   const int64_t bias[2] = {layer->summaries, layer->heads};
-  TRY(read_optional(context, NAME, 5, "sink_logits", &layer->heads, 1, &call->sink_logits));
-  return read_optional(context, NAME, 6, "bias", bias, 2, &call->bias);
+  TRY(read_optional(context, NAME, 6, "sink_logits", &layer->heads, 1, &call->sink_logits));
+  return read_optional(context, NAME, 7, "bias", bias, 2, &call->bias);
 }
 
 // --- the call -------------------------------------------------------------------------------------------------------
@@ -242,7 +260,8 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
   struct attention *attention = &call.attention;
   attention->kv_heads = layer->kv_heads, attention->groups = layer->heads / layer->kv_heads;
   attention->scale = layer->scale, attention->softcap = layer->softcap, attention->window = layer->window;
-  attention->memories = layer->memories;
+  attention->memories = layer->memories, attention->rotate = layer->rotate, attention->by_slot = layer->by_slot;
+  attention->rotary_start = layer->rotary_start, attention->neighbours = layer->neighbours;
   memcpy(attention->memory, layer->memory, sizeof layer->memory);
   TRY(check_counts(context, layer));
   TRY(read_fixed(context, layer, attention));
@@ -261,8 +280,7 @@ static size_t inputs(const OrtCustomOp *op) { return op ? STATES_FROM + 1 : 0; }
 static size_t outputs(const OrtCustomOp *op) { return op ? 2 : 0; }
 
 static int input_type(const OrtCustomOp *op, size_t index) {
-  if (op && index == 3) return ORT_INT64;
-  if (index == 4) return ORT_ANY;  // phases int64, or turns float32
+  if (op && (index == 3 || index == 4)) return ORT_INT64;
   return index < STATES_FROM ? ORT_FLOAT32 : ORT_ANY;
 }
 

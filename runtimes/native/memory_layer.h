@@ -4,12 +4,12 @@
 
 #include "operator.h"
 
-enum { STATES_FROM = 7, LIST_MAX = 1024 };
+enum { STATES_FROM = 8, LIST_MAX = 1024 };
 #define NAME "edgemem::MemoryAttention: "
 
 struct layer {
   const struct kernels *const *levels;
-  int64_t heads, kv_heads, window, rotate, heads_first;
+  int64_t heads, kv_heads, window, rotate, heads_first, rotary_start, neighbours, by_slot;
   float scale, softcap;
   int memories, summaries;
   struct memory memory[MEMORIES_MAX];  // kinds and options only

@@ -12,6 +12,7 @@ enum { QUERIES_MAX = 128, QUERY_FLOATS = 8192 };
 // One row and one key/value head of a call.
 struct head {
   const struct attention *call;
+  const struct rotary *rotary;
   int64_t row, index, start;  // start: position of the first query
 };
 
@@ -26,6 +27,11 @@ struct queries {
 
 INLINE const float *at(const struct strided *tensor, int64_t row, int64_t time, int64_t head) {
   return tensor->data + row * tensor->row + time * tensor->time + head * tensor->head;
+}
+
+// The key of step `t`, un-rotated: as it came in, or in `scratch`.
+INLINE const float *plain_key(const struct head *head, int64_t t, float *scratch) {
+  return unrotated(head->rotary, head->call, head->row, t, at(&head->call->k, head->row, t, head->index), scratch);
 }
 
 // A state that is bound to one address as input and output is there already.
@@ -50,8 +56,7 @@ INLINE int64_t queries_at_once(int64_t width) {
 }
 
 // Query r of a head is that of step r / G and of its query head r % G.
-static void take_queries(struct queries *queries, const struct head *head, const struct rotary *rotary, int64_t first,
-                         int64_t count) {
+static void take_queries(struct queries *queries, const struct head *head, int64_t first, int64_t count) {
   const struct attention *call = head->call;
   int64_t groups = call->groups, heads = call->kv_heads * groups;
   queries->count = (int)count;
@@ -59,12 +64,17 @@ static void take_queries(struct queries *queries, const struct head *head, const
     int64_t t = (first + r) / groups, h = head->index * groups + (first + r) % groups;
     queries->position[r] = head->start + t;
     queries->source[r] = at(&call->q, head->row, t, h);
-    rotate_step(rotary, call, head->row, t, queries->source[r], call->scale, queries->q + r * call->width);
+    rotate_step(head->rotary, call, head->row, t, queries->source[r], call->scale, queries->q + r * call->width);
     queries->read[r] = call->read + ((head->row * call->time + t) * heads + h) * call->value_width;
     memset(queries->read[r], 0, (size_t)call->value_width * sizeof(float));
     queries->top[r] = call->sink_logits ? call->sink_logits[h] : -INFINITY;
     queries->total[r] = call->sink_logits ? 1.0f : 0.0f;
   }
+}
+
+// Query r un-rotated: as it came in, or in `scratch`.
+INLINE const float *plain_query(const struct queries *queries, int r, const struct head *head, float *scratch) {
+  return unrotated(head->rotary, head->call, head->row, queries->position[r] - head->start, queries->source[r], scratch);
 }
 
 INLINE float capped(const struct attention *call, float score) {

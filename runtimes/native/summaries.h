@@ -17,12 +17,13 @@ static void copy_pair(const struct head *head, const struct memory *memory, int 
 // get the call's entries.
 static void begin_summary(const struct head *head, const struct memory *memory) {
   const struct attention *call = head->call;
+  float scratch[WIDTH_MAX];
   switch (memory->kind) {
     case MOVING_AVERAGE:
     case WEIGHTED_AVERAGE:
       for (int64_t t = 0; t < call->time; t++) {
         int64_t keys = key_place(head) * call->time, values = value_place(head) * call->time;
-        const float *k = at(&call->k, head->row, t, head->index), *v = at(&call->v, head->row, t, head->index);
+        const float *k = plain_key(head, t, scratch), *v = at(&call->v, head->row, t, head->index);
         set_elements(memory->present[0], memory->element, keys + t * call->width, k, call->width);
         set_elements(memory->present[0], memory->element, values + t * call->width, v, call->width);
       }
@@ -70,7 +71,8 @@ static void decay_at(const struct head *head, const struct memory *memory, int64
 // Takes in the pair of step t.
 static void add_pair(const struct head *head, const struct memory *memory, int64_t t) {
   const struct attention *call = head->call;
-  const float *k = at(&call->k, head->row, t, head->index), *v = at(&call->v, head->row, t, head->index);
+  float scratch[WIDTH_MAX];
+  const float *k = plain_key(head, t, scratch), *v = at(&call->v, head->row, t, head->index);
   float *keys = (float *)memory->present[0] + key_place(head), *values = (float *)memory->present[0] + value_place(head);
   if (memory->kind == CUMULATIVE) {
     float share = 1.0f / (float)(head->start + t + 1), *carry = memory->present[1];
@@ -125,6 +127,7 @@ static void read_summaries(struct queries *queries, const struct head *head, int
   int64_t groups = call->groups, heads = call->kv_heads * groups;
   int number = 0;
   struct summary summary;
+  float scratch[WIDTH_MAX];
   for (int m = 1; m < call->memories; m++) {
     const struct memory *memory = &call->memory[m];
     if (memory->kind == SINKS || memory->kind == COMPRESSED) continue;
@@ -132,7 +135,7 @@ static void read_summaries(struct queries *queries, const struct head *head, int
     for (int r = 0; r < queries->count; r++) {
       int64_t group = (first + r) % groups;
       if (r == 0 || group == 0) summarise(&summary, head, memory, (first + r) / groups, group == 0);
-      float product = dot(queries->source[r], summary.keys, call->width) * summary.factor;
+      float product = dot(plain_query(queries, r, head, scratch), summary.keys, call->width) * summary.factor;
       float score = capped(call, product * call->scale);
       if (bias) score += bias[group];
       if (memory->log_count) score += logf((float)summary.count);

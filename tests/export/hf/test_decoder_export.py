@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -57,9 +58,13 @@ def test_a_bundle_streams_past_its_windows_as_the_model_reads_the_whole(streamin
     assert np.abs((got - expected) / (1 + np.abs(expected))).max() < 1e-4
 
 
-def test_rings_are_appended_to_and_never_copied(streaming):
-    import onnx_ir as ir
+def test_its_attention_is_one_operator_a_layer_in_the_native_form(streaming):
+    graph = ir.load(streaming[1].file(streaming[1].manifest.graphs[0].native)).graph
+    operators = [node for node in graph if node.op_type == "MemoryAttention"]
+    assert [node.attributes["memories"].as_string() for node in operators] == ["window", "window,sinks"]
 
+
+def test_rings_are_appended_to_and_never_copied(streaming):
     _, bundle = streaming
     graph = ir.load(bundle.file(bundle.manifest.graphs[0].file)).graph
     for value in graph.inputs:

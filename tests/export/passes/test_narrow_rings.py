@@ -49,7 +49,7 @@ def test_the_operator_reads_and_writes_narrow_rings_itself(bundle):
     (graph,) = bundle.manifest.graphs
     model = ir.load(bundle.file(graph.native))
     (attention,) = (node for node in model.graph if node.op_type == "MemoryAttention")
-    assert all(attention.inputs[at].is_graph_input() for at in (7, 8))
+    assert all(attention.inputs[at].is_graph_input() for at in (8, 9))
     assert all(attention.outputs[at].is_graph_output() for at in (1, 2))
     assert "Cast" not in {node.op_type for node in model.graph}
 

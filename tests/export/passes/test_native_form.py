@@ -207,7 +207,7 @@ ROTARY = """g (float[B,T,8] q, float[B,T,4] k, float[B,T,4] v, int64[B] position
     v4 = Reshape(v, heads)
     vt = Transpose<perm = [0,2,1,3]>(v4)
     read, new_k, new_v = edgemem.MemoryAttention<heads_first = 1, rotate = 0>(
-        qr, kr, vt, position, , , , ring_k, ring_v)
+        qr, kr, vt, position, , , , , ring_k, ring_v)
 }"""
 
 
@@ -229,7 +229,7 @@ def test_rotary_positions_move_into_the_operator_with_the_heads():
     remove_dead(model)
     (attention,) = (node for node in model.graph if node.domain == "edgemem")
     assert [value and value.name for value in attention.inputs] == [
-        *("q", "k", "v", "position", "c.s", None, None, "ring_k", "ring_v")
+        *("q", "k", "v", "position", None, "c.s", None, None, "ring_k", "ring_v")
     ]
     assert [value.name for value in attention.outputs] == ["read", "new_k", "new_v"]
     assert [node.op_type for node in model.graph] == ["Concat", "MemoryAttention"]

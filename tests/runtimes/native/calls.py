@@ -100,10 +100,25 @@ def make_call(
 
 
 @st.composite
+def rotations(draw: st.DrawFn, width: int) -> dict[str, Any]:
+    """Which pairs of a head are rotated, and how queries and keys come to the operator."""
+    given = draw(st.sampled_from(["plain", "rotated", "tables"]))
+    pairs = draw(st.integers(1, width // 2))
+    signs = draw(st.sampled_from([1, -1]))
+    rotation = {"given": given, "phases": signs * rotary_phases(2 * pairs), "by_slot": draw(st.booleans())}
+    if given != "tables":
+        rotation |= {"neighbours": draw(st.booleans()), "rotary_start": draw(st.integers(0, width - 2 * pairs))}
+    return rotation
+
+
+@st.composite
 def calls(draw: st.DrawFn, ring: type = np.float32, **given: Any) -> Call:
     """Lists, sizes, wraps, batches, groups and lengths; widths that fill vectors and widths that do not."""
     heads = draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 3, 5]))
     options: dict[str, Any] = dict(given)
+    width = draw(st.sampled_from([2, 4, 6, 8, 12, 16, 20, 32, 40, 64, 128]))
+    if "phases" not in given:
+        options |= draw(rotations(width))
     if draw(st.booleans()):
         options["softcap"] = draw(st.sampled_from([0.5, 30.0]))
     if draw(st.booleans()):
@@ -114,7 +129,7 @@ def calls(draw: st.DrawFn, ring: type = np.float32, **given: Any) -> Call:
         time=draw(st.sampled_from([1, 1, 2, 3, 8, 17])),
         kv_heads=heads[0],
         groups=heads[1],
-        width=draw(st.sampled_from([2, 4, 6, 8, 12, 16, 20, 32, 40, 64, 128])),
+        width=width,
         window=draw(st.sampled_from([1, 2, 7, 8, 40, 300])),
         sinks=draw(st.integers(1, 4)),
         ring=ring,

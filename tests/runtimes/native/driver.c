@@ -57,7 +57,9 @@ int main(void) {
   call.k = heads_first(call.batch, call.kv_heads, call.time, call.width);
   call.v = heads_first(call.batch, call.kv_heads, call.time, call.width);
   call.position = take((size_t)call.batch * 8);
-  if (number()) call.phases = take((size_t)(call.width / 2) * 8);
+  call.pairs = number(), call.rotary_start = number(), call.neighbours = number(), call.rotate = number();
+  call.by_slot = number();
+  if (call.pairs) call.phases = take((size_t)call.pairs * 8);
   if (number()) call.sink_logits = floats(heads);
   if (summaries) call.bias = floats(summaries * heads);
   call.memories = (int)number();

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from edgemem.runtimes import native
-from tests.runtimes.native.oracle import Array, Call
+from tests.runtimes.native.oracle import Array, Call, angles, rotated
 
 TENSORS = {
     "window": ("k", "v"),
@@ -67,13 +67,30 @@ def run(session: ort.InferenceSession, inputs: Mapping[str, Array]) -> dict[str,
     return dict(zip(names, session.run(names, fed), strict=True))
 
 
+def tables(call: Call) -> Array:
+    """Cosines and sines of every step, ``[B, T, 2R]``."""
+    steps = call.position[:, None] + np.arange(call.q.shape[2])
+    turned = np.array([[angles(step, call.phases) for step in row] for row in steps]).reshape(*steps.shape, -1)
+    return np.concatenate([np.cos(turned)] * 2 + [np.sin(turned)] * 2, axis=-1).astype(np.float32)
+
+
+def to_positions(x: Array, call: Call) -> Array:
+    """Queries or keys ``[B, H, T, D]`` as a model gives them that rotates them itself."""
+    out = x.copy()
+    for b, t in np.ndindex(x.shape[0], x.shape[2]):
+        out[b, :, t] = rotated(x[b, :, t], int(call.position[b]) + t, call)
+    return out
+
+
 def attention_inputs(call: Call, heads_first: bool) -> dict[str, Array]:
     """The operator's inputs, by name and in order."""
-    inputs: dict[str, Any] = {"q": call.q, "k": call.k, "v": call.v}
+    q, k = (to_positions(x, call) if call.given == "rotated" else x for x in (call.q, call.k))
+    inputs: dict[str, Any] = {"q": q, "k": k, "v": call.v}
     if not heads_first:
-        packed = np.concatenate([call.q, call.k, call.v], axis=1).transpose(0, 2, 1, 3)
+        packed = np.concatenate([q, k, call.v], axis=1).transpose(0, 2, 1, 3)
         inputs = {"q": packed.reshape(*packed.shape[:2], packed.shape[2] * packed.shape[3]), "k": None, "v": None}
     inputs |= {"position": call.position, "phases": call.phases}
+    inputs |= {"tables": tables(call) if call.given == "tables" else None}
     inputs |= {"sink_logits": call.sink_logits, "bias": call.bias}
     for m in range(len(call.memories)):
         for tensor in tensors(call, m):
@@ -94,7 +111,10 @@ def attention_session(call: Call, heads_first: bool = False, threads: int = 1, *
         "kv_heads": call.k.shape[1],
         "scale": float(call.scale),
         "softcap": float(call.softcap),
-        "rotate": int(call.phases is not None),
+        "rotate": int(call.phases is not None and call.given != "rotated"),
+        "rotary_start": call.rotary_start,
+        "neighbours": int(call.neighbours),
+        "by_slot": int(call.by_slot),
         "heads_first": int(heads_first),
         "window": call.window,
         **changed,

@@ -21,7 +21,9 @@ Array = np.ndarray[Any, Any]
 class Call:
     """Inputs of one call, un-rotated and heads first: q ``[B, Hq, T, D]``, k ``[B, H, T, D]``, v ``[B, H, T, Dv]``.
 
-    States are those of the operator, by ``<index>.<tensor>`` of the memory in the list.
+    States are those of the operator, by ``<index>.<tensor>`` of the memory in the list. ``given`` says how the operator
+    gets queries and keys, which changes nothing here: ``"plain"``, ``"rotated"`` to their positions, or with
+    ``"tables"`` of cosines and sines.
     """
 
     memories: list[str]
@@ -33,23 +35,33 @@ class Call:
     scale: float
     states: dict[str, Array]
     phases: Array | None = None
+    rotary_start: int = 0
+    neighbours: bool = False
+    by_slot: bool = True
+    given: str = "plain"
     softcap: float = 0.0
     sink_logits: Array | None = None
     bias: Array | None = None
     parameters: dict[int, Array] = field(default_factory=dict)
 
 
-def rotated(x: Array, position: int, phases: Array | None) -> Array:
-    """``x`` [..., D] with every pair ``(x[f], x[f + D/2])`` turned by ``position * phases[f]`` parts of a turn."""
-    x = x.astype(np.float64)
-    if phases is None:
-        return x
+def angles(position: int, phases: Array) -> Array:
+    """``position * phases`` parts of a turn, in radians."""
     parts = [int(position) * int(phase) % TURN for phase in phases]
-    angle = 2 * np.pi * np.array([part - TURN if part >= TURN // 2 else part for part in parts]) / TURN
-    low, high = np.split(x, 2, axis=-1)
-    return np.concatenate(
-        [low * np.cos(angle) - high * np.sin(angle), low * np.sin(angle) + high * np.cos(angle)], axis=-1
-    )
+    return 2 * np.pi * np.array([part - TURN if part >= TURN // 2 else part for part in parts]) / TURN
+
+
+def rotated(x: Array, position: int, call: Call) -> Array:
+    """``x`` [..., D] with every pair turned: ``(x[f], x[f + F])`` or neighbours, from the call's first element on."""
+    x = x.astype(np.float64)
+    if call.phases is None:
+        return x
+    angle, places = angles(position, call.phases), np.arange(2 * len(call.phases)) + call.rotary_start
+    low, high = (places[0::2], places[1::2]) if call.neighbours else np.split(places, 2)
+    out = x.copy()
+    out[..., low] = x[..., low] * np.cos(angle) - x[..., high] * np.sin(angle)
+    out[..., high] = x[..., low] * np.sin(angle) + x[..., high] * np.cos(angle)
+    return out
 
 
 def stored(x: Array, kind: np.dtype[Any]) -> tuple[Array, float]:
@@ -69,7 +81,7 @@ class Row:
         self.states = {name: value[b].astype(np.float64) for name, value in call.states.items()}
         kind = call.states["0.k"].dtype
         self.entries = [
-            (stored(rotated(k, self.start + t, call.phases), kind), stored(v, kind))
+            (stored(rotated(k, self.start + t, call), kind), stored(v, kind))
             for t, (k, v) in enumerate(zip(call.k[b, h], call.v[b, h], strict=True))
         ]
 
@@ -154,7 +166,7 @@ class Row:
     def sink(self, m: int, slot: int, t: int) -> tuple[Array, Array]:
         """Sink ``slot`` as it is after step ``t``."""
         if self.start <= slot <= self.start + t:
-            k = rotated(self.call.k[self.b, self.h, slot - self.start], slot, self.call.phases)
+            k = rotated(self.call.k[self.b, self.h, slot - self.start], slot, self.call)
             kind = self.call.states[f"{m}.k"].dtype
             return k.astype(kind).astype(np.float64), self.call.v[self.b, self.h, slot - self.start].astype(np.float64)
         return self.states[f"{m}.k"][self.h, slot], self.states[f"{m}.v"][self.h, slot]
@@ -163,7 +175,7 @@ class Row:
         """The read of query head ``g`` at step ``t``: one softmax over everything that it sees."""
         call, i, head = self.call, self.start + t, self.h * self.groups + g
         plain = call.q[self.b, head, t].astype(np.float64)
-        query = rotated(plain, i, call.phases)
+        query = rotated(plain, i, call)
         slots: list[tuple[float, Array]] = []
         summaries = 0
         for m, memory in enumerate(call.memories):
@@ -173,7 +185,7 @@ class Row:
                     slots.append((self.score(query, k), v))
             elif memory == "sinks":
                 sinks = call.states[f"{m}.k"].shape[2]
-                near = rotated(plain, min(i, sinks + max(call.window, 1) - 1), call.phases)
+                near = rotated(plain, min(i, sinks + max(call.window, 1) - 1) if call.by_slot else i, call)
                 for s in range(min(sinks, max(0, i - call.window + 1))):
                     k, v = self.sink(m, s, t)
                     slots.append((self.score(near, k), v))

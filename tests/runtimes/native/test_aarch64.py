@@ -44,10 +44,12 @@ def packed(call: Call) -> bytes:
     kv_heads = call.k.shape[1]
     summaries = 0 if call.bias is None else len(call.bias)
     parts = [np.array([batch, time, kv_heads, heads // kv_heads, width, call.window, summaries])]
-    parts += [np.array([call.scale, call.softcap], np.float32), call.q, call.k, call.v, call.position]
-    for name in ("phases", "sink_logits"):
-        parts += [np.array([inputs[name] is not None]).astype(np.int64)]
-        parts += [] if inputs[name] is None else [inputs[name]]
+    parts += [np.array([call.scale, call.softcap], np.float32), inputs["q"], inputs["k"], call.v, call.position]
+    pairs = 0 if call.phases is None else len(call.phases)
+    parts += [np.array([pairs, call.rotary_start, call.neighbours, call.given == "plain", call.by_slot])]
+    parts += [call.phases] if pairs else []
+    parts += [np.array([call.sink_logits is not None]).astype(np.int64)]
+    parts += [] if call.sink_logits is None else [call.sink_logits]
     parts += [] if call.bias is None else [call.bias]
     parts += [np.array([len(call.memories)])]
     for m, memory in enumerate(call.memories):
@@ -89,6 +91,7 @@ def test_the_kernels_of_aarch64_compute_the_formulas(program, width, time, ring)
     if ring is np.int8:  # where a rotated key is rounded to depends on its last bit
         options["phases"] = None
     for index, memories in enumerate(LISTS):
-        call = make_call(memories, position=[3, 2**41 + 7], seed=index, **options)
+        given = ("plain", "rotated")[index % 2]
+        call = make_call(memories, position=[3, 2**41 + 7], seed=index, given=given, **options)
         run = subprocess.run([*EMULATOR, str(program)], input=packed(call), stdout=subprocess.PIPE, check=True)
         hold(call, unpacked(call, run.stdout), tolerance=2e-3 if ring is np.float16 else 5e-6)

@@ -34,7 +34,9 @@ def zeros(*shape, dtype=np.float32):
         (replace(CALL, position=np.array([1])), r"input 3 \(position\) is int64 \[1\], and must be int64 \[2\]"),
         (replace(CALL, position=np.array([1, -1])), "position -1 is not in 0"),
         (replace(CALL, position=np.array([1, 2**62 + 1])), "position 4611686018427387905 is not in 0"),
-        (replace(CALL, phases=np.array([1, 2, 3])), r"phases\) is int64 \[3\], and must be int64 \[4\]"),
+        (replace(CALL, phases=np.array([1, 2, 3, 4, 5])), r"phases\) has 5 pairs from element 0 on; heads are 8 wide"),
+        (replace(CALL, rotary_start=1), r"phases\) has 4 pairs from element 1 on; heads are 8 wide"),
+        (replace(CALL, phases=np.array([[1, 2]])), r"phases\) is int64 \[1, 2\], and must be int64"),
         (replace(CALL, window=9), r"keys of the window\) is float32 \[2, 2, 8, 8\], and must be .*\[2, 2, 9, 8\]"),
         (replace(CALL, bias=zeros(1, 4)), r"bias\) is float32 \[1, 4\], and must be float32 \[2, 4\]"),
         (replace(CALL, sink_logits=zeros(3)), r"sink_logits\) is float32 \[3\]"),
@@ -77,10 +79,13 @@ def test_a_wrong_tensor(call, message):
         ({"memories": "window,cumulative:other"}, "'cumulative' has no option 'other'"),
         ({"memories": ",".join(["window"] + ["sinks"] * 16)}, "at most 16 memories"),
         ({"memories": "window," * 300}, "longer than"),
-        ({"memories": "window,sinks"}, r"16 inputs and 9 outputs; this list of memories has 11 and 5"),
+        ({"memories": "window,sinks"}, r"17 inputs and 9 outputs; this list of memories has 12 and 5"),
         ({"heads": 3}, "3 query heads cannot share 2"),
         ({"kv_heads": 0}, "kv_heads is 0, and must be from 1 to 4"),
         ({"rotate": 2}, "rotate is 2"),
+        ({"neighbours": 2}, "neighbours is 2"),
+        ({"by_slot": 2}, "by_slot is 2"),
+        ({"rotary_start": -1}, "rotary_start is -1"),
         ({"window": 0}, "window is 0"),
         ({"window": 7}, "keys of the window"),
         ({"kv_heads": 1}, "input 1"),
@@ -91,13 +96,19 @@ def test_a_wrong_attribute(attributes, message):
         attend(CALL, heads_first=True, **attributes)
 
 
+def test_a_width_that_is_not_supported():
+    with pytest.raises(Exception, match="514 wide; supported are 1 to 512"):
+        attend(make_call(["window"], position=[1], width=514))
+
+
 @pytest.mark.parametrize(
-    ("width", "message"), [(7, "odd width 7 cannot be rotated"), (514, "514 wide; supported are 1 to 512")]
+    ("given", "rotate", "message"),
+    [("rotated", 1, "rotate is 1 and there are neither phases nor tables"), ("tables", 0, "rotate is 0 and there are")],
 )
-def test_a_width_that_is_not_supported(width, message):
-    call = make_call(["window"], position=[1], width=width)
+def test_a_rotation_that_is_half_described(given, rotate, message):
+    call = replace(CALL, given=given, phases=CALL.phases if given == "tables" else None)
     with pytest.raises(Exception, match=message):
-        attend(replace(call, phases=np.zeros(width // 2, np.int64)))
+        attend(call, heads_first=True, rotate=rotate)
 
 
 def test_a_packed_input_whose_heads_do_not_fit():

@@ -26,7 +26,8 @@ def forced(request, monkeypatch):
 @pytest.mark.parametrize("width", [6, 24, 64, 72])
 def test_a_forced_level_computes_the_formulas(forced, width, time):
     for index, memories in enumerate(LISTS):
-        call = make_call(memories, position=[3, 90], time=time, groups=2, width=width, window=40, seed=index)
+        options = {"groups": 2, "width": width, "window": 40, "given": ("plain", "rotated", "tables")[index % 3]}
+        call = make_call(memories, position=[3, 90], time=time, seed=index, **options)
         hold(call, attend(call))
 
 

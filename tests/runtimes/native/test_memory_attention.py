@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.runtimes.native.calls import calls, make_call
+from tests.runtimes.native.calls import calls, make_call, rotary_phases
 from tests.runtimes.native.operators import attend
 from tests.runtimes.native.oracle import Call, memory_attention
 
@@ -46,6 +46,20 @@ def test_a_long_chunk_of_grouped_heads():
 def test_queries_and_keys_that_come_rotated():
     call = replace(make_call(["window", "sinks"], position=[30], time=5), phases=None)
     hold(call, attend(call, heads_first=True))
+
+
+@pytest.mark.parametrize("given", ["plain", "rotated", "tables"])
+@pytest.mark.parametrize("time", [1, 40])
+def test_every_memory_reads_what_it_needs_however_queries_and_keys_come(given, time):
+    """Sinks have positions by slot and summaries none: the operator turns what comes rotated."""
+    memories = ["window", "sinks", "cumulative", "moving_average", "compressed:3:2", "geometric"]
+    for options in ({}, {"by_slot": False}, {"phases": rotary_phases(8)}):
+        call = make_call(memories, position=[900, 2**40], time=time, width=24, groups=2, given=given, **options)
+        hold(call, attend(call))
+    if given != "tables":
+        part = {"phases": -rotary_phases(6), "rotary_start": 5, "neighbours": True}
+        call = make_call(memories, position=[900, 3], time=time, width=24, groups=2, given=given, **part)
+        hold(call, attend(call))
 
 
 def test_values_may_be_wider_than_keys():
