@@ -15,6 +15,7 @@ from edgemem.adopt.evidence import LONG_CALL, long_calls, recording, sequence_fo
 from edgemem.adopt.fold import fold
 from edgemem.adopt.free_batch import with_free_batch
 from edgemem.adopt.leapp import is_leapp, read_leapp
+from edgemem.adopt.metadata import with_states
 from edgemem.adopt.narrow import OPSET, narrow
 from edgemem.adopt.opset import at_opset, opset_of
 from edgemem.adopt.options import AdoptOptions
@@ -109,7 +110,9 @@ def _opened(files: Sequence[Path], options: AdoptOptions) -> tuple[Subject, dict
         wanted = "--between connects two files" if options.between else "without --between there is one file"
         raise ExportError(f"{wanted}, got {len(files)}.")
     if not options.between:
-        return _paired(subject_of(read_model(files[0]), files[0].name, files[0].parent, options), options)
+        model = read_model(files[0])
+        options = with_states(options, model.metadata_props)
+        return _paired(subject_of(model, files[0].name, files[0].parent, options), options)
     (first, open_first), (second, open_second) = _stage(files[0], options), _stage(files[1], options, SECOND)
     model, pair = merge(first, second, options.takes + options.context, in_float32=options.unroll)
     seconds = [p.renamed(pair.prefix) for p in second.pairs]

@@ -12,7 +12,7 @@ from edgemem.errors import ExportError
 from edgemem.precision import DEFAULT_BLOCK_SIZE, Precision
 
 CHECK_STEPS = 10_000
-BY_USER = "--state"
+BY_USER, BY_METADATA = "--state", "the file's metadata"
 _RATES = ("sr", "sample_rate", "sampling_rate", "samplerate")
 
 
@@ -24,7 +24,8 @@ class AdoptOptions:
         inputs: Data inputs, given at every step. Empty: the first input that is neither of the others.
         outputs: Outputs that are results. Empty: those that pair with no input.
         states: State input → state output, where the names do not say it.
-        states_by: Who named these, in words. A description of the publisher's proves them; the user does not.
+        states_by: Who named these, in words. A description of the publisher's proves them; the user and the file's
+            metadata do not.
         fixed: Inputs that are constants, with their values; they become part of the graph.
         held: Inputs that a stream is given once.
         initial: State input → its value at position 0, for one stream; zeros otherwise.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from edgemem.adopt.options import BY_USER
+from edgemem.adopt.options import BY_METADATA, BY_USER
 from edgemem.errors import ExportError
 
 _AFFIXES = {
@@ -96,7 +96,7 @@ def pair_states(
         twins = tuple(other for other in inputs if other != name and inputs[other] == value)
         only = not twins and len(fits.get(name, [name])) == 1
         by = given_by if name in given else "the only one of its shape" if only else "name"
-        is_told = name in given and given_by != BY_USER
+        is_told = name in given and given_by not in (BY_USER, BY_METADATA)
         pairs.append(Pair(name, given.get(name) or decided[name], by, twins, is_proved=only or is_told))
     return pairs, undecided
 

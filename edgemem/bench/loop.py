@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,11 +68,34 @@ def _noise(spec: InputSpec, rng: np.random.Generator) -> NDArray[Any]:
     return noise if spec.dtype == "bfloat16" else noise.astype(spec.dtype)
 
 
-def new_stream(session: Session) -> Stream:
-    """A stream at position 0; what holds for a whole stream is noise."""
+def new_stream(session: Session, batch: int = 1) -> Stream:
+    """Streams at position 0; what holds for a whole stream is noise."""
     rng = np.random.default_rng(1)
-    held = {spec.name: rng.standard_normal((1, *spec.shape)).astype(spec.dtype) for spec in session.contract.held}
-    return session.stream(held=held or None)
+    held = {spec.name: rng.standard_normal((batch, *spec.shape)).astype(spec.dtype) for spec in session.contract.held}
+    return session.stream(batch, held=held or None)
+
+
+def batched(session: Session, batch: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A step of several streams in one call, with the same input again and again, and what is called after it.
+
+    Args:
+        session: The model.
+        batch: Streams in one call.
+
+    Raises:
+        EdgememError: The model does not take so many.
+    """
+    stream, x = new_stream(session, batch), Inputs(session.contract).first()
+    stacked = {name: np.stack([rows] * batch) for name, rows in (x if isinstance(x, dict) else {"": x}).items()}
+    several = stacked if isinstance(x, dict) else stacked[""]
+    stream.step(several)
+    limit = session.contract.max_position
+
+    def begin_again() -> None:
+        if limit is not None and stream.positions.max() >= limit:
+            stream.reset()
+
+    return lambda: stream.step(several), begin_again
 
 
 class Loop:

@@ -31,7 +31,7 @@ def require() -> None:
         raise MissingDependencyError(f"the HTML report needs {' and '.join(missing)}.", hint=how_to_install(*_PACKAGES))
 
 
-def render(result: BenchResult) -> str:
+def render(*results: BenchResult) -> str:
     """The page of a result.
 
     Raises:
@@ -43,6 +43,7 @@ def render(result: BenchResult) -> str:
 
     from edgemem.bench import pictures
 
+    result = results[0]
     tables = result.tables()
     environment = result.get(Environment)
     template_environment = jinja2.Environment(

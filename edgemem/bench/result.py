@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from typing import Any, ClassVar, TypeVar
 
@@ -54,16 +54,18 @@ class Section(ABC):
         place: Where it is shown: sections are sorted by this number.
         stage: When it is measured.
         gives_reason: Whether the JSON has ``<key>_skipped``, the reason why it was not measured.
+        on_request: Whether an option asks for it: then the terminal prints it without ``--full`` too.
     """
 
     key: ClassVar[str]
     title: ClassVar[str]
     place: ClassVar[int]
     stage: ClassVar[Stage]
-    gives_reason: ClassVar[bool]
+    gives_reason: ClassVar[bool] = False
+    on_request: ClassVar[bool] = False
 
-    def __init_subclass__(cls, *, gives_reason: bool = False, **about: Any) -> None:
-        for name, value in (about | {"gives_reason": gives_reason} if about else about).items():
+    def __init_subclass__(cls, **about: Any) -> None:
+        for name, value in about.items():
             setattr(cls, name, value)
 
     @classmethod
@@ -86,6 +88,10 @@ class Section(ABC):
 
     def headline(self, result: BenchResult) -> str:
         """What the section adds to the sentence at the top; usually nothing."""
+        return ""
+
+    def warning(self, result: BenchResult) -> str:
+        """What makes the figures of this run doubtful, in a sentence; usually nothing."""
         return ""
 
     def cards(self, result: BenchResult) -> list[Card]:
@@ -146,14 +152,20 @@ class BenchResult:
         tables: list[Table] = []
         for kind, found in self.outcomes.items():
             if isinstance(found, Section):
-                tables += found.tables(self)
+                tables += [replace(table, brief=table.brief or kind.on_request) for table in found.tables(self)]
             elif isinstance(found, NotMeasured):
-                tables.append(Table(kind.key, kind.title, notes=[f"Not measured: {found.reason}."]))
+                notes = [f"Not measured: {found.reason}."]
+                tables.append(Table(kind.key, kind.title, notes=notes, brief=kind.on_request))
         return tables
 
     def headline(self) -> str:
         """The result in a few sentences."""
         return " ".join(filter(None, (section.headline(self) for section in self.measured)))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the figures of this run doubtful; shown above all figures."""
+        return [*filter(None, (section.warning(self) for section in self.measured))]
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values."""

@@ -42,6 +42,10 @@ class Plan:
         energy_seconds: Length of the run whose energy is measured, if there is a power sensor.
         gpu_steps: Steps that are timed by events, on a GPU.
         profiled_steps: Steps whose operators are timed.
+        fed: Time steps of the prefill among the rates.
+        decoded: Steps of a turn of decoding among the rates.
+        depths: Positions at which the rates decode.
+        rate_rounds: Turns of each rate.
     """
 
     steps: int = 2_000
@@ -57,6 +61,10 @@ class Plan:
     energy_seconds: float = 12.0
     gpu_steps: int = 500
     profiled_steps: int = 500
+    fed: int = 512
+    decoded: int = 128
+    depths: tuple[int, ...] = (0, 4_096, 16_384, 32_768)
+    rate_rounds: int = 6
 
     @classmethod
     def quick(cls) -> Plan:
@@ -64,7 +72,7 @@ class Plan:
         return cls(
             steps=200, warmup=10, positions=(0, 1_000, 100_000, 1_000_000), growing_positions=(16, 256, 1_024),
             rounds=6, turn=5, prefill=512, prefill_rounds=3, paced_seconds=2.0, idle_steps=20,
-            energy_seconds=3.0, gpu_steps=100, profiled_steps=100,
+            energy_seconds=3.0, gpu_steps=100, profiled_steps=100, decoded=32, rate_rounds=2,
         )  # fmt: skip
 
     def within(self, contract: Contract) -> Plan:
@@ -73,7 +81,9 @@ class Plan:
         if limit is None:
             return self
         inside = {p for p in self.positions if p < limit} | {limit // 2, limit - limit // 8}
-        return replace(self, positions=tuple(sorted(inside)), prefill=min(self.prefill, limit))
+        return replace(
+            self, positions=tuple(sorted(inside)), prefill=min(self.prefill, limit), fed=min(self.fed, limit)
+        )
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,10 @@ class Options:
         baselines: Whether to compare.
         operators: Whether to time every operator.
         quick: Whether the plan is the quick one.
+        more_threads: Other numbers of threads whose rates are measured too.
+        batches: Numbers of streams in one call whose rates are measured too.
+        pinned: The cores that this process was pinned to; empty: all that it may use.
+        command: The command line, for the report.
     """
 
     runtime: str = "auto"
@@ -99,6 +113,10 @@ class Options:
     baselines: bool = True
     operators: bool = False
     quick: bool = False
+    more_threads: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
+    pinned: tuple[int, ...] = ()
+    command: str = ""
 
 
 @dataclass(frozen=True)

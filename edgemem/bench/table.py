@@ -36,6 +36,7 @@ class Table:
         notes: Sentences below the table.
         pictures: Plots of the same figures. The page folds a table that has some.
         on_top: The page shows it in its first row.
+        brief: The terminal prints it without ``--full`` too.
     """
 
     key: str
@@ -46,6 +47,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     on_top: bool = False
+    brief: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ _LINT_HINT = how_to_install("onnx")
     type=click.Choice([*TARGETS, *FORMATS]),
     help="What to build for (default: local, or the target that BUNDLE was packed for).",
 )
-@click.option("--out", "-o", type=click.Path(path_type=Path), help="Folder to write (default: inside BUNDLE).")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="What to write (default: inside BUNDLE).")
 @click.option("--max-batch", type=count(1), help="Maximum number of streams in one call (default: 1).")
 @click.option(
     "--workspace",
@@ -79,6 +79,7 @@ def build(
     orin-nano, orin-nx,      on such a board: with its TensorRT;
     orin-agx, thor           elsewhere: check the graph, and pack a folder to copy there
     leapp                    no engine: a LEAPP description (YAML, ONNX, initial values) in the folder --out
+    sherpa-onnx              no engine: the file --out, ONNX with metadata as sherpa-onnx has them
     triton                   a model repository for NVIDIA's Triton server in the folder --out (docs/fleet.md)
 
     The engines are written to the folder `engines` in BUNDLE, where `edgemem run --runtime tensorrt` finds them. BUNDLE

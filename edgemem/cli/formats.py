@@ -18,11 +18,23 @@ def write_leapp(bundle: Path, out: Path, max_batch: int | None, as_json: bool) -
     needs_export_packages("onnx_ir")
     from edgemem.adopt.leapp import write_leapp as write
 
-    written = write(open_bundle(bundle), out)
+    _say(bundle, "leapp", write(open_bundle(bundle), out), "a LEAPP description", as_json)
+
+
+def write_sherpa(bundle: Path, out: Path, max_batch: int | None, as_json: bool) -> None:
+    """Write a bundle as one ONNX file with metadata."""
+    needs_export_packages("onnx_ir")
+    from edgemem.adopt.metadata import write_with_metadata
+
+    written = write_with_metadata(open_bundle(bundle), out)
+    _say(bundle, "sherpa-onnx", written, "an ONNX file with metadata as sherpa-onnx has them", as_json)
+
+
+def _say(bundle: Path, target: str, written: Path, what: str, as_json: bool) -> None:
     if as_json:
-        print_json({"bundle": str(bundle), "target": "leapp", "description": str(written)})
+        print_json({"bundle": str(bundle), "target": target, "description": str(written)})
     else:
-        console().print(headed(str(written), ": a LEAPP description."))
+        console().print(headed(str(written), f": {what}."))
 
 
 def write_triton(bundle: Path, out: Path, max_batch: int | None, as_json: bool) -> None:
@@ -44,12 +56,18 @@ def write_triton(bundle: Path, out: Path, max_batch: int | None, as_json: bool) 
     print_table(console(), f"Models in {out}", ["model", "backend", "state", "written"], rows)
 
 
-FORMATS: dict[str, Callable[[Path, Path, int | None, bool], None]] = {"leapp": write_leapp, "triton": write_triton}
-"""What writes each: the bundle's folder, the folder to write, most streams in one call, whether to print JSON."""
+FORMATS: dict[str, Callable[[Path, Path, int | None, bool], None]] = {
+    "leapp": write_leapp,
+    "sherpa-onnx": write_sherpa,
+    "triton": write_triton,
+}
+"""What writes each: the bundle's folder, what to write, most streams in one call, whether to print JSON."""
+
+_WRITTEN = {"sherpa-onnx": "file"}
 
 
 def write_format(target: str, bundle: Path, out: Path | None, max_batch: int | None, as_json: bool) -> None:
     """Write a bundle for a target of :data:`FORMATS`."""
     if out is None:
-        raise click.UsageError(f"--target {target} needs --out: the folder to write.")
+        raise click.UsageError(f"--target {target} needs --out: the {_WRITTEN.get(target, 'folder')} to write.")
     FORMATS[target](bundle, out, max_batch, as_json)

@@ -115,6 +115,20 @@ filter (float[1, 1, 16] x, float[1, 16] s) => (float[1, 1, 16] y, float[1, 16] s
 """A filter of frames of 16 samples."""
 
 
+SIZE = 64
+DENSE = f"""
+dense (float[batch, {SIZE}] x, float[batch, {SIZE}] s) => (float[batch, {SIZE}] y, float[batch, {SIZE}] sn) {{
+    half = Constant <value = float {{0.5}}> ()
+    kept = Mul(s, half)
+    mixed = Gemm<transB = 1>(x, w, b)
+    sn = Add(kept, mixed)
+    out = MatMul(sn, v)
+    y = Tanh(out)
+}}
+"""
+"""sn = s / 2 + x wᵀ + b; y = tanh(sn v)."""
+
+
 def model(text: str) -> onnx.ModelProto:
     """The model in a text, without its head."""
     return onnx.parser.parse_model(_HEAD + text)
@@ -133,3 +147,13 @@ def leaky_by_hand(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         mem = mem * np.float32(0.5) + row
         rows.append(np.tanh(mem))
     return np.stack(rows)
+
+
+def write_dense(path: Path) -> Path:
+    """Write DENSE with random weights to a file."""
+    made, rng = model(DENSE), np.random.default_rng(0)
+    for name, shape in (("w", (SIZE, SIZE)), ("v", (SIZE, SIZE)), ("b", (SIZE,))):
+        value = (rng.standard_normal(shape) / 8).astype(np.float32)
+        made.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    onnx.save(made, path)
+    return path

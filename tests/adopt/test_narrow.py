@@ -8,29 +8,12 @@ import edgemem
 from edgemem.adopt import AdoptOptions, adopt, recheck
 from edgemem.adopt.narrow import quantized
 from edgemem.errors import ExportError, VerificationError
-from tests.adopt.models import FILTER, LEAKY, MASK, model, write
-
-SIZE = 64
-DENSE = f"""
-dense (float[batch, {SIZE}] x, float[batch, {SIZE}] s) => (float[batch, {SIZE}] y, float[batch, {SIZE}] sn) {{
-    half = Constant <value = float {{0.5}}> ()
-    kept = Mul(s, half)
-    mixed = Gemm<transB = 1>(x, w, b)
-    sn = Add(kept, mixed)
-    out = MatMul(sn, v)
-    y = Tanh(out)
-}}
-"""
+from tests.adopt.models import FILTER, LEAKY, MASK, SIZE, model, write, write_dense
 
 
 @pytest.fixture
 def dense(tmp_path):
-    made, rng = model(DENSE), np.random.default_rng(0)
-    for name, shape in (("w", (SIZE, SIZE)), ("v", (SIZE, SIZE)), ("b", (SIZE,))):
-        value = (rng.standard_normal(shape) / 8).astype(np.float32)
-        made.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    onnx.save(made, tmp_path / "dense.onnx")
-    return tmp_path / "dense.onnx"
+    return write_dense(tmp_path / "dense.onnx")
 
 
 def adopted(path, **options):

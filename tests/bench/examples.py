@@ -24,7 +24,8 @@ from edgemem.bench.sections.memory import Memory
 from edgemem.bench.sections.opening import Opening
 from edgemem.bench.sections.operators import Operator, Operators
 from edgemem.bench.sections.prefill import Prefill
-from edgemem.bench.sections.steps import Steps
+from edgemem.bench.sections.rates import Rate, Rates
+from edgemem.bench.sections.steps import Moment, Steps
 from edgemem.bench.sections.sweep import Positions
 from edgemem.bench.statistics import Interval
 from edgemem.bench.subject import Subject
@@ -131,9 +132,21 @@ def example_result(*, baselines: bool = True, extras: bool = True) -> BenchResul
             packages={"numpy": "2.4.6", "onnxruntime": "1.32.0"},
             board="NVIDIA Jetson Orin NX",
             memory_bytes=16_441_651_200,
+            others_cores=1.37 if extras else 0.02,
+            loaded=extras,
+            pinned=[6, 7] if extras else [],
+            command="edgemem bench bundle --threads 2",
         ),
         Opening(412.0, 2.37, 9.46),
-        Steps(50, latency, 178.0),
+        Steps(50, latency, 178.0, [Moment(0.3, 5.41), Moment(8.7, 5.62)]),
+        Rates(
+            [
+                Rate("prefill 512", 2, 1, 0, interval(1_503.0), 0.665),
+                Rate("decode 128 @ depth 4096", 2, 1, 4_096, interval(183.4), 5.45),
+            ],
+            6,
+            ["Not measured: 8 streams in one call. Reason: the graph is fixed to one stream."] if extras else [],
+        ),
         sweep,
         Prefill(4_096, 256, 2_640.0, 1_551.0, interval(8.24)),
         Memory(

@@ -27,7 +27,7 @@ def bench(*arguments: str | Path) -> Result:
 def test_the_tables_are_printed(decoder: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = replace(Plan.quick(), paced_seconds=0.2)
     monkeypatch.setattr(Plan, "quick", lambda: plan)
-    done = bench(decoder.path, *QUICK, "--rate", "200", "--idle-gap", "1")
+    done = bench(decoder.path, *QUICK, "--rate", "200", "--idle-gap", "1", "--full")
     assert done.exit_code == 0, done.output
     for title in (
         "Latency of a step",

@@ -106,7 +106,7 @@ def test_the_pictures_take_their_colours_from_the_page(html: str) -> None:
 
 def test_the_page_is_made_for_a_phone_too(html: str) -> None:
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
-    assert html.count('<svg viewBox="') == 5
+    assert html.count('<svg viewBox="') == 6
     assert html.count("<style") == 1
     assert not re.search(r"<svg [^>]*width=", html)
 

@@ -77,7 +77,7 @@ def outputs(bundle: Bundle, kind: type[Section], monkeypatch: pytest.MonkeyPatch
     """Terminal, JSON and page of a benchmark of two sections."""
     result = suite.run(bundle.path, Options(threads=1), PLAN, sections=[kind, Steps])
     monkeypatch.setattr("edgemem.cli.bench_command.run_suite", lambda *_: result)
-    done = CliRunner().invoke(main, ["bench", str(bundle.path)])
+    done = CliRunner().invoke(main, ["bench", str(bundle.path), "--full"])
     assert done.exit_code == 0, done.output
     return done.stdout, json.loads(json.dumps(result.to_json(), allow_nan=False)), page.render(result)
 

@@ -165,3 +165,13 @@ def test_build_writes_a_leapp_description_that_adopt_reads(invoke, tmp_path):
     assert written.exit_code == 0, written.output
     again = invoke("adopt", tmp_path / "robot" / "robot.yaml", "--dry-run")
     assert "→ hn: robot.yaml" in again.stdout
+
+
+def test_a_bundle_is_written_as_a_file_with_metadata(invoke, tmp_path):
+    assert invoke("adopt", write(tmp_path / "m.onnx", LEAKY), "--steps", "5", "--out", tmp_path / "out").exit_code == 0
+    needs = invoke("build", tmp_path / "out", "--target", "sherpa-onnx")
+    assert needs.exit_code == 2
+    assert "needs --out: the file to write" in needs.stderr
+    result = invoke("build", tmp_path / "out", "--target", "sherpa-onnx", "--out", tmp_path / "told.onnx")
+    assert result.exit_code == 0, result.output
+    assert {entry.key for entry in onnx.load(tmp_path / "told.onnx").metadata_props} > {"mem_shape", "state_inputs"}

@@ -109,7 +109,8 @@ class Comparison(Section, key="comparison", title="Compared with", place=30, sta
         picture = Picture(
             "Median latency of a step of each contender", partial(_draw_bars, bars), 0.8 + 0.5 * len(bars)
         )
-        tables = [Table(self.key, self.title, columns, rows, columns[1:4], notes, [picture] if len(bars) > 1 else [])]
+        drawn = [picture] if len(bars) > 1 else []
+        tables = [Table(self.key, self.title, columns, rows, columns[1:4], notes, drawn, brief=True)]
         if self.floor is not None:
             tables.append(self.floor.table())
         if self.growing is not None:

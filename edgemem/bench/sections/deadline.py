@@ -13,14 +13,14 @@ from edgemem.bench.measure import collector_off
 from edgemem.bench.result import BenchResult, Section, Stage
 from edgemem.bench.statistics import Distribution
 from edgemem.bench.subject import Run
-from edgemem.bench.table import Table
+from edgemem.bench.table import Card, Table
 from edgemem.bench.words import count, ms, number, percentile_rows
 
 _FEWEST_STEPS = 20
 
 
 @dataclass(frozen=True)
-class Deadline(Section, key="deadline", title="Deadlines", place=50, stage=Stage.ALONE):
+class Deadline(Section, key="deadline", title="Deadlines", place=50, stage=Stage.ALONE, on_request=True):
     """A paced loop: step i is released at i / rate and must be done before the next release.
 
     Attributes:
@@ -60,6 +60,10 @@ class Deadline(Section, key="deadline", title="Deadlines", place=50, stage=Stage
         )
         title = f"Deadlines at {number(self.rate_hz)} Hz"
         return [Table(self.key, title, ("what", "figure", ""), rows, ("figure",), [note])]
+
+    def cards(self, result: BenchResult) -> list[Card]:
+        at = f"at {number(self.rate_hz)} Hz, of {count(self.steps)} steps"
+        return [Card("missed deadlines", count(self.misses), at)]
 
     def method(self, result: BenchResult) -> dict[str, str]:
         return {

@@ -19,7 +19,7 @@ from edgemem.bench.words import count, number, percentile_rows
 
 
 @dataclass(frozen=True)
-class IdleGap(Section, key="idle", title="Latency after a pause", place=60, stage=Stage.ALONE):
+class IdleGap(Section, key="idle", title="Latency after a pause", place=60, stage=Stage.ALONE, on_request=True):
     """Latency of a step after ``gap_ms`` of sleep, when clocks have fallen and caches are cold."""
 
     gap_ms: float

@@ -50,7 +50,13 @@ class Operator:
 
 @dataclass(frozen=True)
 class Operators(
-    Section, key="operators", title="Time by operator", place=80, stage=Stage.OTHER_SESSION, gives_reason=True
+    Section,
+    key="operators",
+    title="Time by operator",
+    place=80,
+    stage=Stage.OTHER_SESSION,
+    gives_reason=True,
+    on_request=True,
 ):
     """Time of a step by kind of operator, the longest first, from a separate run.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgemem.bench import measure, pictures, statistics
 from edgemem.bench.result import BenchResult, Section, Stage
@@ -12,8 +15,24 @@ from edgemem.bench.subject import Run
 from edgemem.bench.table import Card, Picture, Table
 from edgemem.bench.words import count, ms, number, percent_name, percentile_rows
 
+_PARTS = 20
 _LABEL_SHARE = 0.17
 """Of the width of the plot: labels that are nearer to each other are set one below the other."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The median of a step at some second of the loop, counting the time of the steps alone."""
+
+    second: float
+    p50_ms: float
+
+
+def moments(samples_ns: NDArray[np.int64]) -> list[Moment]:
+    """At most :data:`_PARTS` parts of the steps, each with its median; none has fewer than ten steps."""
+    ends = np.cumsum(samples_ns) / 1e9
+    parts = np.array_split(np.arange(samples_ns.size), max(1, min(_PARTS, samples_ns.size // 10)))
+    return [Moment(round(float(ends[part].mean()), 4), statistics.median_ms(samples_ns[part])) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -24,18 +43,20 @@ class Steps(Section, key="steps", title="Latency of a step", place=10, stage=Sta
         warmup_steps: Steps made before the first one that counts.
         latency: Of ``stream.step``.
         steps_per_second: Of the whole loop, including the choice of the next input.
+        over_time: The median of each part of the steps, to see whether a device that gets warm gets slower.
     """
 
     warmup_steps: int
     latency: Distribution
     steps_per_second: float
+    over_time: list[Moment] = field(default_factory=list)
 
     @classmethod
     def measure(cls, run: Run) -> Steps:
         plan = run.plan
         measure.run_loop(run.loop, plan.warmup, run.progress, "warm-up")
         samples, seconds = measure.run_loop(run.loop, plan.steps, run.progress, "steps")
-        return cls(plan.warmup, statistics.distribution(samples), plan.steps / seconds)
+        return cls(plan.warmup, statistics.distribution(samples), plan.steps / seconds, moments(samples))
 
     def tables(self, result: BenchResult) -> list[Table]:
         notes = [
@@ -46,9 +67,17 @@ class Steps(Section, key="steps", title="Latency of a step", place=10, stage=Sta
             notes.append(
                 f"The histogram leaves out the {count(beyond)} slowest steps, up to {ms(self.latency.max_ms)}."
             )
+        if len(self.over_time) > 1:
+            first, last = self.over_time[0], self.over_time[-1]
+            notes.append(
+                f"At the end of the run a step takes {number(last.p50_ms / first.p50_ms)} times what it takes at the "
+                f"start, {number(last.second)} s before."
+            )
+        drift = Picture("Latency of a step over the time of the run", self._draw_over_time, 2.2)
         picture = Picture("Histogram and cumulative distribution of the latency of a step", self._draw, 4.2)
         rows, columns = percentile_rows(self.latency), ("percentile", "latency", "")
-        return [Table(self.key, self.title, columns, rows, ("latency",), notes, [picture])]
+        drawn = [picture, drift] if len(self.over_time) > 1 else [picture]
+        return [Table(self.key, self.title, columns, rows, ("latency",), notes, drawn)]
 
     def headline(self, result: BenchResult) -> str:
         p50 = self.latency.percentile_ms(50.0)
@@ -88,6 +117,14 @@ class Steps(Section, key="steps", title="Latency of a step", place=10, stage=Sta
         top.set_xlim(low - 0.03 * span, high + 0.08 * span)
         top.locator_params(axis="x", nbins=5)
         self._mark_percentiles(top, bottom, low - 0.03 * span, high + 0.08 * span)
+
+    def _draw_over_time(self, figure: Any) -> None:
+        axes = figure.add_subplot()
+        seconds, p50_ms = [m.second for m in self.over_time], [m.p50_ms for m in self.over_time]
+        axes.plot(seconds, p50_ms, color=pictures.OURS, marker="o")
+        axes.set_ylim(0, max(p50_ms) * 1.3)
+        axes.set_xlabel("seconds of the run")
+        axes.set_ylabel("p50 of a step, ms")
 
     def _mark_percentiles(self, top: Any, bottom: Any, low: float, high: float) -> None:
         span = high - low
