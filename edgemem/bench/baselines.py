@@ -93,12 +93,17 @@ def reason_of(error: BaseException) -> str:
 
 
 def _numpy_loop(session: Session, threads: int | None, folder: Path) -> Ready | Skipped:
-    about = ("numpy_loop", "hand-written numpy loop", "onnxruntime.InferenceSession.run(None, feeds), sealed graph")
+    is_own = is_decoder(session.bundle)
+    graph = "sealed graph" if is_own else "this graph" + ("" if session.contract.is_plain else ", frames by numpy")
+    about = ("numpy_loop", "hand-written numpy loop", f"onnxruntime.InferenceSession.run(None, feeds), {graph}")
     try:
-        _require_twins(session)
-        from edgemem.export import sealed_twin
+        _require_memory(session)
+        bundle = session.bundle
+        if is_own:
+            from edgemem.export import sealed_twin
 
-        loop = NumpyLoop(open_bundle(sealed_twin(session.bundle, folder / "sealed")), threads, session.device)
+            bundle = open_bundle(sealed_twin(bundle, folder / "sealed"))
+        loop = NumpyLoop(bundle, threads, session.device)
     except (EdgememError, ImportError) as error:
         return Skipped(*about, reason_of(error))
     return Ready(*about, [Contender("numpy_loop", loop.step, after=loop.choose)])
@@ -145,5 +150,9 @@ def _require_twins(session: Session) -> None:
     """Refuse a bundle of which no other decoders can be built."""
     if not is_decoder(session.bundle):
         raise EdgememError("the bundle has no configuration to build it from: it is not of a decoder of edgemem")
+    _require_memory(session)
+
+
+def _require_memory(session: Session) -> None:
     if reason := too_large(COPIES_OF_WEIGHTS * session.bundle.weights_bytes):
         raise EdgememError(reason)

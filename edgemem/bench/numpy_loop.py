@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemem.bench.hand_ends import HandEnds
 from edgemem.bench.loop import Inputs
 from edgemem.bundle import Bundle
 from edgemem.contract import OUTPUT_INDICES, POSITION, initial_state
@@ -19,12 +20,13 @@ class NumpyLoop:
     """The loop that users write by hand: ``session.run(None, feeds)``, with whole states as numpy arrays.
 
     Args:
-        bundle: A sealed bundle: every state is a whole input and a whole output.
+        bundle: A sealed or adopted bundle: every state is a whole input and a whole output.
         threads: Threads of the engine; ``None``: the engine chooses.
         device: ``"cpu"`` or ``"cuda"``.
 
     Attributes:
-        output: The last output ``[1, *output.shape]``; ``None`` before the first step.
+        output: The last output ``[1, *output.shape]``, of models with frames the samples of a step; ``None`` before the
+            first step.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -47,9 +49,14 @@ class NumpyLoop:
         options.intra_op_num_threads = threads or 0
         provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
         self._session = onnxruntime.InferenceSession(str(bundle.file(graph.file)), options, providers=[provider])
-        self._inputs = Inputs(contract)
-        self._data = contract.input.name
-        self._feeds: dict[str, NDArray[Any]] = {spec.input_name: initial_state(spec, 1) for spec in contract}
+        self._inputs, self._contract = Inputs(contract), contract
+        self._ends = None if contract.is_plain else HandEnds(contract, graph)
+        self._feeds: dict[str, NDArray[Any]] = {
+            spec.input_name: in_graph(initial_state(spec, 1), spec.batch_axis) for spec in contract
+        }
+        rng = np.random.default_rng(1)
+        for held in contract.held:
+            self._feeds[held.name] = in_graph(rng.standard_normal((1, *held.shape)).astype(held.dtype), held.batch_axis)
         if contract.output_indices:
             self._feeds[OUTPUT_INDICES] = np.zeros(1, dtype=np.int64)
         self._position = np.zeros(1, dtype=np.int64) if contract.position == "input" else None
@@ -63,14 +70,19 @@ class NumpyLoop:
         self._feed(self._inputs.first())
 
     def _feed(self, x: Any) -> None:
-        self._feeds[self._data] = np.asarray(x)[None, None]
+        self._x = x
+        if self._ends is None:
+            self._feeds[self._contract.input.name] = np.asarray(x)[None, None]
 
     def step(self) -> None:
-        """One step."""
+        """One step: frames are cut and transformed in it."""
+        if self._ends is not None:
+            self._feeds.update(self._ends.given(self._x))
         outputs = self._session.run(None, self._feeds)
         for index, name in self._past:
             self._feeds[name] = outputs[index]
-        self.output = outputs[self._output][:, -1]
+        made = outputs[self._output]
+        self.output = made[:, -1] if self._ends is None else self._ends.made(self._contract.output.name, made)
 
     def choose(self) -> None:
         """Choose the next input."""
@@ -78,3 +90,8 @@ class NumpyLoop:
             self._feed(self._inputs.after(self.output))
         if self._position is not None:
             self._position += 1
+
+
+def in_graph(value: NDArray[Any], batch_axis: int | None) -> NDArray[Any]:
+    """A value ``[1, ...]`` of one stream as the graph has it."""
+    return np.ascontiguousarray(value[0] if batch_axis is None else np.moveaxis(value, 0, batch_axis))

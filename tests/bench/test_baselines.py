@@ -10,11 +10,13 @@ import pytest
 
 import edgemem
 import edgemem.export
+from edgemem.adopt import AdoptOptions, adopt
 from edgemem.bench import baselines
 from edgemem.bench.baselines import Ready, Skipped
 from edgemem.bench.floor import prepare_floor
 from edgemem.bundle import Bundle
 from edgemem.errors import MissingDependencyError
+from tests.adopt.models import RATE, write
 
 
 def prepared(bundle: Bundle, folder: Path, stack: contextlib.ExitStack) -> dict[str, Ready | Skipped]:
@@ -31,7 +33,18 @@ def test_a_custom_module_has_no_twins(tokens: Bundle, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         found = prepared(tokens, tmp_path, stack)
         assert list(found) == ["numpy_loop", "torch", "growing"]
+        assert "whole states as numpy arrays: 0.ring.k" in reason(found.pop("numpy_loop"))
         assert all("no configuration to build it from" in reason(baseline) for baseline in found.values())
+
+
+def test_an_adopted_bundle_is_compared_with_the_loop_by_hand(tmp_path: Path) -> None:
+    options = AdoptOptions(fixed={"sr": 16000}, takes=4, context=2, steps=5)
+    bundle = adopt(write(tmp_path / "rate.onnx", RATE), tmp_path / "bundle", options)
+    with contextlib.ExitStack() as stack:
+        loop = prepared(bundle, tmp_path, stack)["numpy_loop"]
+        assert isinstance(loop, Ready)
+        assert loop.how == "onnxruntime.InferenceSession.run(None, feeds), this graph, frames by numpy"
+        loop.contenders[0].step()
 
 
 def test_the_growing_cache_is_measured_at_several_lengths(decoder: Bundle, tmp_path: Path) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import edgemem
 import edgemem.export
-from edgemem.bench.loop import Loop
+from edgemem.adopt import AdoptOptions, adopt
+from edgemem.bench.loop import Loop, new_stream
 from edgemem.bench.numpy_loop import NumpyLoop
 from edgemem.bundle import Bundle, open_bundle
+from edgemem.contract import Stft
 from edgemem.errors import EdgememError
+from tests.adopt.models import LEAKY, RATE, SPECTRA, STEP_TWINS, write
 
 
 def test_the_hand_written_loop_computes_what_the_stream_computes(decoder: Bundle, tmp_path: Path) -> None:
@@ -32,3 +36,28 @@ def test_the_hand_written_loop_computes_what_the_stream_computes(decoder: Bundle
 def test_the_hand_written_loop_refuses_a_graph_that_is_not_sealed(tokens: Bundle) -> None:
     with pytest.raises(EdgememError, match=r"whole states as numpy arrays: 0\.ring\.k"):
         NumpyLoop(tokens, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        (LEAKY, {}),
+        (STEP_TWINS, {}),
+        (RATE, {"fixed": {"sr": 16000}, "takes": 4, "context": 2}),
+        (SPECTRA, {"stft": Stft(8, 4, "sqrt_hann")}),
+        (SPECTRA.replace("mix, half", "mix, gain").replace("] mem)", "] mem, float[1, 1] gain)"), {"held": ("gain",)}),
+    ],
+)
+def test_an_adopted_bundle_has_a_loop_by_hand_with_frames_by_numpy(tmp_path: Path, text: str, options: Any) -> None:
+    bundle = adopt(write(tmp_path / "m.onnx", text), tmp_path / "bundle", AdoptOptions(steps=5, **options))
+    hand_written = NumpyLoop(bundle, threads=1)
+    with edgemem.open(bundle.path, threads=1) as session:
+        loop = Loop(new_stream(session), session.contract)
+        for step in range(12):
+            loop.step()
+            hand_written.step()
+            assert hand_written.output is not None
+            got = np.ravel(hand_written.output)
+            np.testing.assert_allclose(got, np.ravel(loop.output), atol=1e-6, err_msg=f"step {step}")
+            loop.choose()
+            hand_written.choose()
