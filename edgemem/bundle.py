@@ -49,6 +49,8 @@ __all__ = [
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 CHAT_TEMPLATE = "chat_template.jinja"
+RECIPE, PACKED = "recipe.json", "bundle"
+"""In a folder that was packed for a board: how to build there, and the folder of the bundle."""
 _MOST_BYTES, _MOST_GRAPH_BYTES = 1 << 36, 2 << 30  # of a file, so that hashing it ends; of a protocol buffer
 
 
@@ -187,13 +189,15 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     """Read a bundle and check every file's size and SHA-256 against the manifest.
 
     Args:
-        path: The bundle's folder.
+        path: The bundle's folder, or a folder that ``edgemem build`` packed for a board: the bundle in it is read.
         verify: Also hash the files; sizes are always checked.
 
     Raises:
         BundleError: The bundle is missing, truncated, changed, or not an edgemem bundle.
     """
     folder = Path(path)
+    if (folder / RECIPE).is_file() and is_bundle(folder / PACKED):
+        folder /= PACKED
     try:
         fields = MANIFEST_FORMAT.load(inside(folder, MANIFEST))
     except BundleError as error:

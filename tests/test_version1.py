@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 import edgemem
-from edgemem.bundle import MANIFEST, Manifest, open_bundle
+from edgemem.bundle import MANIFEST, PACKED, RECIPE, Manifest, open_bundle
 from edgemem.errors import BundleError, EdgememError
 from edgemem.runtimes.trt import sidecar
 from edgemem.runtimes.trt.options import BuildOptions
-from edgemem.runtimes.trt.pack import BUNDLE, RECIPE, Recipe, is_pack, read_recipe
+from edgemem.runtimes.trt.pack import Recipe, is_pack, read_recipe
 
 DATA = Path(__file__).parent / "data" / "version1"
 TAKEN_AT = 13
@@ -80,7 +80,7 @@ def test_the_torch_runtime_rebuilds_the_decoder() -> None:
 def packed(tmp_path: Path) -> Path:
     """A packed folder: the recipe beside the bundle that it was packed with."""
     folder = tmp_path / "packed"
-    shutil.copytree(DATA / "tokens", folder / BUNDLE)
+    shutil.copytree(DATA / "tokens", folder / PACKED)
     shutil.copyfile(DATA / RECIPE, folder / RECIPE)
     return folder
 
@@ -90,7 +90,7 @@ def test_a_packed_folder_opens(packed: Path) -> None:
     recipe = read_recipe(packed)
     assert recipe == Recipe("orin-nano", BuildOptions(workspace_bytes=536870912))
     fingerprint = json.loads((packed / RECIPE).read_text())["fingerprint"]
-    assert open_bundle(packed / BUNDLE).fingerprint == fingerprint
+    assert open_bundle(packed / PACKED).fingerprint == fingerprint
 
 
 def test_the_sidecar_of_an_engine_is_read() -> None:
@@ -103,13 +103,13 @@ def test_the_sidecar_of_an_engine_is_read() -> None:
 
 
 def test_a_bundle_with_a_contract_of_version_3_is_refused_by_its_name(packed: Path) -> None:
-    path = packed / BUNDLE / MANIFEST
+    path = packed / PACKED / MANIFEST
     data = json.loads(path.read_text())
     data["contract"]["version"] = 3
     path.write_text(json.dumps(data))
     words = f"{path}: contract is an edgemem contract of version 3, this edgemem reads versions 1 and 2."
     with pytest.raises(BundleError, match=re.escape(words)) as refusal:
-        open_bundle(packed / BUNDLE)
+        open_bundle(packed / PACKED)
     assert "export the model again" in (refusal.value.hint or "")
 
 
@@ -119,7 +119,7 @@ def test_a_bundle_with_a_contract_of_version_3_is_refused_by_its_name(packed: Pa
 def test_a_bundle_that_contradicts_itself_is_refused_by_its_name(
     packed: Path, path: tuple[Any, ...], value: Any
 ) -> None:
-    file = packed / BUNDLE / MANIFEST
+    file = packed / PACKED / MANIFEST
     data = json.loads(file.read_text())
     place = data["contract"]
     for key in path[:-1]:
@@ -127,11 +127,11 @@ def test_a_bundle_that_contradicts_itself_is_refused_by_its_name(
     place[path[-1]] = value
     file.write_text(json.dumps(data))
     with pytest.raises(BundleError, match=re.escape(f"{file}: contract")) as refusal:
-        open_bundle(packed / BUNDLE)
+        open_bundle(packed / PACKED)
     assert refusal.value.hint
 
 
-@pytest.mark.parametrize("name", [f"{BUNDLE}/{MANIFEST}", RECIPE, "model.engine.json"])
+@pytest.mark.parametrize("name", [f"{PACKED}/{MANIFEST}", RECIPE, "model.engine.json"])
 def test_a_file_of_version_9_is_refused_by_its_name(packed: Path, name: str) -> None:
     shutil.copyfile(DATA / "model.engine.json", packed / "model.engine.json")
     data = json.loads((packed / name).read_text())
@@ -142,6 +142,6 @@ def test_a_file_of_version_9_is_refused_by_its_name(packed: Path, name: str) -> 
         "model.engine.json": lambda: sidecar.Sidecar.load(packed / name),
     }
     with pytest.raises(EdgememError, match=r"of version 9, this edgemem reads versions? 1") as refusal:
-        read.get(name, lambda: open_bundle(packed / BUNDLE))()
+        read.get(name, lambda: open_bundle(packed / PACKED))()
     assert str(packed / name) in refusal.value.message
     assert re.search("Install (edgemem|the edgemem).* wrote it, or .*: edgemem", refusal.value.hint or "")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgemem.bundle import Bundle, open_bundle
+from edgemem.bundle import RECIPE, Bundle, open_bundle
 from edgemem.cli.export_tools import checking
 from edgemem.cli.formats import FORMATS, write_format
 from edgemem.cli.options import count
@@ -22,7 +22,7 @@ from edgemem.machine.facts import board
 from edgemem.runtimes.trt.engine import build_to, shipped_folder
 from edgemem.runtimes.trt.flavour import Flavour, installed, load_flavour
 from edgemem.runtimes.trt.options import TOP_K_LIMIT, BuildOptions
-from edgemem.runtimes.trt.pack import BUNDLE, Recipe, is_pack, pack, read_recipe
+from edgemem.runtimes.trt.pack import Recipe, pack, read_recipe
 from edgemem.runtimes.trt.targets import TARGETS, Target, narrowed, of_flavour
 
 if TYPE_CHECKING:
@@ -87,12 +87,17 @@ def build(
     """
     if target in FORMATS:
         return write_format(target, bundle, out, max_batch, as_json)
-    recipe = read_recipe(bundle) if is_pack(bundle) else None
+    recipe = read_recipe(bundle) if (bundle / RECIPE).is_file() else None
     chosen = TARGETS[target or (recipe.target if recipe else "local")]
     options = _options(recipe, chosen, max_batch, workspace, top_k, capabilities)
     chosen = narrowed(chosen, options.compute_capabilities)
-    opened = open_bundle(bundle / BUNDLE if recipe else bundle)
+    opened = open_bundle(bundle)
     packs = _packs(chosen)
+    if packs and recipe and target is None and not check_only:
+        raise EngineError(
+            f"{bundle} is packed for {chosen.title}, and this machine is none.",
+            hint=f"Copy it to the board, and build there with: edgemem build {bundle.resolve().name}",
+        )
     with checking(console(stderr=True)) as (announce, progress):
         flavour = None if packs else _flavour(chosen, optional=check_only)
         if chosen.name == "local" and flavour is not None:

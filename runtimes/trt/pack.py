@@ -13,15 +13,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgemem.bundle import MANIFEST, Bundle, package_versions
+from edgemem.bundle import MANIFEST, PACKED, RECIPE, Bundle, package_versions
 from edgemem.errors import EngineError
 from edgemem.files import inside, replace_folder
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.targets import TARGETS, Target
 from edgemem.versioned import JsonFormat
 
-RECIPE = "recipe.json"
-BUNDLE = "bundle"
 RECIPE_FORMAT = JsonFormat(
     "edgemem.recipe",
     "an edgemem recipe",
@@ -72,7 +70,7 @@ def pack(bundle: Bundle, target: Target, recipe: Recipe, out: Path) -> None:
     )
     with replace_folder(out) as folder, bundle.loading() as source:
         for name in (MANIFEST, *bundle.manifest.files):
-            copy = inside(folder / BUNDLE, name)
+            copy = inside(folder / PACKED, name)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(inside(source, name), copy)
         RECIPE_FORMAT.write(folder / RECIPE, data)

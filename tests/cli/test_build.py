@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from edgemem.bundle import open_bundle
+from edgemem.bundle import RECIPE, open_bundle
 from edgemem.cli import build_command
 from edgemem.errors import EngineError, MissingDependencyError
 from edgemem.runtimes.trt.options import BuildOptions
-from edgemem.runtimes.trt.pack import RECIPE, is_pack, read_recipe
+from edgemem.runtimes.trt.pack import is_pack, read_recipe
 from edgemem.runtimes.trt.targets import TARGETS
 from tests.handmade import SUMMER, SUMMER_GRAPH, write_graph, write_reciter
 
@@ -91,6 +91,27 @@ def test_a_board_elsewhere_gets_a_folder_that_builds_there_without_options(invok
     recipe = read_recipe(out)
     assert recipe.target == "orin-nano"
     assert recipe.options == BuildOptions(max_batch=4, workspace_bytes=TARGETS["orin-nano"].workspace_bytes)
+
+
+def test_a_packed_folder_is_opened_as_the_bundle_in_it(invoke, bundle, tmp_path):
+    out = tmp_path / "carry"
+    invoke("build", str(bundle), "--target", "orin-nano", "--out", str(out))
+    assert open_bundle(out).fingerprint == open_bundle(bundle).fingerprint
+    assert open_bundle(out).path == out / "bundle"
+    assert invoke("inspect", str(out)).exit_code == 0
+    (out / "recipe.json").unlink()
+    assert "has no manifest.json" in invoke("inspect", str(out)).stderr, "any other folder is not searched"
+
+
+def test_a_packed_folder_is_not_packed_again_where_the_board_is_not(invoke, bundle, tmp_path):
+    out = tmp_path / "carry"
+    invoke("build", str(bundle), "--target", "orin-nano", "--out", str(out))
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    result = invoke("build", str(out))
+    assert result.exit_code == 1
+    assert "is packed for Jetson Orin Nano, and this machine is none." in result.stderr
+    assert "edgemem build carry" in result.stderr
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
 
 def test_engines_of_this_machine_are_not_packed(invoke, bundle, tmp_path):

@@ -19,7 +19,7 @@ import onnx
 import edgemem
 from edgemem.audio.files import open_audio
 from edgemem.audio.resample import Resampler
-from edgemem.bundle import CHAT_TEMPLATE, MANIFEST, open_bundle
+from edgemem.bundle import CHAT_TEMPLATE, MANIFEST, RECIPE, open_bundle
 from edgemem.cli.description import describe
 from edgemem.cli.note import Note
 from edgemem.contract import METADATA_KEY
@@ -30,7 +30,7 @@ from edgemem.runtimes import snapshot
 from edgemem.runtimes.trt import sidecar
 from edgemem.runtimes.trt.flavour import Flavour
 from edgemem.runtimes.trt.options import BuildOptions
-from edgemem.runtimes.trt.pack import RECIPE, read_recipe
+from edgemem.runtimes.trt.pack import read_recipe
 from edgemem.text import Conversation, open_chat_template, open_tokenizer
 from tests.adopt.policy import write_description
 from tests.fuzz.mutations import mutate
