@@ -92,12 +92,7 @@ def build(
     options = _options(recipe, chosen, max_batch, workspace, top_k, capabilities)
     chosen = narrowed(chosen, options.compute_capabilities)
     opened = open_bundle(bundle)
-    packs = _packs(chosen)
-    if packs and recipe and target is None and not check_only:
-        raise EngineError(
-            f"{bundle} is packed for {chosen.title}, and this machine is none.",
-            hint=f"Copy it to the board, and build there with: edgemem build {bundle.resolve().name}",
-        )
+    packs = _packs(chosen, bundle if recipe and target is None and not check_only else None)
     with checking(console(stderr=True)) as (announce, progress):
         flavour = None if packs else _flavour(chosen, optional=check_only)
         if chosen.name == "local" and flavour is not None:
@@ -151,11 +146,16 @@ def _options(
     return replace(options, **{name: value for name, value in given.items() if value is not None})
 
 
-def _packs(target: Target) -> bool:
+def _packs(target: Target, packed: Path | None) -> bool:
     """Whether the target is a board, and this machine is not that board.
 
+    Args:
+        target: The target.
+        packed: The folder, if it was packed for the target already.
+
     Raises:
-        EngineError: This machine is another board, so its engines would not run on the target.
+        EngineError: This machine is another board, so its engines would not run on the target; or there is nothing to
+            pack.
     """
     here = board() or ""
     if not target.is_device or target.board in here:
@@ -164,6 +164,11 @@ def _packs(target: Target) -> bool:
         raise EngineError(
             f"the target is {target.title}, this machine is {here}.",
             hint="Build here with --target local, or pack for another board on a workstation.",
+        )
+    if packed is not None:
+        raise EngineError(
+            f"{packed} is packed for {target.title}, and this machine is none.",
+            hint=f"Copy it to the board, and build there with: edgemem build {packed.resolve().name}",
         )
     return True
 
