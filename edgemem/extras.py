@@ -35,6 +35,7 @@ CAPABILITIES = (
     Capability("run and bench on a CPU", ("onnxruntime",), "device"),
     Capability("text and chats", ("tokenizers", "jinja2"), "device"),
     Capability("audio files, other rates", ("soundfile", "soxr"), "audio"),
+    Capability("edgemem serve", ("starlette", "uvicorn", "websockets", "prometheus_client"), "serve"),
     Capability("pages of bench", ("matplotlib", "jinja2"), "report"),
     Capability("export, adopt, check", ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime"), "export"),
     Capability("LEAPP descriptions", ("yaml",), "export"),

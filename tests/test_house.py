@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("text",),
     ("adopt",),
     ("export", "triton"),
-    ("bench",),
+    ("bench", "serve"),
     ("cli",),
     ("__main__",),
 )
@@ -65,6 +65,7 @@ EXPORTED = {
         *("RecurrentMemory", "SlotMemory", "Slots", "known_memories", "register_memory"),
     ],
     "edgemem.models": ["Decoder", "DecoderConfig", "load_checkpoint", "save_checkpoint"],
+    "edgemem.serve": ["Host", "ServeOptions", "build_app", "serve"],
     "edgemem.streaming": ["CausalConv1d", "Streaming"],
     "edgemem.text": [
         *("ByteTokenizer", "ChatTemplate", "Conversation", "Detokenizer", "Generation", "JsonTokenizer", "Piece"),

@@ -1,4 +1,4 @@
-"""The command line: ``edgemem export | adopt | check | upgrade | build | run | bench | inspect | doctor``.
+"""The command line: ``edgemem export | adopt | check | upgrade | build | run | serve | bench | inspect | doctor``.
 
 Each sub-command has its own file, which is imported when the command is called. What ends a command early is handled
 only here:
@@ -39,6 +39,7 @@ _COMMANDS = {
     "upgrade": ("edgemem.cli.upgrade_command:upgrade", "Write an older bundle again in today's format."),
     "build": ("edgemem.cli.build_command:build", "Build TensorRT engines, or pack what to build them from."),
     "run": ("edgemem.cli.run_command:run", "Stream text or features through a bundle."),
+    "serve": ("edgemem.cli.serve_command:serve", "Serve the streams of bundles over WebSockets and OpenAI's API."),
     "bench": ("edgemem.cli.bench_command:bench", "Measure a bundle on this machine."),
     "inspect": ("edgemem.cli.inspect_command:inspect", "Show what a bundle is, its states and its memory."),
     "doctor": ("edgemem.cli.doctor_command:doctor", "Show which runtimes work on this machine."),

@@ -184,6 +184,25 @@ class Pool:
                     self._turn()
         return future.result()
 
+    @property
+    def tick_ms(self) -> float:
+        """Time of a tick of all slots when the pool was opened, in milliseconds."""
+        return max(self._bank.windows.seconds.values()) * 1e3
+
+    def try_turn(self) -> None:
+        """Make a tick here and now, if nobody else is at it; what is longer is left to the pool's thread.
+
+        For an event loop that asked for steps without ``wake``, and whose ticks are too short to change threads for.
+        """
+        if self._turns.acquire(blocking=False):
+            try:
+                self._turn(work=False)
+            finally:
+                self._turns.release()
+        with self._lock:
+            if self._calls or self._ready or self._working:
+                self._wake.notify()
+
     def close(self) -> None:
         """End the pool. Calls that wait get an error; the streams' states are gone."""
         with self._lock:
@@ -259,8 +278,8 @@ class Pool:
             with self._turns:
                 self._turn()
 
-    def _turn(self) -> None:
-        """Do what waits: every call, one tick, one slice."""
+    def _turn(self, work: bool = True) -> None:
+        """Do what waits: every call, one tick, and one slice of ``work``."""
         with self._lock:
             calls = [self._calls.popleft() for _ in range(len(self._calls))]
             if self._wait_s and not calls:
@@ -268,7 +287,7 @@ class Pool:
             streams = list(self._ready)
             self._ready.clear()
             owes = streams and self._owed_s > 0
-            worker = self._working.popleft() if self._working and not owes else None
+            worker = self._working.popleft() if work and self._working and not owes else None
             if self._closed:
                 self._refuse([*streams, *([worker] if worker else []), *self._working], calls)
                 return

@@ -1,0 +1,129 @@
+"""What a server serves: bundles, each with its streams, its tokenizer and its prefixes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemem.bundle import open_bundle
+from edgemem.errors import EdgememError
+from edgemem.runtimes import open as open_session
+from edgemem.runtimes.snapshot import Parts
+from edgemem.serve.errors import RequestError
+from edgemem.serve.hub import Hub
+from edgemem.serve.metrics import Metrics
+from edgemem.serve.options import ServeOptions
+from edgemem.serve.store import open_stores
+from edgemem.text import open_chat_template, open_tokenizer
+
+_PREFIX_BYTES = 256 << 20
+
+
+class Prefixes:
+    """The states behind beginnings that many texts share, by the hash of their tokens; the last used stay."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[str, tuple[Parts, int]] = OrderedDict()
+
+    @staticmethod
+    def key(tokens: NDArray[np.int64]) -> str:
+        """The hash of tokens ``[N]``."""
+        return hashlib.sha256(np.ascontiguousarray(tokens, np.int64).tobytes()).hexdigest()
+
+    def get(self, key: str) -> Parts | None:
+        """The state behind those tokens."""
+        if key not in self._found:
+            return None
+        self._found.move_to_end(key)
+        return self._found[key][0]
+
+    def put(self, key: str, parts: Parts) -> None:
+        """Keep a state; the oldest make room for it."""
+        arrays = (*parts.state.values(), *parts.buffers.values())
+        self._found[key] = parts, sum(array.nbytes for array in arrays)
+        while len(self._found) > 1 and sum(nbytes for _, nbytes in self._found.values()) > _PREFIX_BYTES:
+            self._found.popitem(last=False)
+
+
+class Model:
+    """One bundle that is served.
+
+    Args:
+        hub: Its streams.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub, self.name = hub, hub.name
+        bundle = hub.session.bundle
+        self.tokenizer = open_tokenizer(bundle)
+        self.template = open_chat_template(bundle)
+        self.generation = bundle.manifest.generation
+        self.prefixes = Prefixes()
+        self.is_text = hub.pool.contract.is_plain and hub.pool.contract.input.is_tokens and self.tokenizer is not None
+
+
+class Host:
+    """The bundles of a server.
+
+    Args:
+        bundles: Their folders; a model is called like its folder.
+        options: Limits, and where states are kept.
+        threads: Threads of each engine; ``None`` leaves it to the engine.
+
+    Raises:
+        EdgememError: A bundle cannot be opened, two have one name, or the state folder holds states of others.
+    """
+
+    def __init__(self, bundles: Sequence[Path], options: ServeOptions, *, threads: int | None = None) -> None:
+        self.options, self.metrics = options, Metrics()
+        opened = {path.resolve().name: open_bundle(path) for path in bundles}
+        if len(opened) < len(bundles):
+            raise EdgememError("two bundles have one name.", hint="Rename a folder: a model is called like its folder.")
+        stores = open_stores(options, {name: bundle.fingerprint for name, bundle in opened.items()})
+        self.models = {
+            name: Model(Hub(name, open_session(bundle.path, threads=threads), options, stores.get(name)))
+            for name, bundle in opened.items()
+        }
+        self.workers = ThreadPoolExecutor(options.slots, "edgemem-text")
+        self.stopping = False
+
+    def model(self, name: object = None) -> Model:
+        """A model by its name; the first without one.
+
+        Raises:
+            RequestError: There is no such model.
+        """
+        if name is None:
+            return next(iter(self.models.values()))
+        if isinstance(name, str) and name in self.models:
+            return self.models[name]
+        raise RequestError(
+            "model_not_found",
+            f"there is no model {str(name)[:60]!r}.",
+            status=404,
+            hint=f"Models: {', '.join(self.models)}.",
+        )
+
+    async def keep(self) -> None:
+        """Park idle streams and save those that moved, until cancelled."""
+        while True:
+            await asyncio.sleep(min(self.options.save_every_s, max(1.0, self.options.idle_s / 4)))
+            for model in self.models.values():
+                await model.hub.park_idle()
+                await model.hub.save_all()
+
+    async def close(self) -> None:
+        """Save every stream and release the models."""
+        self.stopping = True
+        for model in self.models.values():
+            await model.hub.save_all()
+        await asyncio.to_thread(self.workers.shutdown, cancel_futures=True)
+        for model in self.models.values():
+            model.hub.session.close()

@@ -1,0 +1,239 @@
+"""The streams of one bundle by name: some in the pool, the others parked in memory or on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgemem.errors import EdgememError, PoolFullError, SnapshotError
+from edgemem.runtimes import Session
+from edgemem.runtimes.pool import Outcome, PoolStream
+from edgemem.runtimes.snapshot import Parts
+from edgemem.serve.errors import RequestError
+from edgemem.serve.log import log
+from edgemem.serve.options import ServeOptions
+from edgemem.serve.store import Store, checked_name
+
+_INLINE_MS = 2.0
+"""A tick that is shorter runs in the event loop: a change of threads would take as long."""
+
+
+class Entry:
+    """One stream.
+
+    Attributes:
+        name: What clients call it.
+        stream: Where it lives in the pool; ``None`` while it is parked.
+        parked: Its state; ``None`` while it lives, or while it lies on disk alone.
+        owner: The connection that uses it.
+        saved: The position that is on disk; -1 where nothing is.
+        note: What else is kept with it, as plain JSON values.
+        used_s: When it was used last, by the monotonic clock.
+        lock: Held while it is parked, resumed or saved.
+    """
+
+    def __init__(self, name: str, saved: int = -1) -> None:
+        self.name, self.saved = name, saved
+        self.stream: PoolStream | None = None
+        self.parked: bytes | None = None
+        self.owner: object | None = None
+        self.note: Any = None
+        self.used_s = time.monotonic()
+        self.lock = asyncio.Lock()
+
+
+class Hub:
+    """The streams of one bundle.
+
+    Args:
+        name: What clients call the model.
+        session: The session.
+        options: Limits.
+        store: Where states are saved; ``None`` keeps them in memory.
+    """
+
+    def __init__(self, name: str, session: Session, options: ServeOptions, store: Store | None) -> None:
+        self.name, self.session, self.store = name, session, store
+        self.pool = session.pool(options.slots, wait_ms=options.wait_ms)
+        self._options = options
+        self._inline = self.pool.tick_ms < _INLINE_MS and options.wait_ms == 0
+        self._turn_due = False
+        self.entries: dict[str, Entry] = {}
+        for found in store.names() if store is not None else ():
+            self.entries[found] = Entry(found, saved=0)
+
+    # Steps.
+
+    async def step(self, streams: Sequence[PoolStream], x: Any) -> Outcome:
+        """Advance streams by one step each; see :meth:`edgemem.runtimes.pool.Pool.step_soon`."""
+        if not self._inline:
+            return await asyncio.wrap_future(self.pool.step_soon(streams, x))
+        future = self.pool.step_soon(streams, x, wake=False)
+        loop = asyncio.get_running_loop()
+        if not self._turn_due:  # behind every message that is there already: they share the tick
+            self._turn_due = True
+            loop.call_soon(self._turn)
+        await asyncio.sleep(0)
+        return future.result() if future.done() else await asyncio.wrap_future(future)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        self.pool.try_turn()
+
+    # Streams.
+
+    async def attach(self, name: object, owner: object | None) -> Entry:
+        """Open a stream, or resume it; whoever had it loses it.
+
+        Raises:
+            RequestError: The name is wrong, or there are too many streams.
+            PoolFullError: Every slot holds a stream that somebody uses.
+            SnapshotError: Its state is damaged: it is set aside, and the next call opens a new stream.
+        """
+        entry = self.entries.get(checked_name(name))
+        if entry is None:
+            if len(self.entries) >= self._options.most_streams:
+                raise RequestError(
+                    "too_many_streams",
+                    f"the server holds {len(self.entries):,} streams, as many as it may.",
+                    status=503,
+                    hint="Close streams that are done.",
+                )
+            entry = self.entries[str(name)] = Entry(str(name))
+        async with entry.lock:
+            entry.used_s = time.monotonic()
+            if entry.stream is None:
+                await self._resume(entry)
+            entry.owner = owner
+        return entry
+
+    async def _resume(self, entry: Entry) -> None:
+        data = entry.parked
+        try:
+            if data is None and entry.saved >= 0 and self.store is not None:
+                data = await asyncio.to_thread(self.store.read, entry.name)
+            parts = None if data is None else await asyncio.to_thread(self.pool.read, data)
+        except (SnapshotError, OSError) as error:
+            self.entries.pop(entry.name, None)
+            kept = self.store.set_aside(entry.name) if self.store is not None else None
+            log("state_lost", stream=entry.name, model=self.name, reason=str(error).splitlines()[0], kept=str(kept))
+            raise SnapshotError(
+                f"the state of {entry.name!r} is lost: {error}", hint="Open the stream again: it starts at position 0."
+            ) from error
+        try:
+            entry.stream = await self._open()
+        except EdgememError:
+            if data is None and entry.saved < 0:
+                self.entries.pop(entry.name, None)
+            raise
+        if parts is not None:
+            await asyncio.wrap_future(entry.stream.soon.install(parts))
+            entry.note = json.loads(parts.note) if parts.note else None
+            entry.saved = int(parts.positions[0]) if entry.saved >= 0 else -1
+        entry.parked = None
+
+    async def _open(self) -> PoolStream:
+        """A slot; where all are taken, the stream that was idle longest is parked for it."""
+        while True:
+            try:
+                return await asyncio.wrap_future(self.pool.open_soon())
+            except PoolFullError:
+                idle = [entry for entry in self.entries.values() if entry.owner is None and entry.stream is not None]
+                idle = [entry for entry in idle if not entry.lock.locked()]
+                if not idle:
+                    raise
+                await self.park(min(idle, key=lambda entry: entry.used_s))
+
+    async def lone(self, parts: Parts | None = None) -> PoolStream:
+        """A stream without a name, which the caller closes."""
+        stream = await self._open()
+        if parts is not None:
+            await asyncio.wrap_future(stream.soon.install(parts))
+        return stream
+
+    async def close(self, entry: Entry) -> None:
+        """Forget a stream."""
+        async with entry.lock:
+            self.entries.pop(entry.name, None)
+            if entry.stream is not None:
+                await asyncio.wrap_future(entry.stream.soon.close())
+                entry.stream = None
+            if self.store is not None:
+                await asyncio.to_thread(self.store.remove, entry.name)
+
+    async def fork(self, entry: Entry, name: object, owner: object | None) -> Entry:
+        """A copy of a stream under a name that is free.
+
+        Raises:
+            RequestError: The name is taken or wrong.
+        """
+        if checked_name(name) in self.entries:
+            raise RequestError("stream_exists", f"there is a stream {name!r} already.", status=409)
+        copy = await self.attach(name, owner)
+        assert entry.stream is not None
+        assert copy.stream is not None
+        copy.note = entry.note
+        await asyncio.wrap_future(copy.stream.soon.install(await asyncio.wrap_future(entry.stream.soon.parts())))
+        return copy
+
+    # Parking and saving.
+
+    async def packed(self, entry: Entry) -> tuple[bytes, int]:
+        """The state of a stream that lives, and its position."""
+        assert entry.stream is not None
+        stream, note = entry.stream, "" if entry.note is None else json.dumps(entry.note)
+        parts = await asyncio.wrap_future(stream.soon.parts())
+        return await asyncio.to_thread(stream.pack, parts, note), int(parts.positions[0])
+
+    async def save(self, entry: Entry) -> None:
+        """Write a stream's state to disk, if it has moved."""
+        async with entry.lock:
+            if self.store is None or entry.stream is None or entry.stream.position == entry.saved:
+                return
+            data, position = await self.packed(entry)
+            await asyncio.to_thread(self.store.write, entry.name, data)
+            entry.saved = position
+
+    async def park(self, entry: Entry) -> None:
+        """Give a stream's slot back; its state stays on disk, or in memory."""
+        async with entry.lock:
+            if entry.stream is None:
+                return
+            if self.store is None or entry.stream.position != entry.saved:
+                data, position = await self.packed(entry)
+                if self.store is None:
+                    entry.parked = data
+                else:
+                    await asyncio.to_thread(self.store.write, entry.name, data)
+                    entry.saved = position
+            stream, entry.stream = entry.stream, None
+            await asyncio.wrap_future(stream.soon.close())
+
+    async def save_all(self) -> int:
+        """Save what has moved; how many streams could not be saved."""
+        failed = 0
+        for entry in list(self.entries.values()):
+            try:
+                await self.save(entry)
+            except (EdgememError, OSError) as error:
+                failed += 1
+                log("save_failed", stream=entry.name, model=self.name, reason=str(error).splitlines()[0])
+        return failed
+
+    async def park_idle(self) -> None:
+        """Park the streams that nobody has used for long."""
+        now_s = time.monotonic()
+        for entry in list(self.entries.values()):
+            if entry.stream is not None and entry.owner is None and now_s - entry.used_s > self._options.idle_s:
+                try:
+                    await self.park(entry)
+                except (EdgememError, OSError) as error:
+                    log("park_failed", stream=entry.name, model=self.name, reason=str(error).splitlines()[0])
+
+    def figures(self) -> Mapping[str, int]:
+        """What a page and the metrics show."""
+        stats = self.pool.stats
+        return {**vars(stats), "named": len(self.entries), "parked": len(self.entries) - stats.streams}

@@ -1,0 +1,100 @@
+"""Where the states of streams lie on disk: one file a stream, in a folder named after the model's fingerprint."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from edgemem.errors import EdgememError
+from edgemem.files import write_atomic
+from edgemem.serve.errors import RequestError
+from edgemem.serve.log import log
+from edgemem.serve.options import ServeOptions
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SUFFIX = ".state"
+
+
+def checked_name(name: object) -> str:
+    """The name of a stream, which becomes the name of a file.
+
+    Raises:
+        RequestError: It is not one.
+    """
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        return name
+    raise RequestError(
+        "bad_stream_name",
+        f"{str(name)[:40]!r} is not the name of a stream.",
+        hint="Use 1 to 128 letters, digits, '-', '_' and '.', a letter or digit first.",
+    )
+
+
+class Store:
+    """The saved states of one model's streams.
+
+    Args:
+        folder: The folder of this model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def names(self) -> list[str]:
+        """The streams that are saved."""
+        return sorted(path.name[: -len(_SUFFIX)] for path in self._folder.glob(f"*{_SUFFIX}"))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Save a stream, whole or not at all."""
+        write_atomic(self._path(name), data)
+
+    def read(self, name: str) -> bytes:
+        """What was saved.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        return self._path(name).read_bytes()
+
+    def remove(self, name: str) -> None:
+        """Forget a stream."""
+        self._path(name).unlink(missing_ok=True)
+
+    def set_aside(self, name: str) -> Path:
+        """Keep a damaged file under another name."""
+        path = self._path(name)
+        return path.replace(path.with_suffix(".damaged"))
+
+    def _path(self, name: str) -> Path:
+        return self._folder / (checked_name(name) + _SUFFIX)
+
+
+def open_stores(options: ServeOptions, fingerprints: dict[str, str]) -> dict[str, Store]:
+    """The stores of some models, by their names.
+
+    Args:
+        options: Where states lie, and what to do with those of other models.
+        fingerprints: Of each model.
+
+    Raises:
+        EdgememError: States of another model lie there, and nobody said what to do with them.
+    """
+    folder = options.state_dir
+    if folder is None:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    known = {fingerprint[:16] for fingerprint in fingerprints.values()}
+    others = {path: len(list(path.glob(f"*{_SUFFIX}"))) for path in folder.iterdir() if path.name not in known}
+    if (count := sum(others.values())) and options.other_states == "refuse":
+        raise EdgememError(
+            f"{folder} holds the states of {count:,} streams of other weights, which this server cannot resume.",
+            hint="Serve the bundle they were saved with; or start with --discard to delete them, or --keep-state to "
+            "leave them where they are.",
+        )
+    for path, found in others.items():
+        if found and options.other_states == "discard":
+            shutil.rmtree(path)
+            log("discarded_states", folder=str(path), streams=found)
+    return {name: Store(folder / fingerprint[:16]) for name, fingerprint in fingerprints.items()}
