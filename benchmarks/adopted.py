@@ -7,6 +7,7 @@ interleaved, with one thread. Framing, Fourier transforms and overlap-add count 
 from __future__ import annotations
 
 import os
+import shutil
 
 # numpy's BLAS takes its number of threads when it is imported.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -75,6 +76,30 @@ def silero_loop(session: Any, batch: int = 1) -> Step:
     return step
 
 
+def legacy_loop(session: Any) -> Step:
+    """vad-web's older model: 1,536 samples ``[1, 1536]``, and two states."""
+    sr, states = np.array(16_000), [np.zeros((2, 1, 64), np.float32), np.zeros((2, 1, 64), np.float32)]
+
+    def step(samples: Floats) -> object:
+        nonlocal states
+        out, *states = session.run(["output", "hn", "cn"], {"input": samples, "sr": sr, "h": states[0], "c": states[1]})
+        return out
+
+    return step
+
+
+def deepfilter_loop(path: Path) -> Step:
+    """512 samples ``[512]`` at 48 kHz; all states in one array."""
+    session, limit, states = load(path), np.array(0, np.float32), np.zeros(46_136, np.float32)
+
+    def step(samples: Floats) -> object:
+        nonlocal states
+        out, states, _ = session.run(None, {"input_frame": samples, "states": states, "atten_lim_db": limit})
+        return out
+
+    return step
+
+
 def gtcrn_loop(path: Path) -> Step:
     """256 samples ``[256]``; frames of 512, with a square-root Hann window before and behind the model."""
     session = load(path)
@@ -105,7 +130,7 @@ def dtln_loop(first: Path, second: Path) -> Step:
     def step(samples: Floats) -> object:
         block[:-128] = block[128:]
         block[-128:] = samples
-        spectrum = np.fft.rfft(block)
+        spectrum = np.fft.rfft(block.astype(np.float64))  # complex128, as the publisher notes
         magnitude = np.abs(spectrum).reshape(1, 1, 257).astype(np.float32)
         mask, states[0] = masking.run(None, {"input_2": magnitude, "input_3": states[0]})
         masked = np.fft.irfft(mask.reshape(257) * spectrum, 512).astype(np.float32).reshape(1, 1, 512)
@@ -167,6 +192,12 @@ def models() -> Iterator[Model]:
     for title, name in (("silero-vad", "silero_vad.onnx"), ("silero-vad without If", "silero_vad_op18_ifless.onnx")):
         path = packages.silero(name)
         yield Model(title, path, FRAMED, silero_loop(load(path)), (512,))
+    if shutil.which("npm"):
+        for version in ("v5", "v6"):
+            path = packages.web(version)
+            yield Model(f"vad-web {version}", path, FRAMED, silero_loop(load(path)), (512,))
+        path, options = packages.web("legacy"), replace(CHECKED, fixed={"sr": 16_000}, takes=1536)
+        yield Model("vad-web legacy", path, options, legacy_loop(load(path)), (1536,))
     path = packages.gtcrn()
     yield Model(
         "GTCRN", path, replace(CHECKED, stft=Stft(512, 256, "sqrt_hann")), gtcrn_loop(path), (256,), batched=False
@@ -181,6 +212,8 @@ def models() -> Iterator[Model]:
     stages = [packages.dtln(1), packages.dtln(2)]
     between = replace(CHECKED, between="spectral-mask", takes=128, context=384)
     yield Model("DTLN, both stages", stages, between, dtln_loop(*stages), (128,), batched=False)
+    path, options = packages.deepfilter(), replace(CHECKED, fixed={"atten_lim_db": 0}, takes=512)
+    yield Model("DeepFilterNet", path, options, deepfilter_loop(path), (512,), batched=False)
     path, speaker = packages.voicefilter(), {"dvec": np.full((1, 256), 0.05, np.float32)}
     by_hand = plain_loop(path, "stacked_logmel", [("h0", "hN"), ("c0", "cN")], speaker)
     yield Model("VoiceFilter-Lite", path, replace(CHECKED, held=("dvec",)), by_hand, (1, 512), held=speaker)

