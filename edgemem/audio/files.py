@@ -37,11 +37,13 @@ class AudioFile:
     Attributes:
         rate_hz: Samples a second.
         channels: Channels.
+        frames: Samples of a channel, as the file's header has it.
         blocks: The samples, float32 ``[N, channels]`` at a time; closes the file at its end.
     """
 
     rate_hz: int
     channels: int
+    frames: int
     blocks: Iterator[Samples]
 
 
@@ -72,7 +74,7 @@ def open_audio(path: Path) -> AudioFile:
     with contextlib.suppress(wave.Error, EOFError, RuntimeError):  # the last of a chunk that ends before it begins
         opened = wave.open(file)  # noqa: SIM115 (the blocks close it)
         if opened.getsampwidth() == 2 and opened.getframerate():
-            return AudioFile(opened.getframerate(), opened.getnchannels(), _wave_blocks(opened))
+            return AudioFile(opened.getframerate(), opened.getnchannels(), opened.getnframes(), _wave_blocks(opened))
     return _open_soundfile(path, file)
 
 
@@ -107,7 +109,7 @@ def _open_soundfile(path: Path, file: IO[bytes]) -> AudioFile:
         except soundfile.LibsndfileError as error:
             raise InputError(f"{path} is damaged: {error.error_string or error.code}") from error
 
-    return AudioFile(opened.samplerate, opened.channels, blocks())
+    return AudioFile(opened.samplerate, opened.channels, opened.frames, blocks())
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 from edgemem.audio.files import RAW, Samples, from_raw, open_audio
 from edgemem.audio.resample import Resampler
 from edgemem.cli.audio_options import AudioOptions
+from edgemem.cli.audio_progress import audio_bar
 from edgemem.cli.audio_sinks import Sink, Timing, open_sink
 from edgemem.cli.ending import Ending
 from edgemem.cli.interrupt import Interrupt
@@ -24,7 +25,7 @@ from edgemem.cli.rows import open_source
 from edgemem.cli.run_options import RunOptions
 from edgemem.cli.snapshots import Saver
 from edgemem.cli.totals import where
-from edgemem.console import print_json
+from edgemem.console import console, print_json
 from edgemem.errors import ContractError, InputError
 from edgemem.runtimes import Session, Stream
 
@@ -55,11 +56,13 @@ def run_audio(session: Session, options: RunOptions) -> None:
         sink = stack.enter_context(open_sink(timing, options, recording.is_live, kept))
         job = AudioJob(stream, timing, sink, kept["fed"], kept["given"])
         saver = options.snapshots.saver(stream, lambda: Note(audio=job.note))
-        with Ending(interrupt, saver.save, input_counts=True) as end:
+        bar = audio_bar(console(stderr=True), recording.audio_s, options.audio.out)
+        with Ending(interrupt, saver.save, input_counts=True) as end, bar as show:
             for samples in recording.samples:
                 interrupt.check()
                 job.feed(samples)
                 saver.tick()
+                show(job.samples / timing.rate_hz)
         with end:
             if options.snapshots.target is None:  # otherwise the snapshot holds what is left, and goes on from there
                 job.finish()
@@ -97,11 +100,13 @@ class Recording:
         samples: What the model takes, float32 ``[N, channels]`` at a time, at its rate.
         is_live: Whether it is answered as it arrives.
         resampler: Converts the rate; ``None`` where it is the model's.
+        audio_s: Length in seconds of what is read; ``None``: live, or without a header.
     """
 
     samples: Iterator[Samples]
     is_live: bool
     resampler: Resampler | None
+    audio_s: float | None
 
 
 def open_recording(options: RunOptions, timing: Timing, interrupt: Interrupt, idle: Idle) -> Recording:
@@ -112,7 +117,7 @@ def open_recording(options: RunOptions, timing: Timing, interrupt: Interrupt, id
         MissingDependencyError: It has another sample rate, and soxr is not installed.
     """
     audio, path = options.audio, options.audio.audio or Path("-")
-    is_live = str(path) == "-" or not path.is_file()
+    is_live, audio_s = str(path) == "-" or not path.is_file(), None
     if is_live or options.rows.format:
         if audio.skip_s:
             raise click.UsageError("--skip is for files with a header, not for bare samples.")
@@ -122,6 +127,7 @@ def open_recording(options: RunOptions, timing: Timing, interrupt: Interrupt, id
         if audio.sample_rate_hz is not None:
             raise click.UsageError(f"--sample-rate is for bare samples; {path} has its own.")
         found, name = open_audio(path), str(path)
+        audio_s = found.frames / found.rate_hz - audio.skip_s
         rate_hz, skipped = found.rate_hz, _skipped(found.blocks, round(audio.skip_s * found.rate_hz))
         blocks = _chosen(skipped, found.channels, timing.channels, audio, name)
     resampler = None if rate_hz == timing.rate_hz else Resampler(rate_hz, timing.rate_hz, timing.channels)
@@ -130,7 +136,7 @@ def open_recording(options: RunOptions, timing: Timing, interrupt: Interrupt, id
             f"{name} has {rate_hz:,} Hz, the model takes {timing.rate_hz:,} Hz, and a snapshot does not hold what is "
             "between two sample rates. Convert the audio first."
         )
-    return Recording(_not_empty(_resampled(blocks, resampler), name), is_live, resampler)
+    return Recording(_not_empty(_resampled(blocks, resampler), name), is_live, resampler, audio_s)
 
 
 def _skipped(blocks: Iterator[Samples], frames: int) -> Iterator[Samples]:
