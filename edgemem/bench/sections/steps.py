@@ -70,8 +70,8 @@ class Steps(Section, key="steps", title="Latency of a step", place=10, stage=Sta
         if len(self.over_time) > 1:
             first, last = self.over_time[0], self.over_time[-1]
             notes.append(
-                f"At the end of the run a step takes {number(last.p50_ms / first.p50_ms)} times what it takes at the "
-                f"start, {number(last.second)} s before."
+                f"A step takes {ms(first.p50_ms)} at the start of the run, and {ms(last.p50_ms)} after "
+                f"{number(last.second)} s."
             )
         drift = Picture("Latency of a step over the time of the run", self._draw_over_time, 2.2)
         picture = Picture("Histogram and cumulative distribution of the latency of a step", self._draw, 4.2)
