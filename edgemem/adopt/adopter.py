@@ -258,7 +258,7 @@ def adopt(
         compared = compare(writer.folder, subject, options.steps, progress, largest_allowed=allowed)
         report = {
             "steps": options.steps,
-            **asdict(compared),
+            **{name: value for name, value in asdict(compared).items() if value is not None},
             "original": [{"file": file.name, "sha256": sha256_file(file)} for file in files],
             "states": {p.input: p.verdict for p in proposal.pairs},
         }

@@ -196,8 +196,8 @@ def adopt(
         console().print(headed(str(out), facts))
         _print_roles(bundle.contract, found["states"])
         names = " and ".join(model.name for model in models)
-        measured = ("largest_difference", "change", "change_tolerance")
-        console().print(equal_to(names, found["steps"], **{key: found[key] for key in measured}))
+        measured = {key: found[key] for key in ("largest_difference", "change", "change_tolerance") if key in found}
+        console().print(equal_to(names, found["steps"], **measured))
 
 
 def _print_proposal(proposal: Proposal, as_json: bool) -> None:

@@ -6,6 +6,7 @@ The files are those of packages that are installed without their dependencies (`
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import onnxruntime as ort
 import pytest
 
 import edgemem
-from edgemem.adopt import AdoptOptions, adopt
+from edgemem.adopt import AdoptOptions, adopt, propose
 from edgemem.bundle import Bundle
 from edgemem.contract import Stft
 from edgemem.errors import VerificationError
@@ -272,17 +273,29 @@ def test_dtln_streams_as_the_packages_loop_over_both_files_does(tmp_path):
     assert np.abs(got - want).max() <= 1e-6 * want.std()
 
 
-@pytest.mark.parametrize("name", ["silero-sequence", "fsmn-osc"])
-def test_longer_calls_refuse_every_exchange_of_states(tmp_path, name):
+TWINS = {
+    "silero-sequence": {"h": "hn", "c": "cn"},
+    "fsmn-osc": {f"in_cache{at}": f"out_cache{at}" for at in range(4)},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "swap"), [(name, swap) for name, pairs in TWINS.items() for swap in itertools.combinations(pairs, 2)]
+)
+def test_longer_calls_refuse_every_exchange_of_states(name, swap):
     file, options, _ = MODELS[name]
-    path = model_file(file)
-    swaps = {
-        "silero-sequence": ("h", "cn", "c", "hn"),
-        "fsmn-osc": ("in_cache0", "out_cache1", "in_cache1", "out_cache0"),
-    }
-    one, its, other, other_s = swaps[name]
+    one, other = swap
+    states = {one: TWINS[name][other], other: TWINS[name][one]}
     with pytest.raises(VerificationError, match="contradicts longer calls"):
-        adopt(path, tmp_path / "bundle", AdoptOptions(**options, states={one: its, other: other_s}))
+        propose(model_file(file), AdoptOptions(**options, states=states))
+
+
+@pytest.mark.parametrize(("name", "pairs"), [("vad-web-legacy", ("h:cn", "c:hn")), ("voicefilter", ("h0:cN", "c0:hN"))])
+def test_where_nothing_tells_states_apart_an_exchange_is_not_proved(name, pairs):
+    file, options, _ = MODELS[name]
+    states = dict(pair.split(":") for pair in pairs)
+    found = propose(model_file(file), AdoptOptions(**options, states=states))
+    assert [pair.verdict for pair in found.pairs] == [f"→ {out}: --state, not proved" for out in states.values()]
 
 
 def test_the_sequence_file_agrees_with_the_steps(tmp_path):

@@ -45,12 +45,23 @@ def test_a_dry_run_shows_the_pairs_and_writes_nothing(invoke, tmp_path):
     assert found["contract"]["format"] == "edgemem.contract"
 
 
-def test_inspect_shows_pairs_that_are_not_proved(invoke, tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "verdicts"),
+    [
+        ((), {"h": "→ hn: name, not proved", "c": "→ cn: name, not proved"}),
+        (("--state", "h:cn", "--state", "c:hn"), {"h": "→ cn: --state, not proved", "c": "→ hn: --state, not proved"}),
+    ],
+)
+def test_pairs_that_nothing_proves_are_so_in_the_table_the_manifest_and_inspect(invoke, tmp_path, flags, verdicts):
     path = write(tmp_path / "t.onnx", STEP_TWINS)
-    assert invoke("adopt", path, "--steps", "3", "--out", tmp_path / "out").exit_code == 0
-    assert "not proved" in invoke("inspect", tmp_path / "out").stdout
-    states = json.loads(invoke("inspect", tmp_path / "out", "--json").stdout)["verification"]["states"]
-    assert states["h"] == "→ hn: name, not proved"
+    result = invoke("adopt", path, *flags, "--steps", "3", "--out", tmp_path / "out")
+    assert open_bundle(tmp_path / "out").manifest.verification["states"] == verdicts
+    shown = invoke("inspect", tmp_path / "out").stdout
+    told = json.loads(invoke("inspect", tmp_path / "out", "--json").stdout)["verification"]["states"]
+    assert told == verdicts
+    for verdict in verdicts.values():
+        assert verdict in result.stdout
+        assert verdict in shown
 
 
 def test_states_can_be_named_and_start_somewhere(invoke, tmp_path):
