@@ -161,7 +161,7 @@ def main_of_server(path: str, folder: str, slots: str) -> None:
         await receive()
         await send({"type": "websocket.accept"})
         while (event := await receive())["type"] == "websocket.receive":
-            await send({"type": "websocket.send", "text": event["text"]})
+            await send({"type": "websocket.send", "bytes": event["bytes"]})
 
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     print(json.dumps({"event": "port", "port": listener.getsockname()[1]}), file=sys.stderr, flush=True)
@@ -203,10 +203,11 @@ async def stream(address: str, name: str) -> AsyncIterator[ClientConnection]:
 
 async def step_over_echo(address: str, messages: int) -> list[Figure]:
     """A step over one WebSocket minus an echo of the same message, interleaved."""
-    request = json.dumps({"x": 65})
+    header = json.dumps({"dtype": "int64", "shape": []}).encode()
+    request = len(header).to_bytes(4, "little") + header + np.int64(65).tobytes()
     times: dict[str, list[float]] = {"echo": [], "step": []}
     async with stream(address, "one") as live, connect(f"{address}/echo", compression=None) as echo:
-        reply = ""
+        reply: str | bytes = b""
         for round_ in range(messages):
             for name, connection, text in (("step", live, request), ("echo", echo, reply or request)):
                 began = time.perf_counter()
@@ -214,7 +215,7 @@ async def step_over_echo(address: str, messages: int) -> list[Figure]:
                 got = await connection.recv()
                 if round_ > messages // 10:
                     times[name].append((time.perf_counter() - began) * 1e3)
-                reply = str(got) if name == "step" else reply
+                reply = got if name == "step" else reply
     figures = []
     for percent, target in ((50, 0.15), (99, 0.5)):
         step_ms, echo_ms = (float(np.percentile(times[name], percent)) for name in ("step", "echo"))

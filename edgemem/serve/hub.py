@@ -17,6 +17,7 @@ from edgemem.serve.log import log
 from edgemem.serve.options import ServeOptions
 from edgemem.serve.store import Store, checked_name
 
+_PARKED_BYTES = 1 << 30  # of states that are parked in memory
 _INLINE_MS = 2.0
 """A tick that is shorter runs in the event loop: a change of threads would take as long."""
 
@@ -59,8 +60,11 @@ class Hub:
         self.name, self.session, self.store = name, session, store
         self.pool = session.pool(options.slots, wait_ms=options.wait_ms)
         self._options = options
-        self._inline = self.pool.tick_ms < _INLINE_MS and options.wait_ms == 0
         self._turn_due = False
+        self._most = options.most_streams
+        if store is None:
+            room = options.slots + _PARKED_BYTES // max(1, self.pool.contract.state_bytes)
+            self._most = min(self._most, room)
         self.entries: dict[str, Entry] = {}
         for found in store.names() if store is not None else ():
             self.entries[found] = Entry(found, saved=0)
@@ -69,7 +73,7 @@ class Hub:
 
     async def step(self, streams: Sequence[PoolStream], x: Any) -> Outcome:
         """Advance streams by one step each; see :meth:`edgemem.runtimes.pool.Pool.step_soon`."""
-        if not self._inline:
+        if self._options.wait_ms:
             return await asyncio.wrap_future(self.pool.step_soon(streams, x))
         future = self.pool.step_soon(streams, x, wake=False)
         loop = asyncio.get_running_loop()
@@ -81,7 +85,10 @@ class Hub:
 
     def _turn(self) -> None:
         self._turn_due = False
-        self.pool.try_turn()
+        if self.pool.due_ms() < _INLINE_MS:
+            self.pool.try_turn()
+        else:
+            self.pool.wake()
 
     # Streams.
 
@@ -95,7 +102,7 @@ class Hub:
         """
         entry = self.entries.get(checked_name(name))
         if entry is None:
-            if len(self.entries) >= self._options.most_streams:
+            if len(self.entries) >= self._most:
                 raise RequestError(
                     "too_many_streams",
                     f"the server holds {len(self.entries):,} streams, as many as it may.",

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+OPS = ("step", "feed", "open", "fork", "snapshot", "restore", "reset", "finish", "close")
+"""What a message can ask for."""
 
 
 class Metrics:
@@ -14,9 +16,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.latency = Histogram(
+        latency = Histogram(
             "edgemem_message_seconds", "Time to answer a message.", ["op"], registry=registry, buckets=_SECONDS
         )
+        self.latency = {op: latency.labels(op) for op in (*OPS, "unknown")}
         self.first_token = Histogram(
             "edgemem_first_token_seconds", "Time to the first token of a text.", registry=registry, buckets=_SECONDS
         )

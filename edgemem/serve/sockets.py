@@ -15,8 +15,8 @@ from edgemem.serve.host import Host, Model
 from edgemem.serve.hub import Entry
 from edgemem.serve.log import log
 from edgemem.serve.messages import parse_message, write_message
+from edgemem.serve.metrics import OPS
 
-OPS = ("step", "feed", "open", "fork", "snapshot", "restore", "reset", "finish", "close")
 _TAKEN_OVER, _STOPPING = 4001, 1012
 
 
@@ -134,7 +134,7 @@ class Connection:
                 log("internal_error", op=str(op), error=f"{type(error).__name__}: {error}")
             reply, outputs = {"error": error_json(error), **self._position_of(message)}, None
         took_s = time.perf_counter() - started_s
-        metrics.latency.labels(op if op in OPS else "unknown").observe(took_s)
+        metrics.latency[op if op in OPS else "unknown"].observe(took_s)
         if op == "step" and took_s > self._host.options.deadline_ms / 1e3:
             metrics.late.inc()
         reply = {"op": op, **({"seq": message["seq"]} if "seq" in message else {}), **reply}

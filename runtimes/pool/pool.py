@@ -184,10 +184,9 @@ class Pool:
                     self._turn()
         return future.result()
 
-    @property
-    def tick_ms(self) -> float:
-        """Time of a tick of all slots when the pool was opened, in milliseconds."""
-        return max(self._bank.windows.seconds.values()) * 1e3
+    def due_ms(self) -> float:
+        """About how long the next tick will take, in milliseconds, by what was measured when the pool was opened."""
+        return self._bank.windows.estimate(len(self._ready)) * 1e3
 
     def try_turn(self) -> None:
         """Make a tick here and now, if nobody else is at it; what is longer is left to the pool's thread.
@@ -199,6 +198,10 @@ class Pool:
                 self._turn(work=False)
             finally:
                 self._turns.release()
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the pool's thread see to what waits."""
         with self._lock:
             if self._calls or self._ready or self._working:
                 self._wake.notify()
@@ -394,5 +397,4 @@ class Pool:
     def _closed_error(self) -> EdgememError:
         return EdgememError("the pool is closed.", hint="Open another one: session.pool().")
 
-    def _let_go(self) -> None:
-        self.close()
+    _let_go = close

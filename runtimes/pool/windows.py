@@ -79,6 +79,10 @@ class Windows:
             found = self._covers[key] = self._best(key, 0, 1 << (self._rows - 1).bit_length())[1]
         return found
 
+    def estimate(self, ready: int) -> float:
+        """About how many seconds it takes to advance so many rows, if they are neighbours."""
+        return self._seconds(max(1, min(ready, self._rows)))
+
     def _best(self, ready: bytes, first: int, size: int) -> tuple[float, list[Window]]:
         """The windows within ``size`` rows that take the least time, and that time."""
         if 1 not in ready[first : first + size]:
