@@ -56,12 +56,13 @@ def with_metadata(options: AdoptOptions, metadata: Mapping[str, str], first: Gra
     return replace(options, stft=stft, sample_rate_hz=options.sample_rate_hz or (int(rate) if rate.isdecimal() else 0))
 
 
-def write_with_metadata(bundle: Bundle, out: Path) -> Path:
+def write_with_metadata(bundle: Bundle, out: Path, more: Mapping[str, str] | None = None) -> Path:
     """Write a bundle as one ONNX file with its weights inside, described by its metadata.
 
     Args:
         bundle: The bundle; its graph takes one step, and every state is a whole input and output that begins at zero.
         out: The file to write.
+        more: Other entries, such as ``model_type``, which names a family of models to sherpa-onnx.
 
     Returns:
         The file.
@@ -81,7 +82,7 @@ def write_with_metadata(bundle: Bundle, out: Path) -> Path:
         )
     model = ir.load(bundle.file(graph.file))
     ir.external_data.load_to_model(model)
-    model.metadata_props.update(_described(contract, graph))
+    model.metadata_props.update(_described(contract, graph) | dict(more or {}))
     write_atomic(out, ir.to_proto(model).SerializeToString())
     return out
 
@@ -90,6 +91,7 @@ def _described(contract: Contract, graph: GraphFile) -> dict[str, str]:
     spec = contract.input
     shapes = {tensor.name: tensor.shape(Sizes()) for tensor in contract.inputs(graph)}
     found = {f"{s.input_name}_shape": ",".join(map(str, shapes[s.input_name])) for s in contract}
+    found["version"] = "1"
     found[_INPUTS] = ",".join(state.input_name for state in contract)
     found[_OUTPUTS] = ",".join(state.output_name for state in contract)
     if spec.sample_rate_hz:

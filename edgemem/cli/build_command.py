@@ -13,7 +13,7 @@ import click
 
 from edgemem.bundle import RECIPE, Bundle, open_bundle
 from edgemem.cli.export_tools import checking
-from edgemem.cli.formats import FORMATS, write_format
+from edgemem.cli.formats import FORMATS, FormatOptions, write_format
 from edgemem.cli.options import count
 from edgemem.console import console, headed, print_json, print_table, readable_bytes
 from edgemem.errors import EngineError, MissingDependencyError, RuntimeUnavailableError
@@ -58,6 +58,13 @@ _LINT_HINT = how_to_install("onnx")
     metavar="X.Y",
     help="With --target rtx: build only for these GPUs; repeat for several.",
 )
+@click.option(
+    "--metadata",
+    "entries",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="With --target sherpa-onnx: an entry to add, such as model_type=gtcrn; repeat for several.",
+)
 @click.option("--check-only", is_flag=True, help="List what the target cannot take, and build nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def build(
@@ -68,6 +75,7 @@ def build(
     workspace: int | None,
     top_k: int | None,
     capabilities: tuple[str, ...],
+    entries: tuple[str, ...],
     check_only: bool,
     as_json: bool,
 ) -> None:
@@ -86,7 +94,9 @@ def build(
     can be a folder that was packed for a board: `edgemem build FOLDER` on that board needs no options.
     """
     if target in FORMATS:
-        return write_format(target, bundle, out, max_batch, as_json)
+        return write_format(target, bundle, out, FormatOptions(max_batch, dict(map(_entry, entries)), as_json))
+    if entries:
+        raise click.UsageError("--metadata is for --target sherpa-onnx.")
     recipe = read_recipe(bundle) if (bundle / RECIPE).is_file() else None
     chosen = TARGETS[target or (recipe.target if recipe else "local")]
     options = _options(recipe, chosen, max_batch, workspace, top_k, capabilities)
@@ -125,6 +135,13 @@ def build(
         _print(result, chosen)
     if check_only:
         _refuse(findings, chosen)
+
+
+def _entry(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint="--metadata")
+    return key, value
 
 
 def _options(

