@@ -93,10 +93,8 @@ def build(
     The engines are written to the folder `engines` in BUNDLE, where `edgemem run --runtime tensorrt` finds them. BUNDLE
     can be a folder that was packed for a board: `edgemem build FOLDER` on that board needs no options.
     """
-    if target in FORMATS:
-        return write_format(target, bundle, out, FormatOptions(max_batch, dict(map(_entry, entries)), as_json))
-    if entries:
-        raise click.UsageError("--metadata is for --target sherpa-onnx.")
+    if target in FORMATS or entries:
+        return write_format(target, bundle, out, FormatOptions(max_batch, entries, as_json))
     recipe = read_recipe(bundle) if (bundle / RECIPE).is_file() else None
     chosen = TARGETS[target or (recipe.target if recipe else "local")]
     options = _options(recipe, chosen, max_batch, workspace, top_k, capabilities)
@@ -135,13 +133,6 @@ def build(
         _print(result, chosen)
     if check_only:
         _refuse(findings, chosen)
-
-
-def _entry(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise click.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint="--metadata")
-    return key, value
 
 
 def _options(

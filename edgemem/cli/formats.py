@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,12 +21,12 @@ class FormatOptions:
 
     Attributes:
         max_batch: Most streams in one call.
-        metadata: Entries to add to the metadata.
+        entries: ``KEY=VALUE`` of each entry to add to the metadata.
         as_json: Whether to print JSON.
     """
 
     max_batch: int | None
-    metadata: Mapping[str, str]
+    entries: Sequence[str]
     as_json: bool
 
 
@@ -43,8 +43,15 @@ def write_sherpa(bundle: Path, out: Path, options: FormatOptions) -> None:
     needs_export_packages("onnx_ir")
     from edgemem.adopt.metadata import write_with_metadata
 
-    written = write_with_metadata(open_bundle(bundle), out, options.metadata)
+    written = write_with_metadata(open_bundle(bundle), out, dict(map(_entry, options.entries)))
     _say(bundle, SHERPA, written, "an ONNX file with metadata as sherpa-onnx has them", options.as_json)
+
+
+def _entry(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE.", param_hint="--metadata")
+    return key, value
 
 
 def _say(bundle: Path, target: str, written: Path, what: str, as_json: bool) -> None:
@@ -83,8 +90,11 @@ FORMATS: dict[str, Callable[[Path, Path, FormatOptions], None]] = {
 _WRITTEN = {SHERPA: "file"}
 
 
-def write_format(target: str, bundle: Path, out: Path | None, options: FormatOptions) -> None:
+def write_format(target: str | None, bundle: Path, out: Path | None, options: FormatOptions) -> None:
     """Write a bundle for a target of :data:`FORMATS`."""
+    if options.entries and target != SHERPA:
+        raise click.UsageError(f"--metadata is for --target {SHERPA}.")
+    assert target is not None
     if out is None:
         raise click.UsageError(f"--target {target} needs --out: the {_WRITTEN.get(target, 'folder')} to write.")
     FORMATS[target](bundle, out, options)
