@@ -89,9 +89,9 @@ def pool_figures(name: str, path: Path, rounds: int, tick: float, gain: float) -
             stream.restore(start)
         whole = pool._tick
 
-        def timed(ready: Any) -> None:
+        def timed(*ready: Any) -> None:
             began = time.thread_time()
-            whole(ready)
+            whole(*ready)
             times["tick"].append(time.thread_time() - began)
 
         pool._tick = timed  # type: ignore[method-assign]

@@ -33,6 +33,7 @@ class Bank:
 
     Attributes:
         used: Which rows hold a stream, bool ``[N]``.
+        direct: Which rows can step with others: they hold no part of a step, and have not ended.
         windows: The calls that advance them.
         guest: A stream of its own, to which a row is lent for whatever is no step of many rows.
 
@@ -50,6 +51,7 @@ class Bank:
         self._lane = lane = Lane(contract, engine, rows, 1)
         self._policy = NanPolicy(on_nan, contract, lane.buffers, session.guard)
         self.used: NDArray[np.bool_] = np.zeros(rows, bool)
+        self.direct: NDArray[np.bool_] = np.zeros(rows, bool)
         self.guest = session.stream(on_nan=on_nan)
         self._ends = Buffers(contract, 1)  # for models that keep nothing there, of any number of rows
         lane.reset(None)
@@ -84,18 +86,19 @@ class Bank:
         self._lane.arena.copy_rows(self._lane.arena, [row], into)
         self._lane.buffers.copy_rows(self._lane.buffers, [row], into)
         self._lane.write_held()
+        self.direct[into] = self.direct[row]
 
     def lend(self, row: int) -> None:
         """Copy a row to the guest."""
         self.guest._lane.copy([(self._lane, [row])])
 
-    def take_back(self, row: int) -> bool:
-        """Copy the guest to a row; whether it can advance with others, which needs that it holds no part of a step."""
+    def take_back(self, row: int) -> None:
+        """Copy the guest to a row."""
         lane, guest = self._lane, self.guest._lane
         lane.arena.copy_rows(guest.arena, [0], row)
         lane.buffers.copy_rows(guest.buffers, [0], row)
         lane.write_held()
-        return not (guest.ended or guest.buffers.waits)
+        self.direct[row] = not (guest.ended or guest.buffers.waits)
 
     def goes_alone(self, rows: Rows, items: Mapping[str, Array]) -> NDArray[np.bool_]:
         """Which of those rows cannot step with others: bool ``[K]``.

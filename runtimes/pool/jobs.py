@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 Slices = Generator[None, None, Any]
 
 
-def opened(bank: Bank, row: int, held: Mapping[str, Any] | None, parts: snapshot.Parts | None) -> bool:
-    """Set up a row; whether it can step with others."""
+def opened(bank: Bank, row: int, held: Mapping[str, Any] | None, parts: snapshot.Parts | None) -> None:
+    """Set up a row."""
     guest = bank.guest
     bank.lend(row)
     if parts is not None:
         guest._install(parts)
     if held is not None:
         guest.hold(held)
-    return bank.take_back(row)
+    bank.take_back(row)
 
 
 def stepped(bank: Bank, stream: PoolStream, step: Step) -> tuple[dict[str, Array], dict[int, Exception]]:
@@ -38,7 +38,7 @@ def stepped(bank: Bank, stream: PoolStream, step: Step) -> tuple[dict[str, Array
         made = bank.guest.step(step.items)
     except EdgememError as error:
         return blank(contract), {0: error}
-    stream.direct = bank.take_back(stream.row)
+    bank.take_back(stream.row)
     found = {contract.output.name: made} if len(contract.output_specs) == 1 else made
     return {
         spec.name: np.array(found[spec.name]).reshape(1, spec.step_items, *spec.item_shape)
@@ -68,9 +68,9 @@ def fed(bank: Bank, stream: PoolStream, items: Mapping[str, Array], outputs: str
         except NonFiniteError:
             if before is not None:
                 guest._lane.copy([(before._lane, None)])
-                stream.direct = bank.take_back(stream.row)
+                bank.take_back(stream.row)
             raise
-        stream.direct = bank.take_back(stream.row)
+        bank.take_back(stream.row)
         if index < count - 1:
             yield
     return _joined(found, outputs)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemem.errors import EdgememError, InputError, PoolFullError, QueueFullError
+from edgemem.errors import EdgememError, InputError, PoolFullError
 from edgemem.runtimes.inputs import named, step_array
 from edgemem.runtimes.memory import Array
 from edgemem.runtimes.on_nan import OnNan
@@ -28,24 +27,22 @@ from edgemem.runtimes.pool.jobs import opened, stepped
 from edgemem.runtimes.pool.requests import (
     Outcome,
     Request,
-    Step,
+    Run,
     Ticket,
     Work,
     blank,
     fail,
     gathered,
-    refuse,
     runs_of,
     settle,
 )
 from edgemem.runtimes.pool.stats import PoolStats
 from edgemem.runtimes.pool.stream import PoolStream
+from edgemem.runtimes.pool.waiting import Group, Waiting, closed_error
 from edgemem.runtimes.snapshot import Parts, read
 
 if TYPE_CHECKING:
     from edgemem.runtimes.session import Session
-
-_Call = tuple[Callable[[], Any], Future[Any]]
 
 
 class Pool:
@@ -76,19 +73,13 @@ class Pool:
             raise InputError(f"wait_ms must be from 0 to 60,000, got {wait_ms!r}.")
         self.session, self.contract = session, session.contract
         self.chunk = min(chunk or session.max_time, session.max_time)
-        self._queue, self._wait_s = queue, wait_ms / 1e3
+        self._wait_s = wait_ms / 1e3
         self._bank = Bank(session, slots, on_nan)
         self._stats = PoolStats(slots)
-        self._lock = threading.Lock()
-        self._wake = threading.Condition(self._lock)  # the thread waits for work
-        self._more = threading.Condition(self._lock)  # a turn waits for the other streams
+        self._waiting = Waiting(slots, queue, self._bank.direct)
+        self._lock = self._waiting.lock
         self._turns = threading.Lock()
-        self._calls: deque[_Call] = deque()
-        self._ready: dict[PoolStream, None] = {}
-        self._working: deque[PoolStream] = deque()
         self._owed_s = 0.0
-        self._since_s = 0.0
-        self._closed = False
         self._thread = threading.Thread(target=self._run, name="edgemem-pool", daemon=True)
         self._thread.start()
 
@@ -97,10 +88,17 @@ class Pool:
     @property
     def stats(self) -> PoolStats:
         """Figures of this moment."""
+        waiting = self._waiting
         with self._lock:
-            waiting = sum(len(stream.requests) for stream in [*self._ready, *self._working])
-            streams = int(self._bank.used.sum())
-            return PoolStats(**{**vars(self._stats), "waiting": waiting, "streams": streams})
+            requests = sum(len(stream.requests) for stream in [*waiting.ready, *waiting.working])
+            requests += sum(len(group.rows) for group in waiting.groups)
+            now = {"waiting": requests, "streams": int(self._bank.used.sum()), "refused": waiting.refused}
+            return PoolStats(**{**vars(self._stats), **now})
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool was closed."""
+        return self._waiting.closed
 
     def open(self, held: Mapping[str, Any] | None = None, restore: bytes | None = None) -> PoolStream:
         """A new stream, at position 0 or as a snapshot holds it.
@@ -131,11 +129,11 @@ class Pool:
                     hint="Close one, or open the pool with more slots.",
                 )
             try:
-                direct = opened(self._bank, row, held, parts)
+                opened(self._bank, row, held, parts)
             except BaseException:
                 self._bank.close(row)
                 raise
-            return PoolStream(self, row, direct)
+            return PoolStream(self, row)
 
         return self.call(open_one, wake=wake)
 
@@ -168,12 +166,14 @@ class Pool:
         Without ``wake``, :meth:`wait` must follow.
         """
         rows = len(streams)
-        if rows == 0 or len(set(streams)) < rows or any(stream.pool is not self for stream in streams):
+        if rows == 0 or len(set(streams)) < rows or {stream.pool for stream in streams} != {self}:
             raise InputError("a step takes streams of this pool, 1 or more, none twice.")
         given = named(self.contract.data, x, "step")
         items = {spec.name: step_array(spec, given[spec.name], rows) for spec in self.contract.data}
         ticket = Ticket(items, rows)
-        self.put([(stream, Step(ticket, row)) for row, stream in enumerate(streams)], wake=wake)
+        with self._lock:
+            self._waiting.put_steps(ticket, streams)
+            self._notify(wake)
         return ticket.future
 
     def wait(self, future: Future[Any]) -> Any:
@@ -186,7 +186,7 @@ class Pool:
 
     def due_ms(self) -> float:
         """About how long the next tick will take, in milliseconds, by what was measured when the pool was opened."""
-        return self._bank.windows.estimate(len(self._ready)) * 1e3
+        return self._bank.windows.estimate(self._waiting.steps) * 1e3
 
     def try_turn(self) -> None:
         """Make a tick here and now, if nobody else is at it; what is longer is left to the pool's thread.
@@ -203,15 +203,14 @@ class Pool:
     def wake(self) -> None:
         """Have the pool's thread see to what waits."""
         with self._lock:
-            if self._calls or self._ready or self._working:
-                self._wake.notify()
+            if self._waiting:
+                self._waiting.wake.notify()
 
     def close(self) -> None:
         """End the pool. Calls that wait get an error; the streams' states are gone."""
         with self._lock:
-            self._closed = True
-            self._wake.notify()
-            self._more.notify()
+            self._waiting.closed = True
+            self._notify(True)
         if threading.current_thread() is not self._thread:
             self._thread.join()
         with self._turns:
@@ -228,101 +227,63 @@ class Pool:
     # What its streams call.
 
     def put(self, requests: Sequence[tuple[PoolStream, Request]], *, wake: bool = True, always: bool = False) -> None:
-        """Queue requests: all of them or none.
-
-        Args:
-            requests: Each with its stream.
-            wake: Whether the thread shall see to them.
-            always: Whether they may exceed the queue.
-
-        Raises:
-            QueueFullError: A queue is full.
-            EdgememError: The pool or a stream is closed.
-        """
+        """Queue requests, all of them or none; see :meth:`Waiting.put`. ``wake``: the thread shall see to them."""
         with self._lock:
-            for stream, _ in requests:
-                if self._closed or stream.closed:
-                    raise self._closed_error() if self._closed else stream.closed_error()
-                if len(stream.requests) >= self._queue and not always:
-                    self._stats.refused += 1
-                    raise QueueFullError(
-                        f"{len(stream.requests)} calls wait for the stream, as many as its queue holds.",
-                        hint="Wait for results before you send more.",
-                    )
-            for stream, request in requests:
-                queue = stream.requests
-                queue.append(request)
-                if len(queue) == 1:
-                    self._schedule(stream)
+            self._waiting.put(requests, always=always)
             self._notify(wake)
 
     def call(self, function: Callable[[], Any], *, wake: bool = True) -> Future[Any]:
         """Have a function called between two ticks."""
         future: Future[Any] = Future()
         with self._lock:
-            if self._closed:
-                raise self._closed_error()
-            self._calls.append((function, future))
+            if self._waiting.closed:
+                raise closed_error()
+            self._waiting.calls.append((function, future))
             self._notify(wake)
         return future
 
     def _notify(self, wake: bool) -> None:
         if wake:
-            self._wake.notify()
-        self._more.notify()
+            self._waiting.wake.notify()
+        if self._wait_s:
+            self._waiting.more.notify()
 
     # Turns.
 
     def _run(self) -> None:
-        while not self._closed:
+        waiting = self._waiting
+        while not waiting.closed:
             with self._lock:
-                while not (self._calls or self._ready or self._working or self._closed):
-                    self._wake.wait()
+                while not (waiting or waiting.closed):
+                    waiting.wake.wait()
             with self._turns:
                 self._turn()
 
     def _turn(self, work: bool = True) -> None:
         """Do what waits: every call, one tick, and one slice of ``work``."""
+        waiting = self._waiting
         with self._lock:
-            calls = [self._calls.popleft() for _ in range(len(self._calls))]
-            if self._wait_s and not calls:
-                self._wait_for_others()
-            streams = list(self._ready)
-            self._ready.clear()
-            owes = streams and self._owed_s > 0
-            worker = self._working.popleft() if work and self._working and not owes else None
-            if self._closed:
-                self._refuse([*streams, *([worker] if worker else []), *self._working], calls)
+            if self._wait_s and not waiting.calls:
+                waiting.wait_for_others(self._wait_s, lambda: int(self._bank.used.sum()))
+            if waiting.closed:
+                waiting.refuse(self.contract)
                 return
+            calls, groups, streams = list(waiting.calls), waiting.groups, list(waiting.ready)
+            waiting.calls.clear()
+            waiting.groups = []
+            waiting.ready.clear()
+            owes = (groups or streams) and self._owed_s > 0
+            worker = waiting.working.popleft() if work and waiting.working and not owes else None
         for function, future in calls:
             self._answer(function, future)
         started = time.perf_counter()
-        if streams:
-            self._tick(streams)
+        if groups or streams:
+            self._tick(groups, streams)
             ended = time.perf_counter()
             self._owed_s, started = max(0.0, self._owed_s - (ended - started)), ended
         if worker is not None:
             self._work(worker)
             self._owed_s = time.perf_counter() - started
-
-    def _refuse(self, streams: Sequence[PoolStream], calls: Sequence[_Call]) -> None:
-        """Tell everyone who waits that the pool is closed."""
-        error = self._closed_error()
-        for _, future in calls:
-            fail(future, error)
-        for stream in streams:
-            refuse(list(stream.requests), self.contract, error)
-            stream.requests.clear()
-        self._working.clear()
-
-    def _wait_for_others(self) -> None:
-        """Wait until every stream has a step, or the first has waited as long as it may."""
-        until_s = self._since_s + self._wait_s
-        while self._ready and not (self._working or self._calls or self._closed):
-            left_s = until_s - time.monotonic()
-            if left_s <= 0 or len(self._ready) >= int(self._bank.used.sum()):
-                return
-            self._more.wait(left_s)
 
     def _answer(self, function: Callable[[], Any], future: Future[Any]) -> None:
         try:
@@ -330,36 +291,19 @@ class Pool:
         except Exception as error:
             fail(future, error)
 
-    def _schedule(self, stream: PoolStream) -> None:
-        """Put a stream where the first of its requests belongs."""
-        if isinstance(stream.requests[0], Step) and stream.direct:
-            if not self._ready:
-                self._since_s = time.monotonic()
-            self._ready[stream] = None
-        else:
-            self._working.append(stream)
-
-    def _next(self, streams: Sequence[PoolStream]) -> None:
-        """Those streams are done with the first of their requests."""
-        with self._lock:
-            for stream in streams:
-                stream.requests.popleft()
-                if stream.requests:
-                    self._schedule(stream)
-
-    def _tick(self, streams: list[PoolStream]) -> None:
-        """One step of each of those streams."""
+    def _tick(self, groups: Sequence[Group], streams: Sequence[PoolStream]) -> None:
+        """One step of each stream of those groups, and of each of those streams."""
         bank = self._bank
-        steps: list[Step] = [stream.requests[0] for stream in streams]  # type: ignore[misc]
-        runs = runs_of(steps)
-        rows = np.array([stream.row for stream in streams])
+        runs = [Run(group.ticket, 0, len(group.rows)) for group in groups]
+        parts = [group.rows for group in groups]
+        if streams:
+            runs += runs_of([stream.requests[0] for stream in streams])  # type: ignore[misc]
+            parts.append(np.array([stream.row for stream in streams]))
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         items: dict[str, Array] = {spec.name: gathered(runs, spec.name) for spec in self.contract.data}
         alone = bank.goes_alone(rows, items)
         if alone.any():
-            with self._lock:
-                self._working.extend(stream for stream, apart in zip(streams, alone.tolist(), strict=True) if apart)
-            if streams := [stream for stream, apart in zip(streams, alone.tolist(), strict=True) if not apart]:
-                self._tick(streams)
+            self._tick_apart(groups, streams, alone.tolist())
             return
         try:
             outputs, errors = bank.step(rows, items)
@@ -369,7 +313,8 @@ class Pool:
             errors = dict.fromkeys(range(len(rows)), failure)
         self._stats.ticks += 1
         self._stats.steps += len(rows)
-        self._next(streams)
+        with self._lock:
+            self._waiting.done(streams, groups)
         place = 0
         for ticket, first, count in runs:
             own = {name: values[place : place + count] for name, values in outputs.items()}
@@ -377,6 +322,14 @@ class Pool:
             if ticket.put(first, own, failed):
                 ticket.finish(self.contract)
             place += count
+
+    def _tick_apart(self, groups: Sequence[Group], streams: Sequence[PoolStream], alone: Sequence[bool]) -> None:
+        """A tick of which some streams, in the order of :meth:`_tick`, must step by themselves."""
+        with self._lock:
+            every = [*self._waiting.split(groups), *streams]
+            self._waiting.working.extend(stream for stream, apart in zip(every, alone, strict=True) if apart)
+        if others := [stream for stream, apart in zip(every, alone, strict=True) if not apart]:
+            self._tick([], others)
 
     def _work(self, stream: PoolStream) -> None:
         """One slice of what a stream does by itself."""
@@ -388,13 +341,10 @@ class Pool:
             if request.ticket.put(request.index, *stepped(self._bank, stream, request)):
                 request.ticket.finish(self.contract)
             done = True
-        if done:
-            self._next([stream])
-        else:
-            with self._lock:
-                self._working.append(stream)
-
-    def _closed_error(self) -> EdgememError:
-        return EdgememError("the pool is closed.", hint="Open another one: session.pool().")
+        with self._lock:
+            if done:
+                self._waiting.done([stream])
+            else:
+                self._waiting.working.append(stream)
 
     _let_go = close

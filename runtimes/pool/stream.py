@@ -84,7 +84,7 @@ class PoolFutures:
             if row < 0:
                 raise PoolFullError("all slots of the pool hold a stream.", hint="Close one first.")
             stream.bank.copy(stream.row, row)
-            return PoolStream(stream.pool, row, stream.direct)
+            return PoolStream(stream.pool, row)
             yield
 
         return self._work(copy)
@@ -108,7 +108,7 @@ class PoolFutures:
         def run() -> jobs.Slices:
             stream.bank.lend(stream.row)
             found = function()
-            stream.direct = stream.bank.take_back(stream.row)
+            stream.bank.take_back(stream.row)
             return found
             yield
 
@@ -126,7 +126,6 @@ class PoolStream:
     Args:
         pool: The pool.
         row: Where its state lies.
-        direct: Whether it can step with others.
 
     Attributes:
         soon: The same calls, which return futures.
@@ -134,12 +133,17 @@ class PoolStream:
         closed: Whether it was closed.
     """
 
-    def __init__(self, pool: Pool, row: int, direct: bool) -> None:
-        self.pool, self.row, self.direct = pool, row, direct
+    def __init__(self, pool: Pool, row: int) -> None:
+        self.pool, self.row = pool, row
         self.bank: Bank = pool._bank
         self.soon, self._now = PoolFutures(self, wake=True), PoolFutures(self, wake=False)
         self.requests: deque[Request] = deque()
         self.closed = False
+
+    @property
+    def direct(self) -> bool:
+        """Whether it can step with others."""
+        return bool(self.bank.direct[self.row])
 
     @property
     def position(self) -> int:
@@ -227,5 +231,5 @@ class PoolStream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.pool._closed:
+        if not self.pool.closed:
             self.close()

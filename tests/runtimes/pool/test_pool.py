@@ -133,6 +133,32 @@ def test_random_joins_steps_feeds_parks_resumes_and_forks_change_no_bit(model: S
         assert both.wrong == 0
 
 
+@pytest.mark.parametrize("on_nan", ["stop", "hold"])
+def test_calls_that_overlap_run_in_the_order_in_which_they_were_made(features_bundle: Bundle, on_nan: Any) -> None:
+    rng = np.random.default_rng(4)
+    with edgemem.open(features_bundle.path, threads=1) as session, session.pool(5, on_nan=on_nan) as pool:
+        streams = [pool.open() for _ in range(5)]
+        lone = [session.stream(on_nan=on_nan) for _ in range(5)]
+        for _ in range(20):
+            calls = []
+            for _ in range(6):
+                chosen = rng.permutation(5)[: rng.integers(1, 6)]
+                x = rng.integers(1, 9, (len(chosen), 2)).astype(np.float32)
+                if on_nan == "hold":
+                    x[rng.random(len(chosen)) < 0.3] = np.nan
+                calls.append((chosen, x, pool.step_soon([streams[i] for i in chosen], x)))
+                if rng.random() < 0.3:
+                    feed = rng.integers(1, 9, (3, 2)).astype(np.float32)
+                    calls.append(([chosen[0]], feed, streams[chosen[0]].soon.feed(feed)))
+            for chosen, x, future in calls:
+                made = future.result(10)
+                for place, index in enumerate(chosen):
+                    if isinstance(made, np.ndarray):
+                        np.testing.assert_array_equal(made, lone[index].feed(x))
+                    else:
+                        np.testing.assert_array_equal(made.outputs[place], lone[index].step(x[place])[0])
+
+
 @pytest.mark.long
 def test_a_million_steps_differ_nowhere(tokens_bundle: Bundle) -> None:
     with edgemem.open(tokens_bundle.path, threads=1, device="cpu") as session, session.pool(16) as pool:
@@ -340,7 +366,7 @@ def test_closing_a_session_or_a_pool_ends_what_waits(tokens_bundle: Bundle) -> N
     future = stream.soon.step(1)
     closing = threading.Thread(target=session.close)
     closing.start()
-    while not pool._closed:
+    while not pool.closed:
         time.sleep(0.001)
     go.set()
     closing.join(10)
