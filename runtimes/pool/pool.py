@@ -165,8 +165,8 @@ class Pool:
 
         Without ``wake``, :meth:`wait` must follow.
         """
-        rows = len(streams)
-        if rows == 0 or len(set(streams)) < rows or {stream.pool for stream in streams} != {self}:
+        rows, own = len(streams), [stream.row for stream in streams if stream.pool is self]
+        if rows == 0 or len(set(own)) < rows:
             raise InputError("a step takes streams of this pool, 1 or more, none twice.")
         given = named(self.contract.data, x, "step")
         items = {spec.name: step_array(spec, given[spec.name], rows) for spec in self.contract.data}

@@ -92,15 +92,18 @@ class PoolFutures:
     def close(self) -> Future[None]:
         """See :meth:`PoolStream.close`."""
         stream = self._stream
+        if stream.closed:
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done
 
         def give_back() -> jobs.Slices:
             stream.bank.close(stream.row)
             return
             yield
 
-        future = self._work(give_back, always=True)
-        stream.closed = True
-        return future
+        stream.closed = True  # first, so that nothing can come behind it
+        return self._work(give_back, always=True)
 
     def _alone(self, function: Callable[[], Any]) -> Future[Any]:
         stream = self._stream
@@ -132,6 +135,8 @@ class PoolStream:
         requests: What waits for it.
         closed: Whether it was closed.
     """
+
+    __slots__ = ("_now", "bank", "closed", "pool", "requests", "row", "soon")  # a step of many touches each
 
     def __init__(self, pool: Pool, row: int) -> None:
         self.pool, self.row = pool, row
@@ -218,8 +223,7 @@ class PoolStream:
 
     def close(self) -> None:
         """Give its slot back, once the calls that wait are done. A second call does nothing."""
-        if not self.closed:
-            self.pool.wait(self._now.close())
+        self.pool.wait(self._now.close())
 
     def closed_error(self) -> EdgememError:
         """The error for a call of a stream that was closed."""

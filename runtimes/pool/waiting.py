@@ -78,9 +78,8 @@ class Waiting:
 
     def put_steps(self, ticket: Ticket, streams: Sequence[PoolStream]) -> None:
         """Take the steps of one call, row by row of its ticket; errors as :meth:`put`."""
-        rows = np.array([stream.row for stream in streams])
-        is_open = not self.closed and not any([stream.closed for stream in streams])
-        if is_open and self._idle[rows].all() and self._direct[rows].all():
+        rows = np.array([stream.row for stream in streams if not stream.closed], np.int64)
+        if len(rows) == len(streams) and not self.closed and self._idle[rows].all() and self._direct[rows].all():
             self._begin()
             self._idle[rows] = False
             self._grouped[rows] = True
@@ -93,14 +92,14 @@ class Waiting:
 
         Args:
             requests: Each with its stream.
-            always: Whether they may exceed the queue.
+            always: Whether they may exceed the queue, and close the stream.
 
         Raises:
             QueueFullError: A queue is full.
             EdgememError: The pool or a stream is closed.
         """
         for stream, _ in requests:
-            if self.closed or stream.closed:
+            if self.closed or (stream.closed and not always):
                 raise closed_error() if self.closed else stream.closed_error()
             waiting = len(stream.requests) + int(self._grouped[stream.row])
             if waiting >= self._most and not always:
