@@ -36,6 +36,7 @@ CAPABILITIES = (
     Capability("text and chats", ("tokenizers", "jinja2"), "device"),
     Capability("audio files, other rates", ("soundfile", "soxr"), "audio"),
     Capability("edgemem serve", ("starlette", "uvicorn", "websockets", "prometheus_client"), "serve"),
+    Capability("clients of Triton", ("tritonclient",), "triton"),
     Capability("pages of bench", ("matplotlib", "jinja2"), "report"),
     Capability("export, adopt, check", ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime"), "export"),
     Capability("LEAPP descriptions", ("yaml",), "export"),

@@ -14,7 +14,7 @@ from tests import house
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "extras", "leftovers"),
     ("console", "dtypes", "external_data", "files", "overrides", "plugins", "reading", "unchanged"),
-    ("audio", "versioned", "weights_file"),
+    ("audio", "versioned", "weights_file", "wire"),
     ("contract", "generation_defaults"),
     ("decoder_config", "precision"),
     ("manifest", "measure"),
@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("text",),
     ("adopt",),
     ("export", "triton"),
-    ("bench", "serve"),
+    ("bench", "client", "serve"),
     ("cli",),
     ("__main__",),
 )
@@ -48,6 +48,7 @@ EXPORTED = {
         *("open", "open_bundle"),
     ],
     "edgemem.adopt": ["AdoptOptions", "Pair", "Proposal", "adopt", "propose", "recheck"],
+    "edgemem.client": ["RemoteStream", "connect"],
     "edgemem.contract": [
         *("METADATA_KEY", "OUTPUT_INDICES", "POSITION", "Axis", "BackEnd", "Contract", "FoundTensor", "Framing"),
         *("FrontEnd", "InputSpec", "OutputSpec", "OverlapAdd", "Role", "Sizes", "StateSpec", "Stft", "TensorSpec"),

@@ -1,13 +1,11 @@
 """Messages of a WebSocket: JSON as text, or an array behind a header as bytes.
 
-A binary message is the length of its header (4 bytes, little-endian), the header in JSON, and the array's bytes. The
-header has what a JSON message has, without ``x``, and the array's ``dtype`` and ``shape``.
+In a binary message the header has what a JSON message has, without ``x`` (:mod:`edgemem.wire`).
 """
 
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 import numpy as np
@@ -16,9 +14,7 @@ from edgemem.errors import EdgememError
 from edgemem.reading import parse_json
 from edgemem.runtimes.memory import Array
 from edgemem.serve.errors import RequestError
-
-_DTYPES = ("float32", "float16", "int64", "int32", "uint8")
-_HEADER = 4
+from edgemem.wire import pack, unpack
 
 
 def parse_message(text: str | None, data: bytes | None) -> dict[str, Any]:
@@ -46,17 +42,8 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _binary(data: bytes) -> dict[str, Any]:
-    end = _HEADER + int.from_bytes(data[:_HEADER], "little")
-    if len(data) < _HEADER or end > len(data):
-        raise ValueError("its header is longer than the message.")
-    header = _mapping(parse_json(data[_HEADER:end].decode()))
-    if "dtype" not in header:
-        return {**header, "data": data[end:], "binary": True}
-    dtype, shape = header.pop("dtype"), header.pop("shape", [])
-    sizes = shape if isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape) else [-1]
-    if dtype not in _DTYPES or math.prod(sizes) * np.dtype(dtype).itemsize != len(data) - end:
-        raise ValueError(f"{dtype} of shape {shape} does not fill {len(data) - end} bytes; dtypes: {_DTYPES}.")
-    return {**header, "x": np.frombuffer(data, dtype, offset=end).reshape(sizes), "binary": True}
+    header, body = unpack(data)
+    return {**header, "data" if isinstance(body, bytes) else "x": body, "binary": True}
 
 
 def write_message(reply: dict[str, Any], outputs: Any = None, *, binary: bool = False) -> str | bytes:
@@ -68,11 +55,7 @@ def write_message(reply: dict[str, Any], outputs: Any = None, *, binary: bool = 
         binary: Whether one array or bytes go as they are.
     """
     if binary and isinstance(outputs, (np.ndarray, bytes)):
-        if isinstance(outputs, np.ndarray):
-            reply = {**reply, "dtype": str(outputs.dtype), "shape": list(outputs.shape)}
-            outputs = np.ascontiguousarray(outputs).tobytes()
-        header = json.dumps(reply).encode()
-        return b"".join((len(header).to_bytes(_HEADER, "little"), header, outputs))
+        return pack(reply, outputs)
     if outputs is not None:
         reply = {**reply, "outputs": _plain(outputs)}
     return json.dumps(reply, separators=(",", ":"))

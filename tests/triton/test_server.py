@@ -13,6 +13,7 @@ import pytest
 
 import edgemem
 from edgemem.bundle import Bundle
+from edgemem.client import connect
 from edgemem.triton.config import Limits
 from edgemem.triton.repository import FLAVOURS, write_repository
 from tests.runtimes import tiny
@@ -125,6 +126,19 @@ def test_a_sequence_moves_to_another_server_by_its_snapshot(servers: list[Server
     _, snapshot = first(KEPT, tokens[:12], wants_snapshot=True, sequence_id=7, sequence_start=True)
     rest = second(KEPT, tokens[12:], snapshot, sequence_id=9, sequence_start=True, sequence_end=True)
     np.testing.assert_allclose(rest[0], alone(bundle, tokens)[12:], rtol=1e-5, atol=1e-5)
+
+
+def test_the_client_moves_a_stream_by_itself_when_its_server_is_killed(servers: list[Server], bundle: Bundle) -> None:
+    tokens = np.random.default_rng(3).integers(0, tiny.VOCAB, 60)
+    addresses = [f"grpc://{server.url}" for server in servers]
+    with connect(addresses, "a stream", model=KEPT, snapshot_every=8) as stream:
+        found = [stream.step(token) for token in tokens[:29]]
+        servers[0].kill()
+        found += [stream.step(token) for token in tokens[29:50]]
+        time.sleep(2 * IDLE_S)  # dropped by the server as idle, and begun again from the snapshot
+        found += [stream.step(token) for token in tokens[50:]]
+        assert stream.resumed == 2
+    np.testing.assert_array_equal(np.stack(found), alone(bundle, tokens))
 
 
 def test_an_idle_sequence_is_dropped_and_said_so(servers: list[Server]) -> None:
