@@ -9,6 +9,8 @@ import numpy as np
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 FloatDType = Literal["float32", "float16", "bfloat16"]
+MemoryDType = Literal["float16", "int8"]
+"""What rings may be stored in where the model computes in float32."""
 
 
 @dataclass(frozen=True)

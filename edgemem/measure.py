@@ -27,7 +27,7 @@ from edgemem.precision import Precision
 
 Array = np.ndarray[Any, Any]
 
-_DTYPE_CHANGE = {"float32": 0.0, "float16": 0.01, "bfloat16": 0.05}
+_DTYPE_CHANGE = {"float32": 0.0, "float16": 0.01, "bfloat16": 0.05, "int8": 0.03}
 _EXACT = 1e-4
 _WORST = 4
 """The largest of many thousand rounding errors is about this many times their root mean square."""

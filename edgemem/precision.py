@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
 from typing import Any, Literal, get_args
 
-from edgemem.dtypes import FloatDType
+from edgemem.dtypes import FloatDType, MemoryDType
 from edgemem.errors import ExportError
 from edgemem.versioned import Fields
 
@@ -17,7 +17,7 @@ DTYPES: dict[str, FloatDType] = {
     "fp16": "float16",
     "bf16": "bfloat16",
 }
-MEMORY_DTYPES = ("fp16",)
+MEMORY_DTYPES: dict[str, MemoryDType] = {"fp16": "float16", "int8": "int8"}
 """Types that rings may be stored in where the model computes in float32."""
 BLOCK_SIZES = (16, 32, 64, 128)
 DEFAULT_BLOCK_SIZE = 32
@@ -48,7 +48,7 @@ class Precision:
     transposed: tuple[str, ...] = ()
     lookups: tuple[str, ...] = ()
     left: dict[str, str] = field(default_factory=dict)
-    memory: FloatDType | None = None
+    memory: MemoryDType | None = None
 
     @classmethod
     def of(
@@ -79,7 +79,7 @@ class Precision:
                 f"memory dtype {memory!r} is for models that compute in float32; this one computes in {computed}.",
                 hint="Leave it out: rings have the model's dtype.",
             )
-        stored = None if memory is None else DTYPES[memory]
+        stored = None if memory is None else MEMORY_DTYPES[memory]
         return cls(computed, weights, block_size, memory=stored)  # type: ignore[arg-type]
 
     @classmethod
@@ -96,8 +96,8 @@ class Precision:
         memory = fields.text_or_none("memory") if "memory" in fields.values else None
         if dtype not in get_args(FloatDType):
             raise fields.wrong("dtype", f"one of {', '.join(get_args(FloatDType))}")
-        if memory not in (None, *get_args(FloatDType)):
-            raise fields.wrong("memory", f"null or one of {', '.join(get_args(FloatDType))}")
+        if memory not in (None, *get_args(MemoryDType)):
+            raise fields.wrong("memory", f"null or one of {', '.join(get_args(MemoryDType))}")
         if weights not in (None, *get_args(QuantType)):
             raise fields.wrong("weights", f"null or one of {', '.join(get_args(QuantType))}")
         return cls(
@@ -125,7 +125,7 @@ class Precision:
     @property
     def options(self) -> dict[str, Any]:
         """Keyword arguments of :func:`~edgemem.export.export_bundle` that ask for this precision."""
-        short = {dtype: short for short, dtype in DTYPES.items()}
+        short = {dtype: short for short, dtype in {**DTYPES, **MEMORY_DTYPES}.items()}
         memory = None if self.memory is None else short[self.memory]
         return {
             "dtype": short[self.dtype],

@@ -19,7 +19,8 @@ class ExportOptions:
             decoder's configuration, or ``"fp32"``.
         weights: ``"int8"`` or ``"int4"`` stores the large matrices as scaled integers.
         block_size: Rows of a matrix that share a scale: 16, 32, 64 or 128.
-        memory_dtype: ``"fp16"`` stores the rings in 16 bits where the model computes in float32.
+        memory_dtype: For a model that computes in float32: ``"fp16"`` stores its rings in 16 bits, ``"int8"`` in 8
+            with a float32 scale for each slot.
         verify: Compare the bundle with the model (see :mod:`edgemem.export.verify.check`).
         steps: Steps of that check; ``None``: twice past the longest window.
         allow_change: Write the bundle even if reduced precision changes the outputs more than it should, and mark it

@@ -27,6 +27,7 @@ def open_session(bundle: Bundle, *, threads: int | None, device: str, guard: boo
     """
     from edgemem.models.checkpoint import load_weights
     from edgemem.models.decoder import Decoder
+    from edgemem.streaming.narrow import NarrowRings
     from edgemem.streaming.sealed import Sealed
 
     if bundle.manifest.model is None:
@@ -39,6 +40,8 @@ def open_session(bundle: Bundle, *, threads: int | None, device: str, guard: boo
         make_private(folder)
     if bundle.contract.position == "none":
         module = Sealed(module)
+    if bundle.manifest.precision.memory is not None:
+        module = NarrowRings(module, bundle.manifest.precision.memory)
     return TorchSession(bundle.contract, module, bundle=bundle, threads=threads, device=device, guard=guard)
 
 

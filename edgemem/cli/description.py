@@ -135,5 +135,6 @@ def _kv_bytes_per_step(contract: Contract, model: DecoderConfig | None) -> tuple
     if model is None:
         return None, "the attention heads of this model are not known"
     kept = [state.dtype for state in contract if state.update == "append" or state.growing_axis is not None]
-    width = model.kv_head_count * model.head_size
-    return 2 * model.layers * width * element_type(kept[0] if kept else contract.output.dtype).nbytes, None
+    dtype = kept[0] if kept else contract.output.dtype
+    head = model.head_size * element_type(dtype).nbytes + (4 if dtype == "int8" else 0)  # with its scale
+    return 2 * model.layers * model.kv_head_count * head, None

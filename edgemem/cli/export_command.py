@@ -37,7 +37,7 @@ _MOST_NOTES = 5
 )
 @click.option(
     "--memory-dtype",
-    type=click.Choice(MEMORY_DTYPES),
+    type=click.Choice(tuple(MEMORY_DTYPES)),
     help="Store rings in fewer bits where the model computes in float32.",
 )
 @click.option(

@@ -33,9 +33,9 @@ def native_form(model: ir.Model) -> ir.Model | None:
     join_norms(copy)
     drop_reshapes(copy)
     own_products(copy)
+    copy.graph.sort()  # what rounds an entry that came ready stood before the operator that gives it now
     remove_dead(copy)
     if all(node.domain != DOMAIN for node in copy.graph):
         return None
-    copy.graph.sort()  # a cast of an entry that came ready stood before the operator that gives it now
     copy.opset_imports[DOMAIN] = 1
     return copy

@@ -46,6 +46,7 @@ from edgemem.export.verify.widened import in_float64
 from edgemem.machine.paging import page_out
 from edgemem.measure import Array, Measure, change, change_tolerance, rounding_tolerance
 from edgemem.precision import Precision
+from edgemem.streaming.narrow import NarrowRings
 from edgemem.streaming.sealed import Sealed
 
 _BATCH = 2  # streams that must not see each other
@@ -182,9 +183,9 @@ def _is_sealed(bundle: Bundle, source: Source) -> bool:
         VerificationError: It has neither these nor the source's own states.
     """
     contract, precision = bundle.contract, bundle.manifest.precision
-    if _same_states(source.contract, contract, precision):
+    if _same_states(_as_stored(source.module, precision, False), contract, precision):
         return False
-    if not _same_states(Sealed(source.module).contract(), contract, precision):
+    if not _same_states(Sealed(source.module), contract, precision):
         raise VerificationError(
             f"{bundle.path} has other states than {source.name} declares.",
             hint="Check the bundle against the source that it was exported from.",
@@ -192,14 +193,21 @@ def _is_sealed(bundle: Bundle, source: Source) -> bool:
     return True
 
 
-def _same_states(a: Contract, b: Contract, precision: Precision) -> bool:
-    """Whether two contracts have the same states, apart from the dtypes that the precision changes."""
+def _as_stored(module: torch.nn.Module, precision: Precision, sealed: bool) -> torch.nn.Module:
+    """A module with the states that a bundle of it has."""
+    if precision.memory is not None:
+        return NarrowRings(module, precision.memory)
+    return Sealed(module) if sealed else module
+
+
+def _same_states(module: Any, contract: Contract, precision: Precision) -> bool:
+    """Whether a module has the states of a contract, apart from the dtypes that the precision changes."""
 
     def plain(contract: Contract) -> list[object]:
-        narrow = ("float32", precision.dtype, precision.memory)
+        narrow = ("float32", precision.dtype)
         return [replace(s, dtype="float32" if s.dtype in narrow else s.dtype) for s in contract.states]
 
-    return plain(a) == plain(b)
+    return plain(module.contract()) == plain(contract)
 
 
 def _steps(wanted: int | None, source: Source, contract: Contract) -> int:
@@ -213,7 +221,7 @@ def _steps(wanted: int | None, source: Source, contract: Contract) -> int:
 def _stored_model(bundle: Bundle, source: Source, sealed: bool) -> Iterator[tuple[Source, torch.nn.Module]]:
     """The source with the bundle's weights, within the context, and a module with the bundle's states."""
     with source.with_stored_weights(bundle) as reference:
-        yield reference, Sealed(reference.module) if sealed else reference.module
+        yield reference, _as_stored(reference.module, bundle.manifest.precision, sealed)
 
 
 def _in_float64(stored: Stored, given: Sequences) -> dict[str, Array] | None:

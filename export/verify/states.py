@@ -18,6 +18,7 @@ from edgemem.export.verify.sequences import Sequences, by_step
 from edgemem.export.verify.widened import in_float64
 from edgemem.measure import ROUNDINGS, Array, Measure
 from edgemem.runtimes import Session
+from edgemem.streaming.narrow import widen
 
 Stored = Callable[[], AbstractContextManager[tuple[Source, nn.Module]]]
 """Gives, for the time of a block, the source with the bundle's weights and the module that holds the same states."""
@@ -180,9 +181,9 @@ def own_contract(contract: Contract, module: nn.Module) -> Contract:
 
 
 def flat_states(contract: Contract, states: Mapping[str, Array]) -> dict[str, Array]:
-    """Every state as one channel, ``[B, 1, elements]``."""
+    """Every state as one channel, ``[B, 1, elements]``; rings of integers as the numbers that they stand for."""
     found = {}
-    for name, value in states.items():
+    for name, value in widen(contract, states).items():
         value = decode_bfloat16(value) if contract[name].dtype == "bfloat16" else value
         found[name] = value.reshape(len(value), 1, -1)
     return found

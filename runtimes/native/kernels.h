@@ -21,7 +21,7 @@ struct memory {
   // compressed: slots, partial
   const void *past[2];
   void *present[2];            // the same; of rings only the T new entries
-  const float *past_scale[2];  // of int8 rings: what each slot's integers are multiplied with, [B, H, slots, 1]
+  const float *past_scale[2];  // of int8 rings: what each slot's integers are multiplied with, [B, heads, slots, 1]
   float *present_scale[2];
   // geometric: logarithm of the decay [H]; gated: logit of what is kept [B, T, H];
   // weighted: logarithm of the weight at each age [H or 1, slots], parameter_head floats from head to head

@@ -11,12 +11,6 @@
 #include "summaries.h"
 #include "compressed.h"
 
-// Part 0 or 1 (key or value) of a pair, as the given slot of all streams and heads.
-static void write_slot(const struct memory *memory, int part, int64_t slot, const float *x, int64_t width) {
-  float scale = set_elements(memory->present[part], memory->element, slot * width, x, width);
-  if (memory->element == INT8) memory->present_scale[part][slot] = scale;
-}
-
 // The T new entries of the window: keys rotated to their positions, and values.
 static void write_entries(const struct head *head) {
   const struct attention *call = head->call;

@@ -31,22 +31,33 @@ static OrtStatus *read_state(OrtKernelContext *context, struct places *places, c
   return NULL;
 }
 
-// The keys or the values of a window or of sinks, [B, H, slots, width], and their scales where they are integers.
+static const int ort_types[] = {[FLOAT32] = ORT_FLOAT32, [FLOAT16] = ORT_FLOAT16, [INT8] = ORT_INT8};
+
+// State 0 or 1 of a memory of this many slots, [B, heads, slots, width], and its scales where it holds integers.
+static OrtStatus *read_slots(OrtKernelContext *context, struct places *places, struct memory *memory, int state,
+                             const char *const names[2], const int64_t dims[4], int64_t entries) {
+  TRY(read_state(context, places, names[0], ort_types[memory->element], dims, entries, &memory->past[state],
+                 &memory->present[state]));
+  if (memory->element != INT8) return NULL;
+  const int64_t scales[4] = {dims[0], dims[1], dims[2], 1};
+  return read_state(context, places, names[1], ORT_FLOAT32, scales, entries, (const void **)&memory->past_scale[state],
+                    (void **)&memory->present_scale[state]);
+}
+
+// The keys or the values of a window or of sinks.
 static OrtStatus *read_part(OrtKernelContext *context, struct places *places, const struct attention *call,
                             struct memory *memory, int part) {
   static const char *const names[2][4] = {{"keys of the window", "scales of the window's keys",
                                            "values of the window", "scales of the window's values"},
                                           {"keys of sinks", "", "values of sinks", ""}};
-  static const int types[] = {[FLOAT32] = ORT_FLOAT32, [FLOAT16] = ORT_FLOAT16, [INT8] = ORT_INT8};
   const char *const *name = names[memory->kind == SINKS] + 2 * part;
   int64_t entries = memory->kind == WINDOW ? call->time : memory->slots;
-  int64_t dims[4] = {call->batch, call->kv_heads, memory->slots, part ? call->value_width : call->width};
-  TRY(read_state(context, places, name[0], types[memory->element], dims, entries, &memory->past[part],
-                 &memory->present[part]));
-  if (memory->element != INT8) return NULL;
-  dims[3] = 1;
-  return read_state(context, places, name[1], ORT_FLOAT32, dims, entries, (const void **)&memory->past_scale[part],
-                    (void **)&memory->present_scale[part]);
+  const int64_t dims[4] = {call->batch, call->kv_heads, memory->slots, part ? call->value_width : call->width};
+  return read_slots(context, places, memory, part, name, dims, entries);
+}
+
+static enum element element_of(const struct tensor *tensor) {
+  return tensor->type == ORT_INT8 ? INT8 : tensor->type == ORT_FLOAT16 ? FLOAT16 : FLOAT32;
 }
 
 // Window and sinks: keys and values of one element type.
@@ -59,7 +70,7 @@ static OrtStatus *read_pairs(OrtKernelContext *context, struct places *places, c
     return failure(NAME "input %zu (keys of %s) must be float32%s or float16 [B, %lld, slots, %lld]", places->input,
                    is_window ? "the window" : "sinks", is_window ? ", int8" : "", (long long)call->kv_heads,
                    (long long)call->width);
-  memory->element = is_int8 ? INT8 : keys.type == ORT_FLOAT16 ? FLOAT16 : FLOAT32;
+  memory->element = element_of(&keys);
   memory->slots = is_window ? call->window : keys.dims[2];
   TRY(read_part(context, places, call, memory, 0));
   return read_part(context, places, call, memory, 1);
@@ -96,13 +107,14 @@ static OrtStatus *read_ring_average(OrtKernelContext *context, struct places *pl
                                     struct memory *memory) {
   struct tensor pairs, beta;
   TRY(read_input(context, places->input, &pairs));
-  if (!pairs.data || pairs.rank != 4 || pairs.dims[2] < 1 || (pairs.type != ORT_FLOAT32 && pairs.type != ORT_FLOAT16))
-    return failure(NAME "input %zu (pairs) must be float32 or float16 [B, %lld, slots, %lld]", places->input,
+  memory->element = element_of(&pairs);
+  if (!pairs.data || pairs.rank != 4 || pairs.dims[2] < 1 || pairs.type != ort_types[memory->element])
+    return failure(NAME "input %zu (pairs) must be float32, int8 or float16 [B, %lld, slots, %lld]", places->input,
                    (long long)(2 * call->kv_heads), (long long)call->width);
-  memory->element = pairs.type == ORT_FLOAT16 ? FLOAT16 : FLOAT32;
   memory->slots = pairs.dims[2];
   const int64_t dims[4] = {call->batch, 2 * call->kv_heads, memory->slots, call->width};
-  TRY(read_state(context, places, "pairs", pairs.type, dims, call->time, &memory->past[0], &memory->present[0]));
+  static const char *const names[2] = {"pairs", "scales of pairs"};
+  TRY(read_slots(context, places, memory, 0, names, dims, call->time));
   if (memory->kind == MOVING_AVERAGE) return NULL;
   TRY(read_input(context, places->input, &beta));
   bool one_for_all = beta.data && beta.rank == 2 && beta.dims[0] == 1;
@@ -122,13 +134,13 @@ static OrtStatus *read_compressed(OrtKernelContext *context, struct places *plac
 
 OrtStatus *check_counts(const OrtKernelContext *context, const struct layer *layer) {
   size_t inputs = 0, outputs = 0, wanted = STATES_FROM, states = 1;
-  struct tensor keys = {0};
   TRY(ort->KernelContext_GetInputCount(context, &inputs));
   TRY(ort->KernelContext_GetOutputCount(context, &outputs));
-  if (inputs > STATES_FROM) TRY(read_input(context, STATES_FROM, &keys));
   for (int m = 0; m < layer->memories; m++) {
     const struct about_kind *about = &about_kind[layer->memory[m].kind];
-    size_t tensors = m == 0 && keys.type == ORT_INT8 ? 4 : about->states;  // a window of integers has scales
+    struct tensor first = {0};
+    if (inputs > wanted) TRY(read_input(context, wanted, &first));
+    size_t tensors = first.type == ORT_INT8 ? 2 * about->states : about->states;  // rings of integers have scales
     wanted += tensors + about->parameters;
     states += tensors;
   }

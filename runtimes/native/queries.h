@@ -51,6 +51,12 @@ INLINE int64_t value_place(const struct head *head) {
   return key_place(head) + head->call->kv_heads * head->call->width;
 }
 
+// `x` as the given slot, of all streams and heads, of state 0 or 1 of a memory.
+static void write_slot(const struct memory *memory, int state, int64_t slot, const float *x, int64_t width) {
+  float scale = set_elements(memory->present[state], memory->element, slot * width, x, width);
+  if (memory->element == INT8) memory->present_scale[state][slot] = scale;
+}
+
 INLINE int64_t queries_at_once(int64_t width) {
   return QUERY_FLOATS / width < QUERIES_MAX ? QUERY_FLOATS / width : QUERIES_MAX;
 }

@@ -22,10 +22,10 @@ static void begin_summary(const struct head *head, const struct memory *memory) 
     case MOVING_AVERAGE:
     case WEIGHTED_AVERAGE:
       for (int64_t t = 0; t < call->time; t++) {
-        int64_t keys = key_place(head) * call->time, values = value_place(head) * call->time;
-        const float *k = plain_key(head, t, scratch), *v = at(&call->v, head->row, t, head->index);
-        set_elements(memory->present[0], memory->element, keys + t * call->width, k, call->width);
-        set_elements(memory->present[0], memory->element, values + t * call->width, v, call->width);
+        int64_t slot = (head->row * 2 * call->kv_heads + head->index) * call->time + t;
+        write_slot(memory, 0, slot, plain_key(head, t, scratch), call->width);
+        slot += call->kv_heads * call->time;
+        write_slot(memory, 0, slot, at(&call->v, head->row, t, head->index), call->width);
       }
       return;
     case CUMULATIVE: copy_pair(head, memory, 1, 1); break;

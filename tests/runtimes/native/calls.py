@@ -29,6 +29,14 @@ def rotary_phases(width: int, theta: float = 10000.0) -> Array:
     return np.array([round(theta ** (-2 * f / width) / (2 * math.pi) * TURN) for f in range(width // 2)])
 
 
+def entries(name: str, values: Array, kind: type) -> dict[str, Array]:
+    """A ring of numbers of a kind, ``[..., D]``; of integers also a scale for each slot."""
+    if kind is not np.int8:
+        return {name: values.astype(kind)}
+    scales = (np.abs(values[..., :1]) + 0.1) / 60
+    return {name: (values * 60).clip(-127, 127).astype(np.int8), f"{name}_scale": scales.astype(np.float32)}
+
+
 def make_call(
     memories: list[str],
     *,
@@ -57,13 +65,9 @@ def make_call(
     for m, memory in enumerate(memories):
         if memory in ("window", "sinks"):
             slots = window if memory == "window" else sinks
+            kind = np.float32 if ring is np.int8 and memory == "sinks" else ring
             for tensor in ("k", "v"):
-                values = draw(batch, kv_heads, slots, width)
-                if ring is np.int8 and memory == "window":
-                    states[f"{m}.{tensor}_scale"] = np.abs(draw(batch, kv_heads, slots, 1)) / 60
-                    states[f"{m}.{tensor}"] = (values * 60).clip(-127, 127).astype(np.int8)
-                else:
-                    states[f"{m}.{tensor}"] = values.astype(np.float32 if ring is np.int8 else ring)
+                states |= entries(f"{m}.{tensor}", draw(batch, kv_heads, slots, width), kind)
         elif memory.startswith("compressed"):
             shown, rate = map(int, memory.split(":")[1:])
             states[f"{m}.slots"] = draw(batch, 2 * kv_heads, shown + -(-window // rate) + 1, width)
@@ -73,9 +77,7 @@ def make_call(
             states[f"{m}.carry"] = draw(batch, 2 * kv_heads, 1, width) * np.float32(1e-8)
         elif memory.startswith(("moving", "weighted")):
             slots = 5 + window % 7
-            states[f"{m}.pairs"] = draw(batch, 2 * kv_heads, slots, width).astype(
-                np.float16 if ring is np.float16 else np.float32
-            )
+            states |= entries(f"{m}.pairs", draw(batch, 2 * kv_heads, slots, width), ring)
             if memory.startswith("weighted"):
                 parameters[m] = draw(1 if seed % 2 else kv_heads, slots) * 2
         else:

@@ -36,7 +36,7 @@ static void memory(struct memory *memory, size_t sizes[4]) {
   memory->slots = number(), memory->shown = number(), memory->rate = number(), memory->parameter_head = number();
   int tensors = (int)number();
   for (int i = 0; i < tensors; i++) {
-    if (tensors < 4)
+    if (memory->element != INT8)
       sizes[i] = state(&memory->past[i], &memory->present[i]);
     else if (i % 2)
       sizes[i] = state((const void **)&memory->past_scale[i / 2], (void **)&memory->present_scale[i / 2]);

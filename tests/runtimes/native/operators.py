@@ -30,9 +30,8 @@ KINDS |= {np.dtype(np.int64): TensorProto.INT64, np.dtype(np.int8): TensorProto.
 
 def tensors(call: Call, m: int) -> tuple[str, ...]:
     """Names of the states of a call's memory ``m``, in the operator's order."""
-    if call.states.get(f"{m}.k", call.q).dtype == np.int8:
-        return "k", "k_scale", "v", "v_scale"
-    return TENSORS[call.memories[m].split(":")[0]]
+    names = TENSORS[call.memories[m].split(":")[0]]
+    return tuple(part for name in names for part in (name, f"{name}_scale") if f"{m}.{part}" in call.states)
 
 
 def session(

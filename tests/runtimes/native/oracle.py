@@ -126,15 +126,15 @@ class Row:
 
     def raw(self, j: int, kind: Any = np.float64) -> Array:
         """The un-rotated pair of step ``j`` of the call, stored as ``kind``: its key, then its value."""
-        pair = np.concatenate([self.call.k[self.b, self.h, j], self.call.v[self.b, self.h, j]])
-        return pair.astype(kind).astype(np.float64)
+        parts = [stored(x[self.b, self.h, j], np.dtype(kind)) for x in (self.call.k, self.call.v)]
+        return np.concatenate([part.astype(np.float64) * scale for part, scale in parts])
 
     def ring_average(self, m: int, t: int) -> tuple[Array, Array]:
         pairs, h, heads = self.call.states[f"{m}.pairs"], self.h, self.call.k.shape[1]
         size, i = pairs.shape[2], self.start + t
         total, mass = np.zeros(2 * pairs.shape[3]), 0.0
+        ring = pairs[self.b].astype(np.float64) * self.states.get(f"{m}.pairs_scale", 1.0)
         for p in range(max(0, i - size + 1), i + 1):
-            ring = pairs[self.b].astype(np.float64)
             old = np.concatenate([ring[h, p % size], ring[heads + h, p % size]])
             beta = 1.0
             if m in self.call.parameters:
@@ -255,7 +255,14 @@ def _states_after(call: Call, rows: dict[tuple[int, int], Row], m: int, memory: 
         }
     if f"{m}.pairs" in call.states:
         kind = call.states[f"{m}.pairs"].dtype
-        return {f"{m}.pairs": np.concatenate([call.k, call.v], axis=1).astype(kind)}
+        slots = [stored(x, kind) for x in np.concatenate([call.k, call.v], axis=1).reshape(-1, call.k.shape[3])]
+        parts = {"pairs": np.array([x for x, _ in slots]), "pairs_scale": np.array([[scale] for _, scale in slots])}
+        shape = (batch, 2 * kv_heads, time, -1)
+        return {
+            name: part.reshape(shape)
+            for part_name, part in parts.items()
+            if (name := f"{m}.{part_name}") in call.states
+        }
     if memory.startswith("compressed"):
         return _queue_after(call, m, each)
     if memory.startswith("cumulative"):  # mean and carry together are the mean

@@ -3,6 +3,7 @@
 import platform
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgemem.runtimes import native
@@ -29,6 +30,13 @@ def test_a_forced_level_computes_the_formulas(forced, width, time):
         options = {"groups": 2, "width": width, "window": 40, "given": ("plain", "rotated", "tables")[index % 3]}
         call = make_call(memories, position=[3, 90], time=time, seed=index, **options)
         hold(call, attend(call))
+
+
+def test_a_forced_level_reads_and_writes_integers(forced):
+    for index, memories in enumerate(LISTS):
+        options = {"groups": 2, "width": 24, "window": 40, "ring": np.int8, "phases": None}
+        call = make_call(memories, position=[3, 90], time=3, seed=index, **options)
+        hold(call, attend(call, heads_first=True))
 
 
 def test_the_forced_level_is_the_one_that_is_used(forced):
