@@ -6,6 +6,7 @@
 # make test-all       the same with the tests that take minutes
 # make fuzz           300,000 mutated files (CASES=N: so many), and hostile command lines
 # make mutants        change every node and constant of some graphs: the check must notice
+# make rehearse       run the commands of docs/jetson.md on an emulated aarch64 board (qemu 10, mmdebstrap, a cross gcc)
 # make soak           a million steps, past 2^24, 2^31, 2^32 and 2^53
 # make triton         a real Triton server streams bundles: 1,000 sequences, a kill, a move to another server
 # make test-gpu       the tests that need an NVIDIA GPU, with the TensorRT that is installed
@@ -40,7 +41,7 @@ endif
 NATIVE := runtimes/native/libedgemem_native.so
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-text demo-quick example-vad example-denoise test test-all lint types unit fuzz mutants soak triton test-gpu format docs figures wheel clean
+.PHONY: demo demo-text demo-quick example-vad example-denoise test test-all lint types unit fuzz mutants soak rehearse triton test-gpu format docs figures wheel clean
 
 demo: $(VENV)/.demo-installed
 	$(CALMLY) python examples/beats.py --out $(OUT)/beats $(TRAIN_BEATS)
@@ -74,7 +75,7 @@ lint: $(VENV)/.dev-installed
 
 types: $(VENV)/.dev-installed
 	mypy -p edgemem
-	mypy examples benchmarks
+	mypy examples benchmarks boards
 
 unit: $(VENV)/.dev-installed $(NATIVE)
 	$(CALMLY) OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
@@ -102,6 +103,9 @@ $(VENV)-triton/.installed: tests/triton/requirements.txt
 	$(VENV)-triton/bin/python -m pip install -q --no-deps nvidia-pytriton==0.7.0
 	$(VENV)-triton/bin/python -m pip install -q -r $<
 	touch $@
+
+rehearse: $(VENV)/.dev-installed
+	PYTHON="$(BIN)/python" boards/rehearse.sh
 
 test-gpu: $(VENV)/.dev-installed
 	pytest tests/gpu
