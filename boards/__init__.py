@@ -1,0 +1,1 @@
+"""docs/jetson.md, run on an emulated board by ``rehearse.sh``."""
