@@ -33,10 +33,8 @@ def main(folder: Path) -> int:
     for name, size in sorted(sizes.items(), key=lambda item: -item[1])[:8]:
         print(f"        {name:<24} {size:6.1f} MiB{'  (engine)' if name in ENGINE else ''}")
     wrong = {"torch", "onnx"} & set(sizes)
-    total = sum(sizes.values())
-    print(
-        f"        {rest:.1f} MiB without the engine, {total:.1f} MiB in all; torch or onnx: {sorted(wrong) or 'neither'}"
-    )
+    total, unwanted = sum(sizes.values()), ", ".join(sorted(wrong)) or "no torch, no onnx"
+    print(f"        {rest:.1f} MiB without the engine, {total:.1f} MiB in all; {unwanted}")
     return int(bool(wrong) or rest > MOST_MIB)
 
 
