@@ -51,7 +51,7 @@ def test_an_extra_brings_every_module_of_its_capability(capability):
 def test_the_extra_for_a_device_is_all_that_run_and_bench_need_there():
     assert brought("device") == {"onnxruntime", "tokenizers", "jinja2"}
     assert {"cuda-bindings", "tokenizers", "jinja2"} <= brought("device-gpu")
-    assert brought("device") | brought("hf") | brought("audio") | brought("report") == brought("all")
+    assert brought("device") | brought("hf") | brought("audio") | brought("report") <= brought("all")
 
 
 def test_the_hint_names_the_one_extra_that_brings_everything():
