@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -39,6 +38,9 @@ from edgemem.machine.facts import load_average
 SLOTS = 64
 CONNECTIONS, STREAMS, HERTZ, DEADLINE_S = 20, 1000, 10, 0.1
 PREFIX = 6_000
+SETTLE_S = 8
+"""Seconds until a server has given back the memory that an attack took."""
+SERVER = Path(__file__).with_name("serving_server.py")
 
 
 @dataclass(frozen=True)
@@ -143,37 +145,11 @@ def prefix_figure(path: Path) -> Figure:
 # The server.
 
 
-def main_of_server(path: str, folder: str, slots: str) -> None:
-    """Serve a bundle, with an echo beside it on the same stack."""
-    import uvicorn
-
-    from edgemem.serve import Host, ServeOptions, build_app
-
-    options = ServeOptions(
-        slots=int(slots), state_dir=Path(folder), messages_per_s=1e6, message_bytes=1 << 20, client_streams=100
-    )
-    app = build_app(Host([Path(path)], options, threads=1))
-
-    async def with_echo(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "websocket" or scope["path"] != "/echo":
-            await app(scope, receive, send)
-            return
-        await receive()
-        await send({"type": "websocket.accept"})
-        while (event := await receive())["type"] == "websocket.receive":
-            await send({"type": "websocket.send", "bytes": event["bytes"]})
-
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    print(json.dumps({"event": "port", "port": listener.getsockname()[1]}), file=sys.stderr, flush=True)
-    config = uvicorn.Config(with_echo, log_config=None, ws_max_size=1 << 20, ws_per_message_deflate=False)
-    uvicorn.Server(config).run(sockets=[listener])
-
-
 @contextlib.contextmanager
 def server(path: Path, folder: Path, slots: int) -> Iterator[tuple[str, int, float]]:
     """A server's address, its process, and the seconds until it was ready."""
     began = time.perf_counter()
-    command = [sys.executable, __file__, "--server", str(path), str(folder), str(slots)]
+    command = [sys.executable, str(SERVER), str(path), str(folder), str(slots)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     port = 0
@@ -316,7 +292,7 @@ async def hostile(address: str, pid: int, connects: int) -> list[Figure]:
     resident = []
     for _ in range(2):
         await attack(address, connects)
-        await asyncio.sleep(1)
+        await asyncio.sleep(SETTLE_S)
         resident.append(process_bytes(pid))
     running = False
     crashed = 0
@@ -377,7 +353,4 @@ def main(quick: bool, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--server"]:
-        main_of_server(*sys.argv[2:])
-    else:
-        main()
+    main()

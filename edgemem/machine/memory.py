@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import resource
 
@@ -40,3 +41,13 @@ def peak_bytes() -> int:
 def status_bytes(key: str, process: int | str = "self") -> int:
     """An entry of ``/proc/<process>/status``, such as ``"VmHWM"``; 0 if it is missing."""
     return entry_bytes(f"/proc/{process}/status", key)
+
+
+def give_back_free_memory() -> bool:
+    """Give memory that was freed back to the system; whether the C library does that (glibc)."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return False
+    trim(0)
+    return True

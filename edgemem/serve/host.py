@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgemem.bundle import open_bundle
 from edgemem.errors import EdgememError
+from edgemem.machine.memory import give_back_free_memory
 from edgemem.runtimes import open as open_session
 from edgemem.runtimes.snapshot import Parts
 from edgemem.serve.errors import RequestError
@@ -24,6 +25,7 @@ from edgemem.serve.store import open_stores
 from edgemem.text import open_chat_template, open_tokenizer
 
 _PREFIX_BYTES = 256 << 20
+_TIDY_S = 3.0
 
 
 class Prefixes:
@@ -118,6 +120,11 @@ class Host:
             for model in self.models.values():
                 await model.hub.park_idle()
                 await model.hub.save_all()
+
+    async def tidy(self) -> None:
+        """Give the memory that clients took and left back to the system, until cancelled."""
+        while await asyncio.sleep(_TIDY_S, True) and await asyncio.to_thread(give_back_free_memory):
+            pass
 
     async def close(self) -> None:
         """Save every stream and release the models."""
