@@ -16,6 +16,8 @@ from edgemem.runtimes.memory import Array
 from edgemem.serve.errors import RequestError
 from edgemem.wire import pack, unpack
 
+_compact = json.JSONEncoder(separators=(",", ":")).encode  # made once: a message pays for it
+
 
 def parse_message(text: str | None, data: bytes | None) -> dict[str, Any]:
     """A message of a client; an array that it holds is under ``x``, and ``binary`` tells how it was sent.
@@ -58,7 +60,7 @@ def write_message(reply: dict[str, Any], outputs: Any = None, *, binary: bool = 
         return pack(reply, outputs)
     if outputs is not None:
         reply = {**reply, "outputs": _plain(outputs)}
-    return json.dumps(reply, separators=(",", ":"))
+    return _compact(reply)
 
 
 def _plain(outputs: Any) -> Any:

@@ -95,7 +95,9 @@ class Bank:
     def take_back(self, row: int) -> None:
         """Copy the guest to a row."""
         lane, guest = self._lane, self.guest._lane
+        guest.engine.finish()  # its work is issued elsewhere, and must be done before it is copied
         lane.arena.copy_rows(guest.arena, [0], row)
+        lane.engine.finish()
         lane.buffers.copy_rows(guest.buffers, [0], row)
         lane.write_held()
         self.direct[row] = not (guest.ended or guest.buffers.waits)
