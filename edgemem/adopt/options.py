@@ -40,7 +40,7 @@ class AdoptOptions:
             ``takes + context`` samples, the second takes the masked samples, and its frames are added where they
             overlap.
         unroll: Write LSTM and GRU of one step as matrix products: TensorRT compiles some graphs only so. The outputs
-            are then equal within rounding. Always with ``between``.
+            are then equal within rounding. With ``between``, the transforms are computed in float32 too.
         opset: ONNX opset of the bundle's graph; 0: the file's, or what ``weights`` needs.
         dtype: ``"fp16"``: large weights are stored in float16, and computed with in it. ``None``: as the file has them.
         weights: ``"int8"`` or ``"int4"``: matrices of products are stored as scaled integers.

@@ -90,7 +90,8 @@ class Named:
         "--unroll",
         default=False,
         is_flag=True,
-        help="Write LSTM and GRU of one step as matrix products: TensorRT compiles some graphs only so.",
+        help="Write LSTM and GRU of one step as matrix products, and compute --between in float32: TensorRT compiles "
+        "some graphs only so.",
     )
     dtype: str | None = option(
         "--dtype",

@@ -292,7 +292,12 @@ RULES: tuple[Rule, ...] = (
     Rule("top-k", "error", _top_k, "Use a smaller k."),
     Rule("unused-input", "error", _unused_input, "Fix the model: a state that nothing reads is lost."),
     Rule("shared-name", "error", _shared_name, "Give them different names: past.… and present.…"),
-    Rule("float64", "warning", _double, "Compute in float32 or in integers."),
+    Rule(
+        "float64",
+        "warning",
+        _double,
+        "Compute in float32 or in integers; edgemem adopt --unroll does it for --between.",
+    ),
     Rule("fused-attention", "warning", _fused_attention, "Write attention out as MatMul and Softmax."),
     Rule("control-flow", "warning", _control_flow, "Write it as one tensor operation."),
     Rule("precision", "warning", _precision, ""),
