@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ from edgemem.memories.summary import Summary
 
 DOMAIN = "edgemem"
 BEGIN, END = "Begin", "End"
+OPERATOR, VIEW = "operator", "view"  # attributes of the marks
+
+View = Literal["", "reshape", "steps_last"]
+"""What is done with the operator's ``[B, T, C]``: nothing, a reshape, or time steps become the last axis."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,23 @@ def layer_site(memories: Mapping[str, Memory], prefix: str = "", x: Tensor | Non
     return LayerSite(",".join(kinds), tuple(states), tuple(inputs), torch.stack(biases) if biases else None)
 
 
+def begin_recurrence(
+    operator: str, given: Tensor, inputs: Sequence[Tensor | None], attributes: Mapping[str, int | float]
+) -> Tensor:
+    """Mark where an operator takes over a recurrence.
+
+    Args:
+        operator: Its name.
+        given: A tensor that what lies between the marks uses.
+        inputs: The operator's inputs in its order.
+        attributes: Its attributes.
+
+    Returns:
+        ``given``.
+    """
+    return _mark(BEGIN, [given, *inputs], {OPERATOR: operator, **attributes})
+
+
 def begin(inputs: Sequence[Tensor | None], attributes: SiteAttributes) -> Tensor:
     """Mark where the operator takes over.
 
@@ -118,9 +140,14 @@ def begin(inputs: Sequence[Tensor | None], attributes: SiteAttributes) -> Tensor
     return _mark(BEGIN, inputs, asdict(attributes))
 
 
-def end(outputs: Sequence[Tensor]) -> Tensor:
-    """Mark where it ends: ``outputs`` are the operator's, in its order; the first is what was read, and is returned."""
-    return _mark(END, outputs, {})
+def end(outputs: Sequence[Tensor], view: View = "") -> Tensor:
+    """Mark where it ends: ``outputs`` are the operator's, in its order; the first is what was read, and is returned.
+
+    Args:
+        outputs: What the operator is to give.
+        view: How the first becomes what stands here, if the operator gives it in another shape.
+    """
+    return _mark(END, outputs, {VIEW: view} if view else {})
 
 
 def is_marking() -> bool:

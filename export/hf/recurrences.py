@@ -14,6 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgemem.export.hf.recurrence_sites import (
+    STEPS,
+    delta_rule,
+    duality_chunk,
+    selective_chunk,
+    selective_step,
+    weighted_past,
+)
 from edgemem.export.hf.scans import gated_delta_rule, rwkv_linear_attention, selective_scan, state_space_duality
 
 Function = Callable[..., Any]
@@ -30,10 +38,10 @@ class Recurrences:
         self._modules = {sys.modules[type(module).__module__] for module in model.modules()}
         self._chunk: dict[str, Function] = {
             "mamba_selective_scan": self._selective_scan,
-            "mamba2_chunk_scan": state_space_duality,
-            "torch_chunk_gated_delta_rule": gated_delta_rule,
-            "chunk_kimi_delta_attention": gated_delta_rule,
-            "rwkv_linear_attention": rwkv_linear_attention,
+            "mamba2_chunk_scan": duality_chunk(state_space_duality),
+            "torch_chunk_gated_delta_rule": delta_rule(gated_delta_rule),
+            "chunk_kimi_delta_attention": delta_rule(gated_delta_rule),
+            "rwkv_linear_attention": weighted_past(rwkv_linear_attention),
         }
         self._limits: dict[int, tuple[float, float]] = {
             layer: tuple(limit)
@@ -67,14 +75,14 @@ class Recurrences:
 
     @contextlib.contextmanager
     def of_step(self, cache: Any) -> Iterator[None]:
-        """Let a step limit its step sizes as the full sequence does, within the context.
+        """Mark the recurrences of a step, and limit its step sizes as those of the full sequence, within the context.
 
         transformers' step of Mamba-2 leaves out the limits, which matters if a model has any.
         """
-        if not self._limits:
-            yield
-            return
-        with self._listening(cache), self._replaced({"mamba2_selective_state_update": self._bounded}):
+        functions = dict(STEPS)
+        if self._limits:
+            functions["mamba2_selective_state_update"] = lambda update: self._bounded(selective_step(update))
+        with self._listening(cache), self._replaced(functions):
             yield
 
     @contextlib.contextmanager
@@ -114,7 +122,10 @@ class Recurrences:
         state = self._state
         if state is not None and state.dim() == 4:  # [B, heads, E, N]: Zamba scans one head after the other
             state, self._head = state[:, self._head], self._head + 1
-        return selective_scan(*args, **{**kwargs, "initial_state": state})
+        scanned: Tensor | tuple[Tensor, Tensor] = selective_chunk(selective_scan)(
+            *args, **{**kwargs, "initial_state": state}
+        )
+        return scanned
 
     def _bounded(self, update: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def bounded(

@@ -31,8 +31,8 @@ def native_form(model: ir.Model) -> ir.Model | None:
     read_narrow_rings(copy)
     join_gates(copy)
     join_norms(copy)
-    drop_reshapes(copy)
     own_products(copy)
+    drop_reshapes(copy)
     copy.graph.sort()  # what rounds an entry that came ready stood before the operator that gives it now
     remove_dead(copy)
     if all(node.domain != DOMAIN for node in copy.graph):

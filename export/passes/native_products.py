@@ -19,6 +19,8 @@ def own_products(model: ir.Model) -> None:
     """
     graph = model.graph
     for node in list(graph):
+        _turn(graph, node)
+    for node in list(graph):
         operand = constant_operand(node)
         if operand is None or not _is_matrix(operand.weight):
             continue
@@ -33,6 +35,28 @@ def own_products(model: ir.Model) -> None:
         product = ir.node(PRODUCT, inputs, transposed, domain=DOMAIN, version=1)
         graph.insert_before(last, product)
         replace_value(last.outputs[0], product.outputs[0])
+
+
+def _turn(graph: ir.Graph, node: ir.Node) -> None:
+    """Write ``w · x`` with a constant ``w`` ``[N, K]`` and ``x`` ``[B, K, T]`` as ``(xᵀ · wᵀ)ᵀ``."""
+    if node.domain or node.op_type != "MatMul":
+        return
+    weight, x = node.inputs
+    shape, result = (None if value is None else value.meta.get("shape") for value in (x, node.outputs[0]))
+    if weight is None or not weight.is_initializer() or not _is_matrix(weight):
+        return
+    if shape is None or result is None or len(shape) != 3:
+        return
+    swap = {"perm": [0, 2, 1]}
+    before, columns = ir.node("Transpose", [x], swap), ir.node("Transpose", [weight], {"perm": [1, 0]})
+    product = ir.node("MatMul", [before.outputs[0], columns.outputs[0]])
+    after = ir.node("Transpose", [product.outputs[0]], swap)
+    for new, sizes in ((before, shape), (product, result)):
+        new.outputs[0].meta["shape"] = ir.Shape([sizes[0], sizes[2], sizes[1]])
+    for new in (before, columns, product):
+        new.outputs[0].name = f"{node.outputs[0].name}.{'xwy'[(before, columns, product).index(new)]}"
+    graph.insert_before(node, [before, columns, product, after])
+    replace_value(node.outputs[0], after.outputs[0])
 
 
 def _is_matrix(weight: ir.Value) -> bool:

@@ -76,7 +76,8 @@ def _norm_at(node: ir.Node) -> _Norm | None:
     if node.op_type != "Mul" or node.domain:
         return None
     for quotient, weight in (node.inputs, reversed(node.inputs)):
-        division = made_by(quotient, "Div")
+        grouped = made_by(quotient, "Reshape")
+        division = made_by(quotient if grouped is None else grouped.inputs[0], "Div")
         if division is None or weight is None or not weight.is_initializer():
             continue
         x, root = division.inputs
@@ -85,9 +86,20 @@ def _norm_at(node: ir.Node) -> _Norm | None:
             continue
         for mean, eps in (total.inputs, reversed(total.inputs)):
             value = _scalar(eps)
-            if value is not None and _is_mean_square(mean, x):
+            if value is None or not _is_mean_square(mean, x):
+                continue
+            if grouped is None:
                 return _Norm(node, x, weight, value)
+            whole = input_of(made_by(x, "Reshape"), 0)  # into one group, and back
+            if whole is not None and _same_shape(whole, node.outputs[0]) and _last(whole) == _last(x):
+                return _Norm(node, whole, weight, value)
     return None
+
+
+def _last(value: ir.Value) -> object:
+    """The size of a value's last axis."""
+    shape = value.meta.get("shape") or value.shape
+    return None if not shape else shape[-1]
 
 
 def _is_mean_square(value: ir.Value | None, x: ir.Value) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
+from edgemem.export.passes.products import add_initializer
 from edgemem.export.passes.values import replace_value
-from edgemem.memories.site import BEGIN, DOMAIN, END
+from edgemem.memories.site import BEGIN, DOMAIN, END, OPERATOR, VIEW
 
 ATTENTION = "MemoryAttention"
 
@@ -59,11 +62,20 @@ def _sites(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
 
 def _replace(graph: ir.Graph, begin: ir.Node, end: ir.Node) -> None:
     """Put the operator in the place of what lies between the marks."""
-    inputs = list(begin.inputs)
-    attributes = list(begin.attributes.values())
-    operator = ir.Node(DOMAIN, ATTENTION, inputs, attributes, num_outputs=len(end.inputs), version=1)
+    attributes = dict(begin.attributes)
+    name = attributes.pop(OPERATOR, None)
+    inputs = list(begin.inputs[1:] if name is not None else begin.inputs)
+    operator = ir.Node(
+        DOMAIN,
+        ATTENTION if name is None else name.as_string(),
+        inputs,
+        list(attributes.values()),
+        num_outputs=len(end.inputs),
+        version=1,
+    )
     graph.insert_before(end, operator)
-    for old, new in zip(end.inputs, operator.outputs, strict=True):
+    outputs = [_viewed(operator.outputs[0], end), *operator.outputs[1:]]
+    for old, new in zip(end.inputs, outputs, strict=True):
         assert old is not None
         if old not in inputs:
             replace_value(old, new)
@@ -73,6 +85,28 @@ def _replace(graph: ir.Graph, begin: ir.Node, end: ir.Node) -> None:
         replace_value(old, new)
         for use in readers:
             use.node.replace_input_with(use.idx, old)
+
+
+def _viewed(output: ir.Value, end: ir.Node) -> ir.Value:
+    """What a mark's first input is to be replaced with: the operator's first output, in the shape that it has here."""
+    view, old, graph = end.attributes.get(VIEW), end.inputs[0], end.graph
+    if view is None:
+        return output
+    assert old is not None
+    assert graph is not None
+    shape = list(old.meta["shape"])
+    output.name, output.type = f"{old.name}.operator", old.type
+    if view.as_string() == "steps_last":
+        output.meta["shape"] = ir.Shape([shape[0], shape[2], shape[1]])
+        node = ir.node("Transpose", [output], {"perm": [0, 2, 1]})
+    else:
+        sizes = [size if isinstance(size, int) else 0 for size in shape]  # streams and steps stay where they are
+        target = add_initializer(graph, ir.tensor(np.array(sizes, np.int64), name=f"{old.name}.shape"))
+        node = ir.node("Reshape", [output, target])
+        wide = math.prod(size for size in sizes[1:] if size)
+        output.meta["shape"] = ir.Shape([shape[0], 1 if isinstance(shape[1], int) else shape[1], wide])
+    graph.insert_before(end, node)
+    return node.outputs[0]
 
 
 def remove_dead(model: ir.Model) -> None:

@@ -25,8 +25,20 @@ ONCE = (
     "swiglu_operator.c",
     "rms_norm_operator.c",
     "matmul_operator.c",
+    "causal_conv_operator.c",
+    "selective_state_operator.c",
+    "gated_delta_operator.c",
+    "weighted_past_operator.c",
 )
-FOR_EACH_LEVEL = ("memory_attention.c", "elementwise.c", "matmul.c")
+FOR_EACH_LEVEL = (
+    "memory_attention.c",
+    "elementwise.c",
+    "matmul.c",
+    "causal_conv.c",
+    "selective_state.c",
+    "gated_delta.c",
+    "weighted_past.c",
+)
 FLAGS = (
     "-std=gnu11",
     "-O3",

@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "recurrences.h"
+
 enum { MEMORIES_MAX = 16, WIDTH_MAX = 512 };
 
 enum element { FLOAT32, FLOAT16, INT8 };
@@ -77,6 +79,11 @@ struct kernels {
                    int64_t width);
   // The columns of one panel.
   void (*multiply)(const struct product *call, int64_t task);
+  // Channels, rows or columns of one stream, through all steps of the call.
+  void (*convolve)(const struct convolution *call, int64_t task);
+  void (*select_state)(const struct selective *call, int64_t task);
+  void (*correct)(const struct delta_rule *call, int64_t task);
+  void (*weigh)(const struct weighted_past *call, int64_t task);
 };
 
 extern const struct kernels kernels_avx512, kernels_avx2, kernels_sse2, kernels_neon;

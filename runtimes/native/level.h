@@ -17,5 +17,9 @@ void LEVEL_NAME(swiglu)(const float *gate, const float *up, float *out, int64_t 
 void LEVEL_NAME(rms_norm)(const float *x, const float *delta, const float *weight, float epsilon, float *out, float *sum,
                           int64_t width);
 void LEVEL_NAME(multiply)(const struct product *call, int64_t task);
+void LEVEL_NAME(convolve)(const struct convolution *call, int64_t task);
+void LEVEL_NAME(select_state)(const struct selective *call, int64_t task);
+void LEVEL_NAME(correct)(const struct delta_rule *call, int64_t task);
+void LEVEL_NAME(weigh)(const struct weighted_past *call, int64_t task);
 
 #endif

@@ -131,4 +131,5 @@ void LEVEL_NAME(attend)(const struct attention *call, int64_t task) {
 }
 
 const struct kernels LEVEL_NAME(kernels) = {TEXT(LEVEL), LANES, LEVEL_NAME(attend), LEVEL_NAME(swiglu),
-                                            LEVEL_NAME(rms_norm), LEVEL_NAME(multiply)};
+                                            LEVEL_NAME(rms_norm), LEVEL_NAME(multiply), LEVEL_NAME(convolve),
+                                            LEVEL_NAME(select_state), LEVEL_NAME(correct), LEVEL_NAME(weigh)};

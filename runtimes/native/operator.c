@@ -52,6 +52,17 @@ OrtStatus *read_input(const OrtKernelContext *context, size_t index, struct tens
   return NULL;
 }
 
+OrtStatus *read_if_given(const OrtKernelContext *context, size_t index, struct tensor *tensor) {
+  size_t inputs = 0;
+  tensor->data = NULL, tensor->type = 0, tensor->rank = 0;
+  TRY(ort->KernelContext_GetInputCount(context, &inputs));
+  return index < inputs ? read_input(context, index, tensor) : NULL;
+}
+
+void join_axes(struct tensor *tensor, size_t first) {
+  while (tensor->rank > first + 1) tensor->dims[first] *= tensor->dims[--tensor->rank];
+}
+
 OrtStatus *make_output(OrtKernelContext *context, size_t index, const int64_t *dims, size_t rank, void **data) {
   OrtValue *value = NULL;
   *data = NULL;

@@ -15,6 +15,7 @@ extern bool ort_gives_references;  // it has GetTensorElementTypeAndShapeDataRef
 extern const struct kernels *const *levels;
 
 extern const OrtCustomOp memory_attention_operator, swiglu_operator, rms_norm_operator, matmul_operator;
+extern const OrtCustomOp causal_conv_operator, selective_state_operator, gated_delta_operator, weighted_past_operator;
 
 struct tensor {
   const void *data;  // null: an optional input that is absent
@@ -34,6 +35,12 @@ OrtStatus *failure(const char *format, ...) __attribute__((format(printf, 1, 2))
   } while (0)
 
 OrtStatus *read_input(const OrtKernelContext *context, size_t index, struct tensor *tensor);
+
+// The same; absent too where the graph's node ends before it.
+OrtStatus *read_if_given(const OrtKernelContext *context, size_t index, struct tensor *tensor);
+
+// Makes the axes from `first` on one.
+void join_axes(struct tensor *tensor, size_t first);
 
 // An output's place; null where the graph does not use it.
 OrtStatus *make_output(OrtKernelContext *context, size_t index, const int64_t *dims, size_t rank, void **data);

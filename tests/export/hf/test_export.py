@@ -6,6 +6,7 @@ import functools
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -41,6 +42,14 @@ FORMS = {
     "qwen3_next": ("scan", {"memory": "window=8"}),
 }
 """One family for each way to make a chunk, and one whose Scan shares keys between heads."""
+RECURRENCES = {
+    "mamba": {"CausalConv", "SelectiveState"},
+    "mamba2": {"CausalConv", "SelectiveState"},
+    "lfm2": {"CausalConv"},
+    "recurrent_gemma": set(),
+    "qwen3_next": {"CausalConv", "GatedDelta"},
+}
+"""The operators that each computes its recurrences with in a step."""
 FAMILIES = [pytest.param(name, marks=[pytest.mark.long] * (name != "mamba")) for name in FORMS]
 
 
@@ -64,6 +73,10 @@ def test_a_checkpoint_becomes_a_bundle_of_two_graphs(family, exported):
     assert [graph.file for graph in bundle.manifest.graphs] == ["step.onnx", "chunk.onnx"]
     assert report["step_error"] <= 1e-4
     assert max(report["chunk_errors"].values()) <= 1e-4
+    for file, extra in (("native.step.onnx", set()), ("native.chunk.onnx", {"CausalConv"})):
+        graph = onnx.load(bundle.path / file, load_external_data=False).graph
+        own = {node.op_type for node in graph.node if node.domain == "edgemem"}
+        assert own - {"MemoryAttention", "MatMul", "RMSNorm", "SwiGLU"} == RECURRENCES[family] - extra
     # Weights are stored once, whatever each trace calls them.
     stored = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in source.module.state_dict().values()}.values())
     assert bundle.weights_bytes < 1.2 * stored + 20_000
