@@ -28,13 +28,13 @@ def hold(call):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5, err_msg=name)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(LENGTHS, st.sampled_from([1, 3, 16, 70]), st.integers(1, 5), st.integers(0, 2), st.booleans(), SEEDS)
 def test_a_causal_convolution(time, channels, taps, spare, plain, seed):
     hold(oracle.convolution(2, time, channels, taps, taps - 1 + spare or 1, plain, seed))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(
     LENGTHS,
     st.sampled_from([(1, 1, 1), (6, 1, 1), (70, 1, 1), (4, 5, 2), (2, 64, 1), (6, 17, 3)]),
@@ -47,7 +47,7 @@ def test_a_selective_state(time, heads, size, decay_of_each, plain, seed):
     hold(oracle.selection(2, time, heads, size, decay_of_each, plain, seed))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(
     LENGTHS,
     st.sampled_from([(1, 1), (2, 2), (4, 2)]),
@@ -60,7 +60,7 @@ def test_the_gated_delta_rule(time, heads, widths, decay_of_each, unit, seed):
     hold(oracle.delta_rule(2, time, heads, widths, decay_of_each, unit, seed))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(LENGTHS, st.sampled_from([1, 3, 16, 70, 130]), SEEDS)
 def test_a_weighted_past(time, channels, seed):
     hold(oracle.weighted_past(2, time, channels, seed))
