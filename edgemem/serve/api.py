@@ -23,6 +23,9 @@ from edgemem.serve.host import Host
 from edgemem.serve.log import log
 from edgemem.serve.texts import Text, require_running
 
+_LOOK_EVERY = 64
+"""Tokens between two looks whether a client that waits for a whole text is still there."""
+
 
 class Api:
     """The endpoints of one host.
@@ -107,9 +110,11 @@ class Api:
             first = await anext(pieces, None)  # errors of a text that cannot begin have a status of their own
             if asked.streamed:
                 return StreamingResponse(answer.events(first, pieces), media_type="text/event-stream")
-            said = first or ""
+            said, count = first or "", 0
             async for piece in pieces:
-                said += piece
+                said, count = said + piece, count + 1
+                if count % _LOOK_EVERY == 0 and await request.is_disconnected():
+                    await pieces.aclose()
             return JSONResponse(answer.whole(said))
         except Exception as error:
             return self.refused(error)

@@ -15,6 +15,7 @@ from edgemem.serve.host import Model
 from edgemem.text import Conversation, Sampler
 
 MAX_TOKENS = 256
+MOST_TOKENS = 1_000_000
 _TEMPERATURE = 0.8
 _KNOWN = {
     *("model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "stream"),
@@ -96,8 +97,8 @@ def parse_request(body: Mapping[str, Any], model: Model, *, chat: bool) -> TextR
     except InputError as error:
         raise RequestError("bad_option", error.message) from error
     limit = _whole(body, "max_completion_tokens", _whole(body, "max_tokens", _or(defaults.max_new_tokens, MAX_TOKENS)))
-    if limit is not None and limit < 1:
-        raise RequestError("bad_option", f"max_tokens must be 1 or more, got {limit}.")
+    if limit is not None and not 1 <= limit <= MOST_TOKENS:
+        raise RequestError("bad_option", f"max_tokens must be from 1 to {MOST_TOKENS:,}, got {limit}.")
     conversation = body.get("conversation")
     if conversation is not None and not isinstance(conversation, str):
         raise RequestError("bad_option", "conversation is the name of a stream.")

@@ -19,6 +19,7 @@ from edgemem.runtimes import open as open_session
 from edgemem.runtimes.snapshot import Parts
 from edgemem.serve.errors import RequestError
 from edgemem.serve.hub import Hub
+from edgemem.serve.log import log
 from edgemem.serve.metrics import Metrics
 from edgemem.serve.options import ServeOptions
 from edgemem.serve.store import open_stores
@@ -118,8 +119,11 @@ class Host:
         while True:
             await asyncio.sleep(min(self.options.save_every_s, max(1.0, self.options.idle_s / 4)))
             for model in self.models.values():
-                await model.hub.park_idle()
-                await model.hub.save_all()
+                try:
+                    await model.hub.park_idle()
+                    await model.hub.save_all()
+                except Exception as error:  # whatever it is, the next time may do better
+                    log("keeping_failed", model=model.name, error=f"{type(error).__name__}: {error}")
 
     async def tidy(self) -> None:
         """Give the memory that clients took and left back to the system, until cancelled."""

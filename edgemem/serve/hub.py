@@ -111,11 +111,13 @@ class Hub:
                 )
             entry = self.entries[str(name)] = Entry(str(name))
         async with entry.lock:
-            entry.used_s = time.monotonic()
-            if entry.stream is None:
-                await self._resume(entry)
-            entry.owner = owner
-        return entry
+            if self.entries.get(entry.name) is entry:
+                entry.used_s = time.monotonic()
+                if entry.stream is None:
+                    await self._resume(entry)
+                entry.owner = owner
+                return entry
+        return await self.attach(name, owner)  # it was closed meanwhile
 
     async def _resume(self, entry: Entry) -> None:
         data = entry.parked

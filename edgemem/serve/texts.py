@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +66,7 @@ class Text:
             "prompt_tokens_details": {"cached_tokens": self.restored},
         }
 
-    async def pieces(self) -> AsyncIterator[str]:
+    async def pieces(self) -> AsyncGenerator[str, None]:
         """The texts of its tokens, as they come.
 
         Raises:
@@ -75,8 +76,9 @@ class Text:
         if name is None:
             stream = await hub.lone()
             try:
-                async for piece in self._from(stream):
-                    yield piece
+                async with contextlib.aclosing(self._from(stream)) as pieces:
+                    async for piece in pieces:
+                        yield piece
             finally:
                 self._stop.set()
                 await asyncio.shield(asyncio.wrap_future(stream.soon.close()))
@@ -88,16 +90,17 @@ class Text:
         talk = Talk(self.model, self.request, entry.note)
         self._tokens, said = talk.tokens(entry.stream.position), ""
         try:
-            async for piece in self._from(entry.stream):
-                said += piece
-                yield piece
+            async with contextlib.aclosing(self._from(entry.stream)) as pieces:
+                async for piece in pieces:
+                    said += piece
+                    yield piece
         finally:
             self._stop.set()
             if self.generation is not None:
                 entry.note = talk.note(said, self.generation)
             entry.owner, entry.used_s = None, time.monotonic()
 
-    async def _from(self, stream: PoolStream) -> AsyncIterator[str]:
+    async def _from(self, stream: PoolStream) -> AsyncGenerator[str, None]:
         loop, queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
 
         def put(item: Any) -> None:

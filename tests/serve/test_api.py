@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,7 @@ def test_tools_are_refused_and_what_changes_nothing_is_not(texts: Running) -> No
         ({"model": "reciter", "prompt": ["a", "b"]}, 400, "bad_prompt"),
         ({"model": "reciter", "prompt": [999]}, 400, "input_error"),
         ({"model": "reciter", "prompt": "a", "max_tokens": 0}, 400, "bad_option"),
+        ({"model": "reciter", "prompt": "a", "max_tokens": 10**7}, 400, "bad_option"),
         ({"model": "reciter", "prompt": "a", "temperature": -1}, 400, "bad_option"),
         ({"model": "reciter", "prompt": "a", "temperature": "hot"}, 400, "bad_option"),
         ({"model": "reciter", "prompt": "a", "top_p": 0}, 400, "bad_option"),
@@ -215,6 +218,21 @@ def test_many_texts_at_once_need_slots(texts: Running) -> None:
     assert set(found) <= {200, 503}
     assert 200 in found
     assert completion(texts, prompt="t", max_tokens=3)[0] == 200
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_client_that_goes_away_ends_its_text(texts: Running, streamed: bool) -> None:
+    body = json.dumps({"model": "reciter", "prompt": "t", "max_tokens": 10**6, "stream": streamed}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with socket.create_connection(("127.0.0.1", texts.port)) as client:
+        client.sendall(f"{head}\r\n\r\n".encode() + body)
+        pool = texts.host.models["reciter"].hub.pool
+        while not pool.stats.streams:
+            time.sleep(0.01)
+    deadline = time.monotonic() + 10
+    while pool.stats.streams:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_other_addresses_and_bodies(texts: Running) -> None:
