@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from edgemem.bench import measure, page
+from edgemem.bench import measure, page, stored
 from edgemem.bench.sections import prefill
 from edgemem.bench.subject import Plan
 from edgemem.bundle import Bundle
 from edgemem.cli import main
 from edgemem.errors import MissingDependencyError
+from tests.bench.examples import example_result
 
 QUICK = ["--quick", "--steps", "20", "--threads", "1"]
 
@@ -64,6 +65,15 @@ def test_both_reports_are_written(tokens: Bundle, tmp_path: Path) -> None:
     assert all("no configuration" in why for why in skipped.values())
     assert (tmp_path / "r.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert str(tmp_path / "r.html") in done.stderr
+
+
+def test_a_page_is_made_of_the_results_of_boards(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_bytes(stored.report(example_result()))
+    done = bench("--page", tmp_path / "a.json", tmp_path / "b.json", "--html", tmp_path / "boards.html")
+    assert done.exit_code == 0, done.output
+    assert "2 boards" in (tmp_path / "boards.html").read_text(encoding="utf-8")
+    assert bench(tmp_path / "a.json", tmp_path / "b.json").exit_code == 2, "without --page these would be bundles"
 
 
 def test_without_the_report_packages_nothing_is_measured(

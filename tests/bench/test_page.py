@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -53,7 +54,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "svg" in self.open:
             self.drawn.append(data)
-        elif "style" not in self.open and data.strip():
+        elif not {"style", "script"} & set(self.open) and data.strip():
             self.text.append(data)
 
 
@@ -82,7 +83,11 @@ def test_the_page_fetches_nothing_and_runs_nothing(html: str, parsed: Page) -> N
     assert "@import" not in html
     assert set(re.findall(r"url\((.)", html)) <= {"#"}
     tags = {tag for tag, _, _ in parsed.attributes}
-    assert not tags & {"script", "link", "img", "iframe", "object", "image"}
+    assert not tags & {"link", "img", "iframe", "object", "image"}
+    assert {value for tag, name, value in parsed.attributes if (tag, name) == ("script", "type")} == {
+        "application/json"
+    }
+    assert html.count("<script") == html.count('<script type="application/json"') == 1
     assert not [name for _, name, _ in parsed.attributes if name == "src" or name.startswith("on")]
     assert all(value.startswith("#") for _, name, value in parsed.attributes if name == "href")
 
@@ -149,6 +154,27 @@ def test_every_number_on_the_page_comes_from_the_result(parsed: Page) -> None:
     ]
     unexplained = [around for _, around in same if not any(re.search(c, around) for c in constants)]
     assert unexplained == []
+
+
+def test_the_page_holds_its_result_and_names_model_and_machine(html: str) -> None:
+    (data,) = re.findall(r'<script type="application/json" class="result">(.*?)</script>', html)
+    assert json.loads(data) == json.loads(json.dumps(example_result().to_json()))
+    assert "<title>reference on NVIDIA Jetson Orin NX: edgemem bench</title>" in html
+
+
+def test_a_loaded_machine_is_called_out_above_the_figures(html: str) -> None:
+    assert 0 < html.index("This machine was loaded") < html.index('<ul class="cards">')
+    assert "This machine was loaded" not in example_page(extras=False)
+
+
+def test_one_page_shows_several_boards() -> None:
+    several = page.render(example_result(), example_result(extras=False))
+    parsed = Page(several)
+    assert parsed.open == []
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert several.count('<details class="board">') == 2
+    assert "2 boards" in parsed.text
+    assert several.count("application/json") == 2
 
 
 def test_the_figures_of_the_result_are_on_the_page(parsed: Page) -> None:
