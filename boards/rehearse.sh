@@ -94,9 +94,9 @@ done
 device=$home/edgemem/bin
 for options in "--temperature 0" "--temperature 0.8 --seed 7"; do
     # shellcheck disable=SC2086
-    board=$(PYTHONPATH="" "$device/edgemem" run "$home/bundle-orin-nano" --device cpu --prompt "The import" --max-tokens 40 $options 2>/dev/null)
+    board=$(PYTHONPATH="" "$device/edgemem" run "$home/bundle-orin-nano" --device cpu --prompt "The import" --max-tokens 40 $options 2> "$work/run.err" || cat "$work/run.err")
     # shellcheck disable=SC2086
-    same=$("$PYTHON" -m edgemem run "$bench/bundle" --device cpu --prompt "The import" --max-tokens 40 $options 2>/dev/null)
+    same=$("$PYTHON" -m edgemem run "$bench/bundle" --device cpu --prompt "The import" --max-tokens 40 $options 2> "$work/run.err" || cat "$work/run.err")
     if [ "$board" = "$same" ]; then echo "ok      run $options: the same bytes as on this machine"; else failed=$((failed + 1)); echo "FAILED  run $options: other bytes than on this machine"; fi
 done
 "$PYTHON" "$here/boards/size.py" "$home/edgemem/lib/python3.11/site-packages" || failed=$((failed + 1))
