@@ -85,11 +85,12 @@ class Windows:
 
     def _best(self, ready: bytes, first: int, size: int) -> tuple[float, list[Window]]:
         """The windows within ``size`` rows that take the least time, and that time."""
-        if 1 not in ready[first : first + size]:
+        count = ready.count(1, first, first + size)
+        if count == 0:
             return 0.0, []
         rows = min(size, self._rows - first)
         alone = self._seconds(rows), [(first, rows)]
-        if size == 1:
+        if count == rows:
             return alone
         halves = [self._best(ready, start, size // 2) for start in (first, first + size // 2)]
         seconds = sum(half[0] for half in halves)
