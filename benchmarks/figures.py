@@ -15,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import contextlib
 import json
 import shutil
+import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -46,13 +47,15 @@ from edgemem.cli.bench_command import progress_bars
 from edgemem.console import console, print_table
 from edgemem.decoder_config import DecoderConfig
 from edgemem.errors import EdgememError
-from edgemem.export import ExportOptions, export_bundle, from_config, sealed_twin, source_of
+from edgemem.export import ExportOptions, export_bundle, from_config, load_source, sealed_twin, source_of
 from edgemem.machine.facts import load_average
 from edgemem.runtimes import Session
 from edgemem.runtimes.engine import Call, Engine, Tensors
 from edgemem.runtimes.ort.engine import OrtEngine
 from edgemem.runtimes.ort.load import LoadOptions
 from edgemem.text.sampling import Sampler
+from edgemem.text.scoring import score_text
+from edgemem.text.tokenizer import ByteTokenizer
 
 THREADS = 1
 REFERENCE = Path(__file__).with_name("reference.json")
@@ -73,6 +76,7 @@ class Effort:
         prefill_steps: Single steps that are timed in each round.
         parity_steps: Steps compared with torch.
         openings: How often the bundle is opened.
+        scored_bytes: Bytes of text that a trained model predicts.
     """
 
     rounds: int = 40
@@ -83,6 +87,7 @@ class Effort:
     prefill_steps: int = 256
     parity_steps: int = 2_000
     openings: int = 9
+    scored_bytes: int = 60_000
 
 
 QUICK = Effort(
@@ -94,6 +99,7 @@ QUICK = Effort(
     prefill_steps=32,
     parity_steps=600,
     openings=3,
+    scored_bytes=20_000,
 )
 
 
@@ -387,6 +393,25 @@ def quantised(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) 
     return figures
 
 
+def int8_rings(trained: Path, effort: Effort, folder: Path, progress: Progress) -> Figure:
+    """What rings of integers cost a trained model: bits for each byte of text that it has not seen."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    from text import load_text
+
+    source, held_out = load_source(str(trained)), load_text()[1][: effort.scored_bytes]
+    text, scores = bytes(held_out.tolist()).decode(errors="ignore"), {}
+    for kind in (None, "int8"):
+        bundle = export_bundle(source, folder / f"rings-{kind}", ExportOptions(memory_dtype=kind, verify=False))
+        with edgemem.open(bundle.path, threads=THREADS) as session:
+            scores[kind] = score_text(session, ByteTokenizer(), text, lambda at, of: progress("scoring", at, of))
+    share = 100 * (scores["int8"].bits_per_byte / scores[None].bits_per_byte - 1)
+    return Figure(
+        "int8_rings_bits_per_byte", "bits per byte that int8 rings add, trained model", share, "%", 0.5, False, None,
+        f"{scores['int8'].bits_per_byte:.4f} and {scores[None].bits_per_byte:.4f} on "
+        f"{count(scores[None].text_bytes)} held-out bytes",
+    )  # fmt: skip
+
+
 def opening(bundle: Bundle, effort: Effort, progress: Progress) -> Figure:
     """The time to open the reference bundle and make its first step, files in the page cache."""
     times = []
@@ -401,8 +426,8 @@ def opening(bundle: Bundle, effort: Effort, progress: Progress) -> Figure:
     return Figure("open_s", "open the bundle, and the first step", taken.value, "s", 0.3, False, taken, "")
 
 
-def measure_all(effort: Effort, progress: Progress) -> list[Figure]:
-    """Every figure, in the order of the table."""
+def measure_all(effort: Effort, trained: Path | None, progress: Progress) -> list[Figure]:
+    """Every figure, in the order of the table; those of a trained model where there is one."""
     config = DecoderConfig.load(REFERENCE)
     memory: list[dict[str, Any]] = [{"type": "window", "window": 32}, {"type": "cumulative"}]
     small = replace(config, d_model=64, layers=2, heads=4, memory=memory)
@@ -427,6 +452,8 @@ def measure_all(effort: Effort, progress: Progress) -> list[Figure]:
             figures.append(prefill(session, effort, progress))
             figures.append(parity(reference_bundle, session, effort, progress))
         figures += quantised(reference_bundle, effort, folder, progress)
+        if trained is not None:
+            figures.append(int8_rings(trained, effort, folder, progress))
     return figures
 
 
@@ -477,14 +504,19 @@ def report(figures: list[Figure], quick: bool, as_json: bool, load_before: list[
 @click.command()
 @click.option("--quick", is_flag=True, help="Fewer steps: rough figures in about a minute.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def main(quick: bool, as_json: bool) -> None:
+@click.option(
+    "--trained",
+    type=click.Path(exists=True, path_type=Path),
+    help="Checkpoint of `make demo-text`: also measure what int8 rings cost it on text.",
+)
+def main(quick: bool, as_json: bool, trained: Path | None) -> None:
     """Measure every figure and print it with its target. The exit code is 1 if a target is missed."""
     import torch
 
     torch.set_num_threads(THREADS)
     load_before = load_average()
     with progress_bars(console(stderr=True)) as progress:
-        figures = measure_all(QUICK if quick else Effort(), progress)
+        figures = measure_all(QUICK if quick else Effort(), trained, progress)
     report(figures, quick, as_json, load_before)
 
 

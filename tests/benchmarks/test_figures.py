@@ -38,12 +38,12 @@ def test_the_exit_code_says_whether_all_is_reached(figures: ModuleType, monkeypa
     interval = Interval(1.1, 1.0, 1.2, 0.95, 9)
     good = figures.Figure("floor", "floor", 1.1, "×", 1.25, False, interval, "step 5 ms")
     bad = replace(good, name="prefill", value=3.0, target=6.0, at_least=True)
-    monkeypatch.setattr(figures, "measure_all", lambda effort, progress: [good])
+    monkeypatch.setattr(figures, "measure_all", lambda effort, trained, progress: [good])
     done = CliRunner().invoke(figures.main, ["--quick"])
     assert done.exit_code == 0
     assert "1.10×" in done.stdout
     assert "1.00 to 1.20" in done.stdout
-    monkeypatch.setattr(figures, "measure_all", lambda effort, progress: [good, bad])
+    monkeypatch.setattr(figures, "measure_all", lambda effort, trained, progress: [good, bad])
     done = CliRunner().invoke(figures.main, ["--json"])
     assert done.exit_code == 1
     assert [f["reached"] for f in json.loads(done.stdout)["figures"]] == [True, False]
