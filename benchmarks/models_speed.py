@@ -12,6 +12,7 @@ import os
 # The number of threads that torch starts for ``generate``.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+import contextlib
 import json
 import tempfile
 import threading
@@ -28,6 +29,7 @@ import numpy as np
 
 import edgemem
 from edgemem.bench import measure, statistics
+from edgemem.bench.floor import FloorReady, prepare_floor
 from edgemem.bench.loop import Loop
 from edgemem.bench.measure import Contender, Progress
 from edgemem.bench.statistics import Interval
@@ -39,6 +41,7 @@ from edgemem.machine.memory import resident_bytes
 THREADS = 1
 VOCABULARY = 32_000
 LEAST = {"fp32": 1.3, "int4": 3.0}
+MOST_OVER_FLOOR = 1.15
 POSITIONS = (1_000, 100_000)
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2}
 
@@ -104,6 +107,7 @@ class Row:
         generate_ms: Median time of a token of ``generate``.
         step_ms: Median time of a step, by precision.
         speedup: How many times faster a step is, by precision.
+        over_floor: Time of a float32 step over that of reading its weights and its state once.
         resident: Resident memory of a small model of the family after 100,000 steps, divided by that after 1,000.
     """
 
@@ -112,6 +116,7 @@ class Row:
     generate_ms: float
     step_ms: dict[str, float] = field(default_factory=dict)
     speedup: dict[str, Interval] = field(default_factory=dict)
+    over_floor: Interval | None = None
     resident: float = 0.0
 
 
@@ -214,18 +219,23 @@ def measure_model(name: str, rounds: int, steps: int, folder: Path, progress: Pr
     most = rounds * (steps + 40) + 100
     generating = Generating(theirs, torch.from_numpy(prompt)[None], most)
     sessions = {key: edgemem.open(bundle.path, threads=THREADS) for key, bundle in bundles.items()}
-    with generating:
+    with generating, contextlib.ExitStack() as stack:
+        floor = prepare_floor(bundles["fp32"], THREADS, stack)
         contenders = [Contender("generate", generating.step)]
         for key, session in sessions.items():
             loop = Loop(session.stream(), session.contract)
             loop.stream.feed(prompt, outputs="none")
             contenders.append(Contender(key, loop.step, after=loop.choose))
+        if isinstance(floor, FloorReady):
+            contenders += floor.contenders
         samples = measure.interleave(
             contenders, rounds=rounds, steps=steps, progress=progress, what=f"{name}: interleaved"
         )
     for session in sessions.values():
         session.close()
     row = Row(name, parameters, _median_ms(samples["generate"]))
+    if isinstance(floor, FloorReady):
+        row.over_floor = floor.floor(samples, samples["fp32"]).step_over_all
     for key in sessions:
         row.step_ms[key] = _median_ms(samples[key])
         row.speedup[key] = statistics.ratio(samples["generate"], samples[key])
@@ -268,6 +278,7 @@ def rows(measured: list[Row]) -> list[tuple[str, ...]]:
                         f"{number(row.speedup[key].value)}× ({spread(row.speedup[key])})",
                     )
                 ),
+                "" if row.over_floor is None else f"{number(row.over_floor.value)}× ({spread(row.over_floor)})",
                 f"{row.resident:.3f}",
             )
         )
@@ -292,10 +303,12 @@ def main(names: tuple[str, ...], rounds: int, steps: int, as_json: bool) -> None
             with tempfile.TemporaryDirectory(prefix="edgemem-models-") as folder:
                 measured.append(measure_model(name, rounds, steps, Path(folder), progress))
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in measured], indent=1))
+        floors = {f"{row.model}_over_floor": row.over_floor.value for row in measured if row.over_floor is not None}
+        click.echo(json.dumps({"models": [asdict(row) for row in measured], "figures": floors}, indent=1))
     else:
         columns = ["model", "parameters", "generate"]
         columns += [column for key, least in LEAST.items() for column in (key, f"faster (≥ {least})")]
+        columns.append(f"over its floor (≤ {MOST_OVER_FLOOR})")
         columns.append("RSS, 100 000 / 1 000")
         print_table(console(), "A step against transformers' generate", columns, rows(measured))
     if not all(row.speedup[key].value >= least for row in measured for key, least in LEAST.items()):
