@@ -94,7 +94,7 @@ def _viewed(output: ir.Value, end: ir.Node) -> ir.Value:
         return output
     assert old is not None
     assert graph is not None
-    shape = list(old.meta["shape"])
+    shape = list(old.meta.get("shape") or old.shape or ())
     output.name, output.type = f"{old.name}.operator", old.type
     if view.as_string() == "steps_last":
         output.meta["shape"] = ir.Shape([shape[0], shape[2], shape[1]])

@@ -59,7 +59,7 @@ class Step(nn.Module):
         y = y.flatten(2)
         average = sites.weighted_past(rwkv.rwkv_linear_attention)
         y, last = average(self.bias, self.skip, y, x, list(past.unbind(0)), return_state=True)
-        return y, conv, one, many, after, torch.stack(last)
+        return 2 * y, conv, one, many, after, torch.stack(last)
 
 
 def test_the_operators_of_a_step_compute_what_the_functions_do():
