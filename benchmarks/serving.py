@@ -87,8 +87,8 @@ def pool_figures(name: str, path: Path, rounds: int, tick: float, gain: float) -
             stream.feed(rng.integers(0, 256, 1 + index % 7), "none")  # not at one position
         parts = pool.read(start)
         lock.load_state({key: np.repeat(value, SLOTS, 0) for key, value in parts.state.items()}, 300)
-        for stream in alone:
-            stream.restore(start)
+        for lone in alone:
+            lone.restore(start)
         whole = pool._tick
 
         def timed(*ready: Any) -> None:
@@ -96,7 +96,7 @@ def pool_figures(name: str, path: Path, rounds: int, tick: float, gain: float) -
             whole(*ready)
             times["tick"].append(time.thread_time() - began)
 
-        pool._tick = timed  # type: ignore[method-assign]
+        pool._tick = timed  # type: ignore[method-assign, assignment]
         for _ in range(rounds):
             tokens = rng.integers(0, 256, SLOTS)
             times["lock"].append(taken(lambda: lock.step(tokens), time.thread_time))  # noqa: B023

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgemem.bundle import MANIFEST, Bundle, GraphFile, open_bundle, package_versions, write_bundle
 from edgemem.contract import Contract
+from edgemem.errors import VerificationError
 from edgemem.export.passes.embed_contract import embed_contract
 from edgemem.export.passes.native_form import native_form
 from edgemem.export.passes.norms import divide_by_roots
@@ -105,11 +106,20 @@ def upgrade(path: Path, out: Path | None = None, announce: Callable[[str], None]
 
 def _why_no_form(bundle: Bundle) -> str:
     """Why the bundle gets no new native form; ``""``: it may."""
-    if any(graph.native for graph in bundle.manifest.graphs):
+    if any(graph.native for graph in bundle.manifest.graphs) and _form_loads(bundle):
         return "it has one"
     if bundle.manifest.source.kind == ADOPTED or bundle.manifest.precision.dtype != "float32":
         return "native forms are for exported models that compute in float32"
     return native.why()
+
+
+def _form_loads(bundle: Bundle) -> bool:
+    """Whether the bundle's native form loads: an older one may have operators that are declared otherwise today."""
+    try:
+        with exact_session(bundle, threads=1, native=True):
+            return True
+    except VerificationError:
+        return False
 
 
 def _native_forms(bundle: Bundle) -> dict[str, ir.Model]:

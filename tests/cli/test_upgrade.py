@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
 import edgemem
-from edgemem.bundle import open_bundle
+from edgemem.bundle import BundleWriter, open_bundle
 from edgemem.errors import EdgememError, VerificationError
 from edgemem.export import upgrade
 from edgemem.manifest import MANIFEST_FORMAT
@@ -83,6 +84,21 @@ def test_what_is_up_to_date_is_not_written(old, invoke):
     assert result.exit_code == 0, result.output
     assert "is up to date" in result.output
     assert {file.name: file.stat().st_mtime_ns for file in old.iterdir()} == before
+
+
+@needs_operators
+def test_a_native_form_that_no_longer_loads_is_made_again(old):
+    manifest = upgrade(old).bundle.manifest
+    model = onnx.load(old / "native.model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        node.op_type = node.op_type.replace("RMSNorm", "NormOfOld")
+    onnx.save(model, old / "native.model.onnx")
+    BundleWriter(old).finish(manifest)
+    with edgemem.open(old, "onnxruntime", device="cpu") as session:
+        assert session.engine.form.startswith("standard operators: ")
+    assert upgrade(old).operators["RMSNorm"] > 0
+    with edgemem.open(old, "onnxruntime", device="cpu") as session:
+        assert session.engine.form.startswith("native operators")
 
 
 @needs_operators
