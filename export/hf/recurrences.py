@@ -116,7 +116,7 @@ class Recurrences:
             yield
         finally:
             del cache.get_recurrent_state
-            self._state = None
+            self._layer, self._head, self._state = 0, 0, None  # what a call leaves would look like a hidden state
 
     def _selective_scan(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor]:
         state = self._state

@@ -109,3 +109,20 @@ def test_rwkvs_average_is_its_own_and_goes_on_where_it_stopped(cut, seed):
     torch.testing.assert_close(torch.cat(got, dim=1), expected, atol=1e-5, rtol=1e-5)
     for one, other in zip(state, last, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_call_leaves_nothing_behind_that_looks_like_a_hidden_state():
+    """Zamba scans one head after the other: which one is next is forgotten after the call."""
+    from edgemem.export.hf.recurrences import Recurrences
+
+    class Cache:
+        def get_recurrent_state(self, layer_idx: int) -> torch.Tensor:
+            return random(B, 2, 6, 4)
+
+    recurrences, cache = Recurrences(torch.nn.Linear(1, 1)), Cache()
+    before = dict(vars(recurrences))
+    with recurrences.of_chunk(cache):
+        cache.get_recurrent_state(3)
+        inputs = (random(B, 6, T), random(B, 6, T), -random(6, 4).exp(), random(B, 4, T), random(B, 4, T))
+        recurrences._selective_scan(*inputs, return_last_state=True)
+    assert vars(recurrences) == before
