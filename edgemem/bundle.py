@@ -16,8 +16,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -126,6 +127,23 @@ class Bundle:
             for name, stamp in stamps.items():
                 if not stamp.is_of(folder / name):
                     raise BundleError(f"{self.path}: {name} was changed while it was loaded.", hint="Open it again.")
+
+    def copy_to(self, folder: Path, names: Iterable[str]) -> None:
+        """Copy some of the files, with the hashes of the manifest.
+
+        Args:
+            folder: Where to; it exists.
+            names: Of files that the manifest lists, or of the manifest.
+
+        Raises:
+            BundleError: As :meth:`loading`.
+            OSError: A copy cannot be written.
+        """
+        with self.loading() as source:
+            for name in names:
+                copy = inside(folder, name)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(inside(source, name), copy)
 
     def check_files(self, verify: bool) -> None:
         """Compare every file with its entry in the manifest; its content only if ``verify``.

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import shutil
 import signal
 import stat
 import threading
@@ -82,6 +83,18 @@ def inside(folder: Path, name: str) -> Path:
     if leaves:
         raise BundleError(f"the file name {name!r} leaves its folder {folder}.", hint="Do not use this bundle.")
     return path
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name of a file that is written no more; a copy where the file system has no links.
+
+    Raises:
+        OSError: ``target`` cannot be written.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def check_replaceable(path: Path) -> None:

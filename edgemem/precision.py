@@ -21,6 +21,15 @@ MEMORY_DTYPES: dict[str, MemoryDType] = {"fp16": "float16", "int8": "int8"}
 """Types that rings may be stored in where the model computes in float32."""
 BLOCK_SIZES = (16, 32, 64, 128)
 DEFAULT_BLOCK_SIZE = 32
+QUANT_RANGES: dict[QuantType, tuple[int, int]] = {"int4": (-8, 7), "int8": (-127, 127)}
+LARGEST_QUANTS: dict[QuantType, tuple[float, ...]] = {"int4": (6.5, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0), "int8": (127.0,)}
+"""What a block's largest weight may become before it is rounded. Beyond the range it is clipped, and the others get
+finer."""
+LEAST_ELEMENTS, LEAST_COLUMNS = 1024, 32
+"""Weights with fewer elements stay in float32: they cost nothing. Narrower matrices are gates and projections to a few
+values: sensitive and small."""
+BLOCKWISE_OPSET = 21
+"""The first with blockwise DequantizeLinear and 4-bit types."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from edgemem.contract import Contract
 from edgemem.export.passes.embed_contract import embed_contract
 from edgemem.export.passes.halve import halve_matrices, halve_tables
 from edgemem.export.passes.narrow_rings import narrow_rings
-from edgemem.export.passes.native_form import native_form
+from edgemem.export.passes.native_form import native_file, native_form
 from edgemem.export.passes.norms import divide_by_roots
 from edgemem.export.passes.quantize import quantize
 from edgemem.export.passes.sites import remove_sites
@@ -142,7 +142,7 @@ def _split_forms(job: Job) -> None:
     for at, (graph, model) in enumerate(job.graphs):
         native = native_form(model) if job.precision.dtype == "float32" else None
         if native is not None:
-            name = f"native.{graph.file}"
+            name = native_file(graph.file)
             job.graphs[at], job.native[name] = (replace(graph, native=name), model), native
         remove_sites(model)
 

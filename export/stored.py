@@ -13,9 +13,6 @@ from edgemem.errors import BundleError
 from edgemem.models.blockwise import QuantizedMatrix, read_matrix
 from edgemem.precision import Precision
 
-LEAST_ELEMENTS = 1024
-"""Weights with fewer elements stay in float32: they cost nothing."""
-
 
 def half_key(name: str, *, transposed: bool, looked_up: bool) -> str:
     """The name of a 16-bit matrix in the weights file: a table that is not transposed may have its plain name."""

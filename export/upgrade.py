@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,14 +10,15 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgemem.bundle import MANIFEST, Bundle, GraphFile, open_bundle, package_versions, write_bundle
+from edgemem.bundle import MANIFEST, Bundle, open_bundle, package_versions, write_bundle
 from edgemem.contract import Contract
 from edgemem.errors import VerificationError
 from edgemem.export.passes.embed_contract import embed_contract
-from edgemem.export.passes.native_form import native_form
+from edgemem.export.passes.native_form import native_file, native_form
 from edgemem.export.passes.norms import divide_by_roots
 from edgemem.export.verify.sequences import Sequences
 from edgemem.export.verify.sessions import exact_session
+from edgemem.files import link_or_copy
 from edgemem.manifest import ADOPTED, MANIFEST_FORMAT, Manifest
 from edgemem.memories.site import DOMAIN
 from edgemem.precision import Precision
@@ -129,40 +128,30 @@ def _native_forms(bundle: Bundle) -> dict[str, ir.Model]:
         model = ir.load(bundle.file(graph.file))
         divide_by_roots(model)
         if (form := native_form(model)) is not None:
-            found[_native_name(graph)] = form
+            found[native_file(graph.file)] = form
     return found
-
-
-def _native_name(graph: GraphFile) -> str:
-    return f"native.{graph.file}"
 
 
 def _carry(bundle: Bundle, folder: Path, contract: Contract, *, link: bool) -> None:
     """Bring the bundle's files to the new folder; graphs get the contract where it changes."""
     graphs = {graph.file for graph in bundle.manifest.graphs}
-    for name in bundle.manifest.files:
-        here, there = bundle.file(name), folder / name
-        there.parent.mkdir(parents=True, exist_ok=True)
-        if name in graphs and contract.fingerprint != bundle.contract.fingerprint:
-            model = ir.load(here)
-            embed_contract([model], contract)
-            ir.save(model, there)
-        elif link:  # the old folder goes: nothing is written to the file from there
-            _link(here, there)
-        else:
-            shutil.copyfile(here, there)
-
-
-def _link(here: Path, there: Path) -> None:
-    try:
-        os.link(here, there)
-    except OSError:  # a file system without links
-        shutil.copyfile(here, there)
+    rewritten = graphs if contract.fingerprint != bundle.contract.fingerprint else set()
+    kept = bundle.manifest.files.keys() - rewritten
+    for name in rewritten:
+        model = ir.load(bundle.file(name))
+        embed_contract([model], contract)
+        ir.save(model, folder / name)
+    if not link:
+        bundle.copy_to(folder, kept)
+        return
+    for name in kept:  # the old folder goes: nothing is written to a file from there
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(bundle.file(name), folder / name)
 
 
 def _manifest(manifest: Manifest, contract: Contract, models: dict[str, ir.Model]) -> Manifest:
     graphs = tuple(
-        replace(graph, native=_native_name(graph)) if _native_name(graph) in models else graph
+        replace(graph, native=native_file(graph.file)) if native_file(graph.file) in models else graph
         for graph in manifest.graphs
     )
     return replace(manifest, contract=contract, graphs=graphs, versions=manifest.versions | package_versions())

@@ -120,12 +120,17 @@ def find_runtime(name: str) -> Runtime:
 
 
 def open(
-    path: str | Path, runtime: str = "auto", *, threads: int | None = None, device: str = "auto", guard: bool = False
+    path: str | Path | Bundle,
+    runtime: str = "auto",
+    *,
+    threads: int | None = None,
+    device: str = "auto",
+    guard: bool = False,
 ) -> Session:
     """Open a bundle.
 
     Args:
-        path: The bundle's folder.
+        path: The bundle's folder, or the bundle if it is open already: its files are not hashed again.
         runtime: A name of :func:`known_runtimes`, or ``"auto"``: TensorRT if the bundle has engines for it and there
             is a CUDA device, else ONNX Runtime; see :func:`choose`.
         threads: Threads that one operator may use; ``None``: the engine chooses.
@@ -143,7 +148,7 @@ def open(
         raise RuntimeUnavailableError(f"no device {device!r}: there are {', '.join(DEVICES)}.")
     if threads is not None and threads < 1:
         raise RuntimeUnavailableError(f"threads must be 1 or more, got {threads}.")
-    bundle = open_bundle(path)
+    bundle = path if isinstance(path, Bundle) else open_bundle(path)
     if chosen is not None:
         return chosen.open(bundle, threads=threads, device=device, guard=guard)
     chosen = choose(bundle, device)

@@ -16,7 +16,7 @@ from edgemem.adopt.fold import fold
 from edgemem.adopt.free_batch import with_free_batch
 from edgemem.adopt.leapp import is_leapp, read_leapp
 from edgemem.adopt.metadata import with_states
-from edgemem.adopt.narrow import OPSET, narrow
+from edgemem.adopt.narrow import narrow
 from edgemem.adopt.opset import at_opset, opset_of
 from edgemem.adopt.options import AdoptOptions
 from edgemem.adopt.pairing import Pair, pair_states
@@ -31,6 +31,7 @@ from edgemem.contract import Contract, Stft, initial_state
 from edgemem.errors import ContractError, ExportError
 from edgemem.files import sha256_file
 from edgemem.manifest import ADOPTED, SourceInfo
+from edgemem.precision import BLOCKWISE_OPSET
 
 Announce = Callable[[str], None]
 _MAX_CHUNK = 256
@@ -235,7 +236,8 @@ def adopt(
         model = fold(subject.model, subject.fixed, probes, files[0].parent)
         is_rewritten = options.unroll and (unroll(model, probes, files[0].parent) > 0 or bool(options.between))
         precision = options.precision
-        if opset := max(options.opset, OPSET if precision.weights and opset_of(model) < OPSET else 0):
+        least = BLOCKWISE_OPSET if precision.weights and opset_of(model) < BLOCKWISE_OPSET else 0
+        if opset := max(options.opset, least):
             model = at_opset(model, opset)
         if not precision.is_plain:
             announce(f"storing weights: {options.weights or options.dtype}")

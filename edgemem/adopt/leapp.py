@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
 from edgemem.adopt.options import AdoptOptions
 from edgemem.bundle import WEIGHTS, Bundle, GraphFile, package_versions
 from edgemem.contract import Sizes, TensorSpec, initial_state
+from edgemem.contract.axes import in_graph
 from edgemem.errors import BundleError, EdgememError, ExportError, MissingDependencyError
 from edgemem.extras import how_to_install
 from edgemem.files import inside, read_file, replace_folder, sha256_file
@@ -127,10 +127,8 @@ def write_leapp(bundle: Bundle, out: Path) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EdgememError(f"{out} exists and is not empty, so it was not changed.", hint="Name another --out folder.")
     with replace_folder(out) as folder:
-        for name in bundle.manifest.files:
-            if name in (graph.file, WEIGHTS):
-                (folder / name).write_bytes(bundle.file(name).read_bytes())
-        values = {f"{out.name}/{s.input_name}": _as_graph(s.batch_axis, initial_state(s, 1)) for s in contract}
+        bundle.copy_to(folder, {graph.file, WEIGHTS} & bundle.manifest.files.keys())
+        values = {f"{out.name}/{s.input_name}": in_graph(initial_state(s, 1), s.batch_axis) for s in contract}
         safetensors.numpy.save_file(values, folder / _VALUES)
         described = _described(bundle, graph, out.name)
         (folder / f"{out.name}.yaml").write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
@@ -162,10 +160,6 @@ def _described(bundle: Bundle, graph: GraphFile, node: str) -> dict[str, Any]:
         "initial_values": _VALUES,
     }
     return {"models": {node: model}, "pipeline": pipeline, "system information": package_versions("onnxruntime")}
-
-
-def _as_graph(batch_axis: int | None, value: Any) -> Any:
-    return np.ascontiguousarray(value[0] if batch_axis is None else np.moveaxis(value, 0, batch_axis))
 
 
 def _yaml() -> Any:

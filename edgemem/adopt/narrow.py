@@ -18,16 +18,20 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgemem.errors import ExportError
-from edgemem.precision import BLOCK_SIZES, Precision
+from edgemem.precision import (
+    BLOCK_SIZES,
+    LARGEST_QUANTS,
+    LEAST_COLUMNS,
+    LEAST_ELEMENTS,
+    QUANT_RANGES,
+    Precision,
+    QuantType,
+)
 
 Array = NDArray[Any]
-OPSET = 21
-"""The first with blockwise DequantizeLinear and integers of 4 bits."""
-_LEAST_ELEMENTS, _LEAST_COLUMNS = 1024, 32
 _PRODUCTS = ("MatMul", "Gemm")
 _HALVED = (*_PRODUCTS, "Conv", "ConvTranspose", "LSTM", "GRU", "RNN")
 _LENGTHS = 4  # the input of a recurrent operator that is no float
-_LARGEST_INT4 = (6.5, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0)  # what a block's largest weight becomes before it is rounded
 
 
 def narrow(model: ir.Model, precision: Precision) -> Precision:
@@ -51,7 +55,7 @@ def narrow(model: ir.Model, precision: Precision) -> Precision:
             why = "; ".join(f"{name} {reason}" for name, reason in work.left.items())
             raise ExportError(
                 f"weights {precision.weights}: no matrix of a product can be stored so{f' ({why})' if why else ''}.",
-                hint=f"Matrices have {_LEAST_ELEMENTS} elements and {_LEAST_COLUMNS} columns or more. --unroll writes "
+                hint=f"Matrices have {LEAST_ELEMENTS} elements and {LEAST_COLUMNS} columns or more. --unroll writes "
                 "LSTM and GRU of one step as products.",
             )
     if precision.dtype == "float16":
@@ -77,7 +81,7 @@ class _Narrowing:
         """Nodes of these operators, each with its large constant."""
         for node in [node for graph in self.model.graphs() for node in graph]:
             if node.domain == "" and node.op_type in operators:
-                large = next((value for value in node.inputs if _size(value) >= _LEAST_ELEMENTS), None)
+                large = next((value for value in node.inputs if _size(value) >= LEAST_ELEMENTS), None)
                 if large is not None:
                     yield node, large
 
@@ -90,15 +94,16 @@ class _Narrowing:
             self.left[name] = "is not the plain right-hand side of a product"
             return
         matrix = matrix.T if attributes.get_int("transB", False) else matrix
-        if matrix.shape[1] < _LEAST_COLUMNS or matrix.shape[0] % BLOCK_SIZES[0]:
+        if matrix.shape[1] < LEAST_COLUMNS or matrix.shape[0] % BLOCK_SIZES[0]:
             self.left[name] = f"has {matrix.shape[0]} rows and {matrix.shape[1]} columns"
             return
         block = next(b for b in reversed(BLOCK_SIZES) if b <= self.precision.block_size and not matrix.shape[0] % b)
         self.matrices.add(name)
-        is_int4, half = self.precision.weights == "int4", self.precision.dtype == "float16"
-        values, scale = quantized(matrix, block, 4 if is_int4 else 8, np.float16 if half else np.float32)
+        kind, half = self.precision.weights, self.precision.dtype == "float16"
+        assert kind is not None
+        values, scale = quantized(matrix, block, kind, np.float16 if half else np.float32)
         # Each product has integers and scales of its own: ONNX Runtime fuses no pair that shares them.
-        numbers = self._stored(node, values.astype(ml_dtypes.int4 if is_int4 else np.int8))
+        numbers = self._stored(node, values.astype(ml_dtypes.int4 if kind == "int4" else np.int8))
         wide = self._before(node, "DequantizeLinear", numbers, self._stored(node, scale), axis=0, block_size=block)
         left = node.inputs[0]
         assert left is not None
@@ -161,16 +166,16 @@ class _Narrowing:
             but.replace_input_with(0, old)
 
 
-def quantized(matrix: Array, block: int, bits: int, dtype: Any) -> tuple[Array, Array]:
+def quantized(matrix: Array, block: int, kind: QuantType, dtype: Any) -> tuple[Array, Array]:
     """The nearest integers, and scales of a dtype: ``[K, N]`` and ``[K / block, N]``.
 
     Scales are positive. Of int4, the best of several for each block; of int8, the largest weight becomes ±127.
     """
     blocks = matrix.astype(np.float32).reshape(-1, block, matrix.shape[1])
     largest = np.abs(blocks).max(axis=1, keepdims=True)
-    least, most = (-8, 7) if bits == 4 else (-127, 127)
+    least, most = QUANT_RANGES[kind]
     best_q, best_scale, best_error = blocks, largest, np.full_like(largest, np.inf)
-    for target in _LARGEST_INT4 if bits == 4 else (127.0,):
+    for target in LARGEST_QUANTS[kind]:
         scale = np.maximum(largest / np.float32(target), np.finfo(dtype).tiny).astype(dtype).astype(np.float32)
         q = np.clip(np.rint(blocks / scale), least, most)
         error = ((q * scale - blocks) ** 2).sum(axis=1, keepdims=True)

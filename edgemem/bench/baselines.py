@@ -115,7 +115,7 @@ def _torch(session: Session, threads: int | None, stack: contextlib.ExitStack) -
         return Skipped(*about, "it is the runtime that is measured")
     try:
         _require_twins(session)
-        other = edgemem.open(session.bundle.path, runtime="torch", threads=threads, device=session.device)
+        other = edgemem.open(session.bundle, runtime="torch", threads=threads, device=session.device)
     except (EdgememError, ImportError) as error:
         return Skipped(*about, reason_of(error))
     stack.callback(other.close)

@@ -11,6 +11,7 @@ from edgemem.bench.hand_ends import HandEnds
 from edgemem.bench.loop import Inputs
 from edgemem.bundle import Bundle
 from edgemem.contract import OUTPUT_INDICES, POSITION, initial_state
+from edgemem.contract.axes import in_graph
 from edgemem.errors import EdgememError, MissingDependencyError
 from edgemem.extras import how_to_install
 from edgemem.runtimes.ort.importing import import_onnxruntime
@@ -90,8 +91,3 @@ class NumpyLoop:
             self._feed(self._inputs.after(self.output))
         if self._position is not None:
             self._position += 1
-
-
-def in_graph(value: NDArray[Any], batch_axis: int | None) -> NDArray[Any]:
-    """A value ``[1, ...]`` of one stream as the graph has it."""
-    return np.ascontiguousarray(value[0] if batch_axis is None else np.moveaxis(value, 0, batch_axis))

@@ -120,7 +120,7 @@ def _check_recorded(bundle: Bundle, path: Path, as_json: bool) -> None:
     from edgemem.runtimes.recorded import read_recording, replay
 
     recording = read_recording(path, bundle.contract)
-    with edgemem.open(bundle.path) as session:
+    with edgemem.open(bundle) as session:
         found = replay(session, recording, bundle.manifest.precision)
     if as_json:
         print_json({"bundle": str(bundle.path), "recorded": str(path), **asdict(found)})

@@ -62,7 +62,7 @@ def score_file(bundle: Bundle, source: Source | None, file: Path, progress: Call
     except OSError as error:
         raise InputError(f"the text {file} cannot be read: {error.strerror or error}") from error
     runtime = "torch" if bundle.manifest.precision.dtype == "bfloat16" else "onnxruntime"
-    with edgemem.open(bundle.path, runtime, device="cpu") as session:
+    with edgemem.open(bundle, runtime, device="cpu") as session:
         scored = score_text(session, tokenizer, text, lambda done, total: progress("text, bundle", done, total))
     original = None
     if source is not None:

@@ -31,7 +31,7 @@ def upgrade(bundle: Path, out: Path | None, as_json: bool) -> None:
         return
     on = console()
     if not done.changed:
-        on.print(f"{bundle} is up to date; no native form is new: {done.why_no_form}. Nothing was written.")
+        on.print(f"{bundle} is up to date. Nothing was written.", markup=False)
         return
     on.print(f"{done.bundle.path}: version {done.version} → {MANIFEST_FORMAT.versions[-1]}.", markup=False)
     if done.operators:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from edgemem.errors import ContractError
 
@@ -58,6 +60,11 @@ class Axis:
         text = _WORDS.get(self.kind, self.kind)
         text = text if self.times == 1 else f"{self.times} * {text}"
         return f"{text} + {self.plus}" if self.plus else text
+
+
+def in_graph(value: np.ndarray[Any, Any], batch_axis: int | None) -> np.ndarray[Any, Any]:
+    """A value ``[1, ...]`` of one stream, with its batch axis where the graph has it, if it has one."""
+    return np.ascontiguousarray(value[0] if batch_axis is None else np.moveaxis(value, 0, batch_axis))
 
 
 def insert_axes(shape: Sequence[int], axes: dict[str, int | None]) -> list[int | str]:

@@ -17,11 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgemem.precision import QuantType
+from edgemem.precision import LARGEST_QUANTS, QUANT_RANGES, QuantType
 
-_RANGE: dict[QuantType, tuple[int, int]] = {"int4": (-8, 7), "int8": (-127, 127)}
-# The value of a block's largest weight before rounding. Beyond the range it is clipped, and the others get finer.
-_LARGEST: dict[QuantType, tuple[float, ...]] = {"int4": (6.5, 7.0, 7.5, 8.0, 8.5, 9.0, 10.0), "int8": (127.0,)}
 _REFINEMENTS: dict[QuantType, int] = {"int4": 2, "int8": 0}
 _SLICE_ELEMENTS = 1 << 20
 
@@ -83,7 +80,7 @@ def quantize_matrix(weight: Tensor, kind: QuantType, block_size: int, scale_dtyp
 
 def _quantize_blocks(blocks: Tensor, kind: QuantType, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Integers ``[K/b, b, N]`` and scales ``[K/b, 1, N]`` for ``blocks`` [K/b, b, N]."""
-    least, most = _RANGE[kind]
+    least, most = QUANT_RANGES[kind]
     largest = blocks.abs().amax(dim=1, keepdim=True)
     smallest = torch.finfo(scale_dtype).tiny  # a block of zeros must not divide by zero
 
@@ -93,7 +90,7 @@ def _quantize_blocks(blocks: Tensor, kind: QuantType, scale_dtype: torch.dtype) 
 
     found: tuple[Tensor, Tensor] | None = None
     error = torch.empty(0)
-    for target in _LARGEST[kind]:
+    for target in LARGEST_QUANTS[kind]:
         q, scale = rounded(largest / target)
         for _ in range(_REFINEMENTS[kind]):
             q, scale = rounded((blocks * q).sum(1, keepdim=True) / (q * q).sum(1, keepdim=True).clamp(min=1))

@@ -91,7 +91,7 @@ class Host:
             raise EdgememError("two bundles have one name.", hint="Rename a folder: a model is called like its folder.")
         stores = open_stores(options, {name: bundle.fingerprint for name, bundle in opened.items()})
         self.models = {
-            name: Model(Hub(name, open_session(bundle.path, threads=threads), options, stores.get(name)))
+            name: Model(Hub(name, open_session(bundle, threads=threads), options, stores.get(name)))
             for name, bundle in opened.items()
         }
         self.workers = ThreadPoolExecutor(options.slots, "edgemem-text")

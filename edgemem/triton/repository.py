@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +120,8 @@ def _python_models(bundle: Bundle, out: Path, name: str, limits: Limits) -> Iter
             yield Served(made.name, made.backend, made.holds_state, f"{why}, so no pool can hold it.")
             continue
         with _model_folder(out / made.name) as (folder, version):
-            shutil.copytree(
-                bundle.path, version / BUNDLE, ignore=lambda _, names: set(names) - {MANIFEST, *bundle.manifest.files}
-            )
+            (version / BUNDLE).mkdir()
+            bundle.copy_to(version / BUNDLE, (MANIFEST, *bundle.manifest.files))
             code = f"from edgemem.triton.served import {kind} as TritonPythonModel  # noqa: F401\n"
             (version / "model.py").write_text(code)
             written = config.of_python(made.name, contract, limits if made.holds_state else None)

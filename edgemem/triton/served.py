@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import edgemem
-from edgemem.bundle import open_bundle
 from edgemem.contract import Contract
 from edgemem.contract.items import as_passed, results_by_name
 from edgemem.errors import EdgememError
@@ -45,7 +44,7 @@ class _Model:
         parameters = json.loads(args["model_config"])["parameters"]
         self._values = {name: int(value["string_value"]) for name, value in parameters.items()}
         path = Path(args["model_repository"]) / args["model_version"] / BUNDLE
-        self.session = edgemem.open(open_bundle(path).path, threads=1)
+        self.session = edgemem.open(path, threads=1)
         self.contract = self.session.contract
 
     def finalize(self) -> None:

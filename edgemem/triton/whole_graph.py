@@ -7,7 +7,6 @@ goes in as ``past.s`` and comes out as ``present.s``: the pairs stay together in
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,7 @@ def whole_graph(bundle: Bundle, max_batch: int) -> tuple[ir.Model, Ports]:
 def write_whole_graph(model: ir.Model, bundle: Bundle, folder: Path) -> None:
     """Write a whole graph and the weights that it reads from the bundle."""
     ir.save(model, folder / MODEL)
-    if WEIGHTS in bundle.manifest.files:
-        shutil.copyfile(bundle.file(WEIGHTS), folder / WEIGHTS)
+    bundle.copy_to(folder, {WEIGHTS} & bundle.manifest.files.keys())
 
 
 class _Whole:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from edgemem.errors import ExportError
 from edgemem.export.parameters import ParameterNames, float_tensor
 from edgemem.export.passes.products import constant_operand, remove_unused, replace_product
-from edgemem.export.stored import LEAST_ELEMENTS, StoredWeights
-from edgemem.precision import Precision
+from edgemem.export.stored import StoredWeights
+from edgemem.precision import LEAST_ELEMENTS, Precision
 from edgemem.protocol import TORCH_DTYPES
 
 _ONNX = {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}

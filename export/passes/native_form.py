@@ -18,6 +18,11 @@ from edgemem.export.passes.sites import fill_sites, remove_dead, remove_sites
 from edgemem.memories.site import DOMAIN
 
 
+def native_file(file: str) -> str:
+    """Name of the file of a graph's native form."""
+    return f"native.{file}"
+
+
 def native_form(model: ir.Model) -> ir.Model | None:
     """A copy with edgemem's operators; ``None`` where there is no place for one.
 

@@ -21,15 +21,10 @@ from torch import Tensor, nn
 from edgemem.errors import ExportError
 from edgemem.export.parameters import ParameterNames, float_tensor
 from edgemem.export.passes.products import add_initializer, constant_operand, remove_unused, replace_product
-from edgemem.export.stored import LEAST_ELEMENTS, StoredWeights
+from edgemem.export.stored import StoredWeights
 from edgemem.models.blockwise import QuantizedMatrix, pack_int4, quantize_matrix
-from edgemem.precision import BLOCK_SIZES, Precision
+from edgemem.precision import BLOCK_SIZES, BLOCKWISE_OPSET, LEAST_COLUMNS, LEAST_ELEMENTS, Precision
 from edgemem.protocol import TORCH_DTYPES
-
-OPSET = 21
-"""The first with blockwise DequantizeLinear and 4-bit types."""
-LEAST_COLUMNS = 32
-"""Narrower matrices are gates and projections to a few values: sensitive and small."""
 
 _KINDS = {"int8": ir.DataType.INT8, "int4": ir.DataType.INT4}
 
@@ -91,7 +86,7 @@ class _Quantizer:
                 self.stored.transposed[name] = operand.transposed != is_transpose
             self._rewire(model.graph, node, name)
         remove_unused(model)
-        model.opset_imports[""] = max(OPSET, model.opset_imports.get("", 0))
+        model.opset_imports[""] = max(BLOCKWISE_OPSET, model.opset_imports.get("", 0))
         model.ir_version = max(10, model.ir_version or 0)  # the first with 4-bit types
 
     @staticmethod

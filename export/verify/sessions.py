@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import onnx
 from edgemem.bundle import WEIGHTS, Bundle, BundleWriter
 from edgemem.errors import VerificationError
 from edgemem.export.passes.emulate_bfloat16 import emulate_bfloat16
+from edgemem.files import link_or_copy
 from edgemem.runtimes import Session
 from edgemem.runtimes.ort.engine import OrtSession
 from edgemem.runtimes.ort.form import NATIVE, native_operators
@@ -65,9 +64,5 @@ def _emulated(bundle: Bundle, folder: Path) -> Bundle:
         twin = emulate_bfloat16(onnx.load(bundle.file(graph.file), load_external_data=False))
         (folder / graph.file).write_bytes(twin.SerializeToString())
     if WEIGHTS in bundle.manifest.files:
-        weights = bundle.file(WEIGHTS)
-        try:
-            os.link(weights, folder / WEIGHTS)
-        except OSError:  # another file system
-            shutil.copyfile(weights, folder / WEIGHTS)
+        link_or_copy(bundle.file(WEIGHTS), folder / WEIGHTS)
     return BundleWriter(folder).finish(bundle.manifest)  # with the hashes of the new graphs

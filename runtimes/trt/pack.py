@@ -9,13 +9,12 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgemem.bundle import MANIFEST, PACKED, RECIPE, Bundle, package_versions
 from edgemem.errors import EngineError
-from edgemem.files import inside, replace_folder
+from edgemem.files import replace_folder
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.targets import TARGETS, Target
 from edgemem.versioned import JsonFormat
@@ -68,11 +67,9 @@ def pack(bundle: Bundle, target: Target, recipe: Recipe, out: Path) -> None:
             "command": "edgemem build FOLDER",
         }
     )
-    with replace_folder(out) as folder, bundle.loading() as source:
-        for name in (MANIFEST, *bundle.manifest.files):
-            copy = inside(folder / PACKED, name)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(inside(source, name), copy)
+    with replace_folder(out) as folder:
+        (folder / PACKED).mkdir()
+        bundle.copy_to(folder / PACKED, (MANIFEST, *bundle.manifest.files))
         RECIPE_FORMAT.write(folder / RECIPE, data)
 
 

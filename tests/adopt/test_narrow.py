@@ -59,7 +59,7 @@ def test_what_changes_too_much_is_not_written(dense):
 def test_integers_are_the_nearest_for_their_scale(bits):
     matrix = np.random.default_rng(1).standard_normal((64, 40)).astype(np.float32)
     matrix[:32, 0] = 0
-    values, scale = quantized(matrix, 32, bits, np.float32)
+    values, scale = quantized(matrix, 32, "int4" if bits == 4 else "int8", np.float32)
     wide = values.astype(np.float32) * np.repeat(scale, 32, axis=0)
     least, most = (-8, 7) if bits == 4 else (-127, 127)
     clipped = np.clip(np.rint(matrix / np.repeat(scale, 32, axis=0)), least, most)

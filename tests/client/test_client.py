@@ -18,6 +18,7 @@ pytest.importorskip("starlette")
 from edgemem.client import connect
 from edgemem.errors import EdgememError, InputError
 from tests.handmade import write_reciter, write_summer
+from tests.loopback import free_port
 from tests.serve.conftest import Running, running
 
 ROWS = np.random.default_rng(0).integers(-9, 9, (120, 2)).astype(np.float32)
@@ -132,10 +133,8 @@ def test_what_the_server_refuses_is_an_error_and_the_stream_is_as_it_was(server:
 
 
 def test_where_no_server_answers_the_error_says_so() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     with pytest.raises(EdgememError, match="no server answers"):
-        connect(f"http://127.0.0.1:{port}", "s", give_up_s=0.2)
+        connect(f"http://127.0.0.1:{free_port()}", "s", give_up_s=0.2)
 
 
 @pytest.mark.parametrize("server", ["ftp://x", "grpc://127.0.0.1:1"])

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.handmade import write_summer
+from tests.loopback import free_port
 
 mqtt = pytest.importorskip("paho.mqtt.client", reason="paho-mqtt is not installed")
 BROKER = shutil.which("mosquitto", path="/usr/sbin:/usr/bin")
@@ -27,9 +28,7 @@ SENSORS, ROWS = 5, 40
 @pytest.fixture
 def port(tmp_path: Path) -> Iterator[int]:
     assert BROKER is not None
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     (tmp_path / "broker.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
     broker = subprocess.Popen([BROKER, "-c", str(tmp_path / "broker.conf")], stderr=subprocess.DEVNULL)
     for _ in range(100):

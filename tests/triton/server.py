@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +11,8 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from tests.loopback import free_port
 
 FOLDER = Path(os.environ.get("EDGEMEM_TRITON", "triton-is-not-here"))
 """Where the wheel was unpacked."""
@@ -46,7 +47,7 @@ class Server:
             shutil.copy(_SERVER / "python_backend_stubs" / version / backend.name, backend)
         for program in (_SERVER / "bin" / "tritonserver", backend):
             program.chmod(0o755)
-        self.http, self.grpc, metrics = (_free_port() for _ in range(3))
+        self.http, self.grpc, metrics = (free_port() for _ in range(3))
         libraries = f"{FOLDER / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
         command = [
             *(str(_SERVER / "bin" / "tritonserver"), f"--model-repository={repository.resolve()}"),
@@ -86,10 +87,3 @@ class Server:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
         raise RuntimeError(f"the server does not start:\n{self._log.read_text()[-4000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port

@@ -71,7 +71,7 @@ class Rates(Section, key="rates", title="Rates", place=5, stage=Stage.OTHER_SESS
                 session = run.session
                 if threads != run.options.threads:
                     session = stack.enter_context(
-                        edgemem.open(run.session.bundle.path, session.runtime, threads=threads, device=session.device)
+                        edgemem.open(run.session.bundle, session.runtime, threads=threads, device=session.device)
                     )
                 for test in _tests(session, run, threads, skipped):
                     (fed if test.length else stepped)[test.contender.name] = test
