@@ -327,7 +327,7 @@ class Pool:
         """A tick of which some streams, in the order of :meth:`_tick`, must step by themselves."""
         with self._lock:
             every = [*self._waiting.split(groups), *streams]
-            self._waiting.working.extend(stream for stream, apart in zip(every, alone, strict=True) if apart)
+            self._waiting.work_later(stream for stream, apart in zip(every, alone, strict=True) if apart)
         if others := [stream for stream, apart in zip(every, alone, strict=True) if not apart]:
             self._tick([], others)
 
@@ -345,6 +345,6 @@ class Pool:
             if done:
                 self._waiting.done([stream])
             else:
-                self._waiting.working.append(stream)
+                self._waiting.work_later([stream])
 
     _let_go = close

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -139,10 +139,19 @@ class Waiting:
                 streams.append(stream)
         return streams
 
+    def work_later(self, streams: Iterable[PoolStream]) -> None:
+        """Have those streams work by themselves, behind the others.
+
+        The thread may have looked in vain meanwhile, and whoever takes this turn may leave after it: so it is woken.
+        """
+        self.working.extend(streams)
+        self.wake.notify()
+
     def _go_on(self, stream: PoolStream) -> None:
         if stream.requests:
             self._idle[stream.row] = False
             self._schedule(stream)
+            self.wake.notify()  # as in work_later
         else:
             self._idle[stream.row] = True
 

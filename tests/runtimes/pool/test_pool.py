@@ -386,3 +386,26 @@ def test_a_growing_state_and_wrong_numbers_are_refused(growing_bundle: Bundle, s
     for wrong in ({"slots": 0}, {"queue": 0}, {"chunk": 0}, {"wait_ms": -1}):
         with pytest.raises(InputError):
             session.pool(**wrong)
+
+
+def test_what_comes_during_the_last_turn_of_a_caller_is_done_by_the_thread(tokens_bundle: Bundle) -> None:
+    """The pool's thread looks while the turn is under way and finds nothing; then the caller leaves."""
+    with edgemem.open(tokens_bundle.path, threads=1, device="cpu") as session, session.pool(slots=2) as pool:
+        stream, stepping, looked = pool.open(), threading.Event(), threading.Event()
+        step = pool._bank.step
+
+        def slow(*arguments: Any) -> Any:
+            stepping.set()
+            assert looked.wait(10)
+            return step(*arguments)
+
+        pool._bank.step = slow  # type: ignore[method-assign]
+        caller = threading.Thread(target=stream.step, args=(1,))
+        caller.start()
+        assert stepping.wait(10)
+        closed = stream.soon.close()
+        time.sleep(0.2)  # the thread has looked
+        looked.set()
+        caller.join(10)
+        closed.result(10)
+        assert pool.stats.streams == 0
