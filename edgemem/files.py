@@ -22,6 +22,12 @@ _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a so
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
+def cache_folder(name: str) -> Path:
+    """``$XDG_CACHE_HOME/edgemem/NAME``, or ``~/.cache/edgemem/NAME``: it may be deleted at any time."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "edgemem" / name
+
+
 def open_file(path: Path, most_bytes: int | None = None) -> FileIO:
     """Open a regular file for reading, unbuffered. A FIFO or a device is refused at once instead of waited for.
 

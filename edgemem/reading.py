@@ -31,6 +31,15 @@ def read_at_most(file: IO[bytes], most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
+def read_text(file: IO[bytes]) -> str:
+    """The text that a file, a pipe or a device gives; bytes that are not UTF-8 become surrogate escapes.
+
+    Raises:
+        OSError: As :func:`read_at_most`, with at most :data:`MOST_TEXT_BYTES`.
+    """
+    return read_at_most(file, MOST_TEXT_BYTES).decode("utf-8", "surrogateescape")
+
+
 def parse_json(text: str | bytes, *, loose: bool = False) -> Any:
     """The value that JSON in UTF-8 holds, at most 64 levels deep and without unpaired surrogates.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from edgemem.cli.chat_lines import open_lines
 from edgemem.cli.ending import Ending
@@ -48,7 +50,10 @@ def run_chat(session: Session, options: RunOptions) -> None:
         settings = replace(settings, end_ids=settings.end_ids | conversation.turn_ends())
     saver = options.snapshots.saver(stream, lambda: Note.of(conversation))
     with Interrupt() as interrupt, open_lines(options, interrupt, saver.tick) as (lines, is_terminal):
-        chat = Chat(session, stream, conversation, settings, interrupt, is_terminal, options.as_json, saver)
+        read_prefix = options.prefix.reader(session, stream, interrupt)
+        chat = Chat(
+            session, stream, conversation, settings, interrupt, is_terminal, options.as_json, saver, read_prefix
+        )
         with Ending(interrupt, saver.save, input_counts=True) as end:  # what was not read is in the note
             chat.run(lines)
 
@@ -65,6 +70,8 @@ def _check_usage(options: RunOptions) -> None:
         raise click.UsageError("--chat takes messages, not token ids: use --prompt or INPUT.")
     if options.source is not None and options.prompt.prompt is not None:
         raise click.UsageError("give only one of --prompt and INPUT.")
+    if options.prefix.prefix is not None and options.prompt.system is not None:
+        raise click.UsageError("with --chat, --prefix is the system message: give it without --system.")
 
 
 def _open_conversation(session: Session, stream: Stream, options: RunOptions) -> Conversation:
@@ -74,7 +81,8 @@ def _open_conversation(session: Session, stream: Stream, options: RunOptions) ->
         missing = "tokenizer" if tokenizer is None else "chat template"
         raise click.UsageError(f"{session.bundle.path} has no {missing}, which --chat needs.")
     note = options.snapshots.restore(stream)
-    conversation = Conversation(template, tokenizer, options.prompt.system, unread=note.pending)
+    system = options.prompt.system or options.prefix.text().rstrip("\r\n") or None
+    conversation = Conversation(template, tokenizer, system, unread=note.pending)
     if note.conversation is not None:
         if options.prompt.system is not None and options.snapshots.state is None:
             resume = options.snapshots.resume
@@ -96,6 +104,7 @@ class Chat:
         is_terminal: Whether messages are typed at a terminal: an error then ends only the message.
         as_json: Write each reply as one line of JSON.
         saver: Saves the conversation as it goes on.
+        read_prefix: Reads the first of some tokens, and returns how many; see :class:`PrefixOptions`.
         replies: Replies given.
         totals: What was generated.
     """
@@ -108,6 +117,7 @@ class Chat:
     is_terminal: bool
     as_json: bool
     saver: Saver
+    read_prefix: Callable[[NDArray[np.int64], int], int]
     replies: int = field(default=0, init=False)
     totals: Totals = field(default_factory=Totals, init=False)
 
@@ -136,6 +146,8 @@ class Chat:
         fresh = self.stream.position == 0 and not self.conversation.unread
         tokens = self.conversation.say(message, fresh=fresh)
         self._show_notice()
+        if fresh:
+            tokens = tokens[self.read_prefix(tokens, self.conversation.beginning(tokens)) :]
         detokenizer = self.conversation.tokenizer.detokenizer()
         generation = self.settings.generate(self.session, self.stream, tokens, detokenizer, self._is_stopped)
         pieces: list[Piece] = []

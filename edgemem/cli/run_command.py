@@ -8,6 +8,7 @@ import click
 
 from edgemem.cli.audio_options import AudioOptions
 from edgemem.cli.options import EngineOptions, flags_given, option_group
+from edgemem.cli.prefix import PrefixOptions
 from edgemem.cli.rows import RowOptions
 from edgemem.cli.run_audio import run_audio
 from edgemem.cli.run_chat import run_chat
@@ -26,6 +27,7 @@ from edgemem.cli.snapshots import SnapshotOptions
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
 )
 @option_group("prompt", PromptOptions)
+@option_group("prefix", PrefixOptions)
 @option_group("sampling", SamplingOptions)
 @option_group("rows", RowOptions)
 @option_group("audio", AudioOptions)
@@ -37,6 +39,7 @@ def run(
     bundle: Path,
     source: Path | None,
     prompt: PromptOptions,
+    prefix: PrefixOptions,
     sampling: SamplingOptions,
     rows: RowOptions,
     audio: AudioOptions,
@@ -59,20 +62,22 @@ def run(
     With --chat each line is a message, formatted by the model's chat template; /help lists the commands.
     """
     snapshots.check()
+    prefix.check(snapshots)
     audio.check(source, rows, as_json)
-    options = RunOptions(source, prompt, sampling, rows, audio, snapshots, as_json)
+    options = RunOptions(source, prompt, prefix, sampling, rows, audio, snapshots, as_json)
+    for_tokens = [flag for group in (prompt, prefix, sampling) for flag in flags_given(group)]
     with engine.open(bundle, guard=guard) as session:
         if audio.audio is not None:
-            if flags := flags_given(prompt) + flags_given(sampling):
-                raise click.UsageError(f"{flags[0]} is for models of tokens, --audio for models of audio.")
+            if for_tokens:
+                raise click.UsageError(f"{for_tokens[0]} is for models of tokens, --audio for models of audio.")
             run_audio(session, options)
             return
         if session.contract.input.sample_rate_hz is not None and not session.contract.is_plain:
             raise click.UsageError(f"{bundle} takes audio: give --audio FILE, or --audio - for samples from stdin.")
         session.contract.require_plain("edgemem run")
         if not session.contract.input.is_tokens:
-            if flags := flags_given(prompt) + flags_given(sampling):
-                raise click.UsageError(f"{flags[0]} is for models of tokens; {bundle} takes features.")
+            if for_tokens:
+                raise click.UsageError(f"{for_tokens[0]} is for models of tokens; {bundle} takes features.")
             run_features(session, options)
         elif flags := flags_given(rows):
             raise click.UsageError(f"{flags[0]} is for models of features; {bundle} takes tokens.")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgemem.cli.audio_options import AudioOptions
 from edgemem.cli.options import FiniteRange, count, option
+from edgemem.cli.prefix import PrefixOptions
 from edgemem.cli.rows import RowOptions
 from edgemem.cli.snapshots import SnapshotOptions
 from edgemem.errors import InputError
@@ -159,6 +160,7 @@ class RunOptions:
     Attributes:
         source: The file that INPUT names; ``None`` if there is none.
         prompt: What a model of tokens continues.
+        prefix: What stands before it.
         sampling: How it continues it.
         rows: How rows of features are read and written.
         audio: Which audio is read, and what is made of the outputs.
@@ -168,6 +170,7 @@ class RunOptions:
 
     source: Path | None
     prompt: PromptOptions
+    prefix: PrefixOptions
     sampling: SamplingOptions
     rows: RowOptions
     audio: AudioOptions

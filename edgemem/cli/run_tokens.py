@@ -20,7 +20,7 @@ from edgemem.cli.run_options import STDIN, RunOptions
 from edgemem.cli.totals import Totals, where
 from edgemem.console import print_json
 from edgemem.errors import InputError
-from edgemem.reading import MOST_TEXT_BYTES, read_at_most
+from edgemem.reading import read_text
 from edgemem.runtimes import Session
 from edgemem.text.generate import Piece
 from edgemem.text.tokenizer import Tokenizer, open_tokenizer
@@ -42,9 +42,12 @@ def run_tokens(session: Session, options: RunOptions) -> None:
     stream = session.stream()
     note = options.snapshots.restore(stream)
     bos = session.bundle.manifest.generation.bos_token_id
-    prompt = _prompt_tokens(options, tokenizer, note.pending, bos, starts=stream.position == 0)
+    prefix = _prefix_tokens(options, tokenizer, fresh=stream.position == 0)
+    prompt = _prompt_tokens(options, tokenizer, note.pending, bos, starts=stream.position == 0 and not len(prefix))
+    prompt = np.concatenate((prefix, prompt))
     writer = Writer([*note.context, *prompt[-CONTEXT:].tolist()], tokenizer is not None, options.as_json)
     with Interrupt() as interrupt:
+        read = options.prefix.reader(session, stream, interrupt)(prompt, len(prefix))
         detokenizer = None if tokenizer is None else tokenizer.detokenizer(writer.recent)
         saver = options.snapshots.saver(stream, lambda: writer.note(generation.unread))
 
@@ -52,7 +55,7 @@ def run_tokens(session: Session, options: RunOptions) -> None:
             saver.tick()
             return interrupt.signal is not None
 
-        generation = settings.generate(session, stream, prompt, detokenizer, stop)
+        generation = settings.generate(session, stream, prompt[read:], detokenizer, stop)
         with Ending(interrupt, saver.save, input_counts=False) as end:
             for piece in generation:
                 end.input_counts = generation.tokens > 0  # the prompt has been read, whatever stops the text
@@ -63,7 +66,7 @@ def run_tokens(session: Session, options: RunOptions) -> None:
         def report() -> None:
             totals = Totals().add(generation)
             if options.as_json:
-                figures = totals.to_json(generation.ended_by)
+                figures = totals.to_json(generation.ended_by) | ({"prefix_tokens": read} if len(prefix) else {})
                 print_json({**writer.to_json(), **figures, **where(session, stream)})
             else:
                 click.echo()
@@ -125,7 +128,7 @@ def _prompt_tokens(
     """The tokens ``[N]`` to feed first: those that a resumed stream has not read yet, then the prompt."""
     prompt, prompt_ids, resume = options.prompt.prompt, options.prompt.prompt_ids, options.snapshots.source
     if prompt is None and prompt_ids is None and (options.source or resume is None):
-        text = _read_text(options.source or STDIN)
+        text = _read_source(options.source or STDIN)
         prompt, prompt_ids = (text, None) if tokenizer else (None, text)
     if prompt_ids is not None:
         tokens = _parse_ids(prompt_ids)
@@ -145,12 +148,19 @@ def _prompt_tokens(
     return tokens
 
 
-def _read_text(path: Path) -> str:
+def _prefix_tokens(options: RunOptions, tokenizer: Tokenizer | None, *, fresh: bool) -> NDArray[np.int64]:
+    """The tokens ``[N]`` of the prefix; none where there is no prefix, or the stream has read it."""
+    if not fresh or not (text := options.prefix.text()):
+        return np.empty(0, np.int64)
+    return _parse_ids(text) if tokenizer is None else tokenizer.encode(text)
+
+
+def _read_source(path: Path) -> str:
     if path == STDIN and sys.stdin.isatty():
         click.echo("Reading the prompt from the terminal; end it with Ctrl-D.", err=True)
     try:
         with contextlib.nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb") as file:
-            return read_at_most(file, MOST_TEXT_BYTES).decode("utf-8", "surrogateescape")
+            return read_text(file)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 

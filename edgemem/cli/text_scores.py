@@ -13,7 +13,7 @@ import edgemem
 from edgemem.bundle import Bundle
 from edgemem.console import print_table
 from edgemem.errors import InputError
-from edgemem.reading import MOST_TEXT_BYTES, read_at_most
+from edgemem.reading import read_text
 from edgemem.text.scoring import Score, score_text
 from edgemem.text.tokenizer import open_tokenizer
 
@@ -58,7 +58,7 @@ def score_file(bundle: Bundle, source: Source | None, file: Path, progress: Call
         raise InputError(f"{bundle.path} has no tokenizer, so its input is not text.")
     try:
         with file.open("rb") as opened:
-            text = read_at_most(opened, MOST_TEXT_BYTES).decode("utf-8", "surrogateescape")
+            text = read_text(opened)
     except OSError as error:
         raise InputError(f"the text {file} cannot be read: {error.strerror or error}") from error
     runtime = "torch" if bundle.manifest.precision.dtype == "bfloat16" else "onnxruntime"

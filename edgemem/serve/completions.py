@@ -184,21 +184,13 @@ def _chat_tokens(body: Mapping[str, Any], model: Model) -> tuple[NDArray[np.int6
     assert model.template is not None
     assert model.tokenizer is not None
 
-    def tokens_of(messages: list[dict[str, str]]) -> NDArray[np.int64]:
-        assert model.template is not None
-        assert model.tokenizer is not None
-        text = model.template.render(messages, reply_follows=True)
-        return model.tokenizer.encode(text, special_tokens=False)
-
-    tokens = tokens_of(messages)
+    text = model.template.render(messages, reply_follows=True)
+    tokens = model.tokenizer.encode(text, special_tokens=False)
     if tokens.size == 0:
         raise RequestError("bad_messages", "the chat template writes nothing for these messages.")
     if messages[0]["role"] != "system" or len(messages) < 2:
         return tokens, 0
-    other = tokens_of([messages[0], {"role": "user", "content": "\ue000"}])
-    size = min(len(tokens) - 1, len(other))
-    same = tokens[:size] == other[:size]
-    return tokens, size if same.all() else int(same.argmin())
+    return tokens, Conversation(model.template, model.tokenizer, messages[0]["content"]).beginning(tokens)
 
 
 def _or(value: Any, otherwise: Any) -> Any:

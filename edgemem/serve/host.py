@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import threading
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from numpy.typing import NDArray
 from edgemem.bundle import open_bundle
 from edgemem.errors import EdgememError
 from edgemem.machine.memory import give_back_free_memory
+from edgemem.overrides import override
+from edgemem.runtimes import Session
 from edgemem.runtimes import open as open_session
+from edgemem.runtimes.pool import PoolStream
 from edgemem.runtimes.snapshot import Parts
 from edgemem.serve.errors import RequestError
 from edgemem.serve.hub import Hub
@@ -24,35 +28,50 @@ from edgemem.serve.metrics import Metrics
 from edgemem.serve.options import ServeOptions
 from edgemem.serve.store import open_stores
 from edgemem.text import open_chat_template, open_tokenizer
+from edgemem.text.prefixes import Prefixes, PrefixRead
 
 _PREFIX_BYTES = 256 << 20
 _TIDY_S = 3.0
 
 
-class Prefixes:
-    """The states behind beginnings that many texts share, by the hash of their tokens; the last used stay."""
+class KeptPrefixes(Prefixes):
+    """The states behind prefixes; the last used are also kept in memory, from which a restored one takes a copy.
 
-    def __init__(self) -> None:
-        self._found: OrderedDict[str, tuple[Parts, int]] = OrderedDict()
+    Args:
+        session: The session.
+        folder: Where the files are; ``None`` keeps memory alone.
+    """
 
-    @staticmethod
-    def key(tokens: NDArray[np.int64]) -> str:
-        """The hash of tokens ``[N]``."""
-        return hashlib.sha256(np.ascontiguousarray(tokens, np.int64).tobytes()).hexdigest()
+    def __init__(self, session: Session, folder: Path | None) -> None:
+        super().__init__(session, folder)
+        self._found: OrderedDict[str, Parts] = OrderedDict()
+        self._lock = threading.Lock()  # texts read their prefixes in threads
 
-    def get(self, key: str) -> Parts | None:
-        """The state behind those tokens."""
-        if key not in self._found:
-            return None
-        self._found.move_to_end(key)
-        return self._found[key][0]
+    @override
+    def read(  # type: ignore[override]  # a pool's stream alone
+        self, stream: PoolStream, tokens: NDArray[np.int64], stop: Callable[[], bool] = lambda: False
+    ) -> PrefixRead:
+        """See :meth:`Prefixes.read`."""
+        began, key = time.perf_counter(), self.key(tokens)
+        with self._lock:
+            parts = self._found.get(key)
+            if parts is not None:
+                self._found.move_to_end(key)
+        if parts is not None:
+            stream.pool.wait(stream.soon.install(parts))
+            return PrefixRead(len(tokens), True, time.perf_counter() - began)
+        found = super().read(stream, tokens, stop)
+        if found.tokens:
+            parts = stream.pool.wait(stream.soon.parts())
+            with self._lock:
+                self._found[key] = parts
+                while len(self._found) > 1 and sum(map(_size_bytes, self._found.values())) > _PREFIX_BYTES:
+                    self._found.popitem(last=False)
+        return found
 
-    def put(self, key: str, parts: Parts) -> None:
-        """Keep a state; the oldest make room for it."""
-        arrays = (*parts.state.values(), *parts.buffers.values())
-        self._found[key] = parts, sum(array.nbytes for array in arrays)
-        while len(self._found) > 1 and sum(nbytes for _, nbytes in self._found.values()) > _PREFIX_BYTES:
-            self._found.popitem(last=False)
+
+def _size_bytes(parts: Parts) -> int:
+    return sum(array.nbytes for array in (*parts.state.values(), *parts.buffers.values()))
 
 
 class Model:
@@ -68,7 +87,7 @@ class Model:
         self.tokenizer = open_tokenizer(bundle)
         self.template = open_chat_template(bundle)
         self.generation = bundle.manifest.generation
-        self.prefixes = Prefixes()
+        self.prefixes = KeptPrefixes(hub.session, None if hub.store is None else hub.store.folder.parent / "prefixes")
         self.is_text = hub.pool.contract.is_plain and hub.pool.contract.input.is_tokens and self.tokenizer is not None
 
 

@@ -36,15 +36,18 @@ class Store:
 
     Args:
         folder: The folder of this model.
+
+    Attributes:
+        folder: As given.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def names(self) -> list[str]:
         """The streams that are saved."""
-        return sorted(path.name[: -len(_SUFFIX)] for path in self._folder.glob(f"*{_SUFFIX}"))
+        return sorted(path.name[: -len(_SUFFIX)] for path in self.folder.glob(f"*{_SUFFIX}"))
 
     def write(self, name: str, data: bytes) -> None:
         """Save a stream, whole or not at all."""
@@ -68,7 +71,7 @@ class Store:
         return path.replace(path.with_suffix(".damaged"))
 
     def _path(self, name: str) -> Path:
-        return self._folder / (checked_name(name) + _SUFFIX)
+        return self.folder / (checked_name(name) + _SUFFIX)
 
 
 def open_stores(options: ServeOptions, fingerprints: dict[str, str]) -> dict[str, Store]:

@@ -17,6 +17,7 @@ from edgemem.runtimes.pool import PoolStream
 from edgemem.serve.completions import TextRequest
 from edgemem.serve.errors import RequestError
 from edgemem.serve.host import Host, Model
+from edgemem.serve.log import log
 from edgemem.text import Conversation, Generation, generate
 
 _FEWEST_PREFIX_TOKENS = 16
@@ -105,7 +106,7 @@ class Text:
 
         def put(item: Any) -> None:
             while not self._room.acquire(timeout=0.2):  # the client reads slowly
-                if self._stop.is_set() or self.host.stopping:
+                if self._is_stopped():
                     break
             loop.call_soon_threadsafe(queue.put_nowait, item)
 
@@ -132,8 +133,7 @@ class Text:
             request = self.request
             tokens = self._tokens
             if tokens is request.tokens and request.prefix >= _FEWEST_PREFIX_TOKENS and stream.position == 0:
-                self._read_prefix(stream)
-                tokens = tokens[request.prefix :]
+                tokens = tokens[self._read_prefix(stream) :]
             assert self.model.tokenizer is not None
             self.generation = generate(
                 stream,  # type: ignore[arg-type]
@@ -143,7 +143,7 @@ class Text:
                 max_tokens=request.max_tokens,
                 end_ids=request.end_ids,
                 stop_texts=request.stop_texts,
-                stop=lambda: self._stop.is_set() or self.host.stopping,
+                stop=self._is_stopped,
                 chunk=self.model.hub.pool.contract.max_chunk,
             )
             for piece in self.generation:
@@ -152,17 +152,17 @@ class Text:
             put(error)
         put(None)
 
-    def _read_prefix(self, stream: PoolStream) -> None:
-        """Restore the state behind the prompt's beginning; compute and keep it where it is new."""
+    def _read_prefix(self, stream: PoolStream) -> int:
+        """Read the prompt's beginning, or restore the state behind it; how many tokens were read."""
         beginning = self.request.tokens[: self.request.prefix]
-        prefixes = self.model.prefixes
-        key = prefixes.key(beginning)
-        if (parts := prefixes.get(key)) is not None:
-            stream.pool.wait(stream.soon.install(parts))
-            self.restored = len(beginning)
-            return
-        stream.feed(beginning, "none")
-        prefixes.put(key, stream.pool.wait(stream.soon.parts()))
+        found = self.model.prefixes.read(stream, beginning, self._is_stopped)
+        self.restored = found.tokens if found.restored else 0
+        if found.problem:
+            log("prefix_problem", model=self.model.name, reason=found.problem)
+        return found.tokens
+
+    def _is_stopped(self) -> bool:
+        return self._stop.is_set() or self.host.stopping
 
 
 class Talk:

@@ -97,6 +97,19 @@ class Conversation:
         self.unread = tuple(ids.tolist())
         return ids
 
+    def beginning(self, tokens: NDArray[np.int64]) -> int:
+        """How many tokens of a first message, as :meth:`say` gave them, come from the system message alone.
+
+        At most all but the last: a reply needs a token to follow.
+        """
+        if self.system is None:
+            return 0
+        text = self.template.render(self._messages("\ue000"), reply_follows=True)
+        other = self.tokenizer.encode(text, special_tokens=False)
+        size = min(len(tokens) - 1, len(other))
+        same = tokens[:size] == other[:size]
+        return size if same.all() else int(same.argmin())
+
     def answered(self, reply: str, *, end: int | None = None, overrun: str = "", unread: Sequence[int] = ()) -> None:
         """Record the reply, complete or not.
 

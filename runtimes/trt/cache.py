@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from edgemem import files
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.errors import EdgememError
 from edgemem.files import read_file, write_atomic
@@ -23,9 +24,8 @@ from edgemem.runtimes.trt.options import MOST_BYTES, BuildOptions
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/edgemem/engines``, or ``~/.cache/edgemem/engines``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "edgemem" / "engines"
+    """The folder of the engines."""
+    return files.cache_folder("engines")
 
 
 def key(bundle: Bundle, graph: GraphFile, flavour: Flavour, options: BuildOptions) -> str:

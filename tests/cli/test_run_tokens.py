@@ -224,7 +224,7 @@ def test_wrong_usage_exits_with_2(reciter, invoke, arguments):
 
 
 def test_a_prompt_without_an_end_is_an_error(reciter, invoke, monkeypatch):
-    monkeypatch.setattr("edgemem.cli.run_tokens.MOST_TEXT_BYTES", 1000)
+    monkeypatch.setattr("edgemem.reading.MOST_TEXT_BYTES", 1000)
     result = invoke("run", reciter, "/dev/zero")
     assert (result.exit_code, result.stderr) == (1, "Error: /dev/zero cannot be read: It gives more than 1,000 bytes\n")
 

@@ -130,6 +130,16 @@ def test_a_system_message_is_computed_once(texts: Running) -> None:
     assert cached[1] > 16
 
 
+def test_a_prefix_outlives_the_server(tmp_path: Path) -> None:
+    told = write_talker(tmp_path / "told", chat_templates.CHATML, SYSTEM)
+    before = [{"role": "system", "content": SYSTEM}]
+    for restored in (False, True):
+        with running([told], state_dir=tmp_path / "states") as server:
+            _, found = chat(server, USER[0], model="told", before=before)
+        assert found["choices"][0]["message"]["content"] == REPLIES[0]
+        assert (found["usage"]["prompt_tokens_details"]["cached_tokens"] > 16) is restored
+
+
 def test_the_seed_repeats_a_text(texts: Running) -> None:
     found = [completion(texts, prompt="t", temperature=30, seed=seed, max_tokens=40)[1] for seed in (1, 1, 2)]
     first, again, other = (reply["choices"][0]["text"] for reply in found)
