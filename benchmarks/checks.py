@@ -1,7 +1,8 @@
-"""What the checks that are on by default add to a step, and what saving a stream as it runs costs.
+"""What the checks of a step add to it, under every policy, and what saving a stream as it runs costs.
 
 ``python benchmarks/checks.py`` prints each figure with its target, as ``figures.py`` does. The checks are those of a
-row of 64 real values: that no other thread is in a call of the stream, and that every value is finite.
+row of 64 real values: that no other thread is in a call of the stream, and that every value is finite. Policy "stop" is
+the default; "hold" keeps a copy of the row as well.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter_ns, thread_time_ns
-from typing import Any
+from typing import Any, get_args
 
 import click
 import numpy as np
@@ -30,6 +31,7 @@ from edgemem.export import ExportOptions, export_bundle, from_config
 from edgemem.machine.facts import load_average
 from edgemem.runtimes import Session, Stream
 from edgemem.runtimes.engine import Call, Engine, Tensors
+from edgemem.runtimes.on_nan import OnNan
 
 VALUES = 64
 ROW = np.random.default_rng(0).normal(size=VALUES).astype(np.float32)
@@ -56,10 +58,10 @@ def unchecked(stream: Stream) -> Callable[[Any], Any]:
     return run
 
 
-def alone(bundle: Bundle, rounds: int, steps: int, progress: Progress) -> Figure:
+def alone(bundle: Bundle, on_nan: OnNan, rounds: int, steps: int, progress: Progress) -> Figure:
     """Thread CPU time of the checks: steps of an engine that computes nothing, with and without them, in turns."""
     with Session(bundle.contract, None, IdleEngine()) as session:
-        calls = (session.stream().step, unchecked(session.stream(on_nan="pass")))
+        calls = (session.stream(on_nan=on_nan).step, unchecked(session.stream(on_nan="pass")))
         spent = np.zeros((2, rounds))
         for round_ in range(rounds):
             for which in (0, 1) if round_ % 2 else (1, 0):
@@ -68,12 +70,12 @@ def alone(bundle: Bundle, rounds: int, steps: int, progress: Progress) -> Figure
                 for _ in range(steps):
                     step(ROW)
                 spent[which, round_] = (thread_time_ns() - began) / steps / 1e3
-            progress("checks alone", round_ + 1, rounds)
+            progress(f"checks alone, {on_nan}", round_ + 1, rounds)
     added = statistics.median_interval(spent[0] - spent[1])
     with_us, without_us = (number(float(np.median(each))) for each in spent)
     return Figure(
-        "checks_us", f"thread CPU time of the default checks of a row of {VALUES} values", added.value, "µs", 2.0,
-        False, added,
+        f"checks_{on_nan}_us", f"thread CPU time of the checks of a row of {VALUES} values, --on-nan {on_nan}",
+        added.value, "µs", 2.0, False, added,
         f"a step without an engine: {with_us} µs with them, {without_us} µs without",
     )  # fmt: skip
 
@@ -130,7 +132,7 @@ def measure_all(quick: bool, progress: Progress) -> list[Figure]:
             bundles.append(export_bundle(from_config(one, title), folder / title, ExportOptions(verify=False)))
         progress("exporting", 2, 2)
         return [
-            alone(bundles[0], rounds, 2_000, progress),
+            *(alone(bundles[0], on_nan, rounds, 2_000, progress) for on_nan in get_args(OnNan) if on_nan != "pass"),
             whole_step(bundles[0], rounds, progress),
             *(saving(bundle, folder, rounds, progress) for bundle in bundles),
         ]

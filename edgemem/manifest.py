@@ -112,6 +112,8 @@ class SourceInfo:
         options: How it was loaded.
         fixed: Inputs of an adopted file that are constants, with their values.
         rewritten: Whether operators of an adopted file were written in another form: equal within rounding.
+        stored_dtype: ``"bfloat16"`` or ``"float16"`` where the checkpoint's weights are stored in it, else ``""``. What
+            the bundle's are stored in, :class:`~edgemem.precision.Precision` says.
     """
 
     kind: str = ""
@@ -120,18 +122,20 @@ class SourceInfo:
     options: LoadOptions = LoadOptions()
     fixed: Mapping[str, Any] = field(default_factory=dict)
     rewritten: bool = False
+    stored_dtype: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, for the manifest."""
-        options = self.options.to_json()
         found = {"kind": self.kind, "name": self.name, "random_weights": self.random_weights}
-        more = {"options": options, "fixed": dict(self.fixed), "rewritten": self.rewritten}
+        more: dict[str, Any] = {"options": self.options.to_json(), "fixed": dict(self.fixed)}
+        more |= {"rewritten": self.rewritten, "stored_dtype": self.stored_dtype}
         return found | {name: value for name, value in more.items() if value}
 
     @classmethod
     def from_json(cls, fields: Fields) -> SourceInfo:
         """Read what :meth:`to_json` wrote."""
-        defaults = {"kind": "", "name": "", "random_weights": False, "options": {}, "fixed": {}, "rewritten": False}
+        defaults = {"kind": "", "name": "", "random_weights": False, "options": {}, "fixed": {}}
+        defaults |= {"rewritten": False, "stored_dtype": ""}
         fields = fields.with_defaults(defaults).only(*defaults)
         return cls(
             fields.text("kind"),
@@ -140,6 +144,7 @@ class SourceInfo:
             LoadOptions.from_json(fields.object("options")),
             fields.object("fixed").values,
             fields.flag("rewritten"),
+            fields.text("stored_dtype"),
         )
 
 

@@ -81,7 +81,9 @@ def _write(source: Source, folder: Path, options: ExportOptions, announce: Annou
     return Manifest(
         contract=job.contract,
         graphs=tuple(graph for graph, _ in job.graphs),
-        source=SourceInfo(source.kind, source.name, source.has_random_weights, source.options),
+        source=SourceInfo(
+            source.kind, source.name, source.has_random_weights, source.options, stored_dtype=source.stored_dtype
+        ),
         model=traced.config,
         precision=job.stored.described(precision),
         tokenizer=TOKENIZER if text.tokenizer is not None else config.tokenizer if config else None,

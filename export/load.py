@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections import Counter
 from pathlib import Path
 
-import safetensors
 import torch
 from torch import nn
 
@@ -67,16 +65,6 @@ def load_source(
         f"{source} is not a checkpoint folder, a configuration file or a package.module:factory.",
         hint="See: edgemem export --help",
     )
-
-
-def stored_in_16_bits(source: str) -> str:
-    """``"bfloat16"`` or ``"float16"`` where most tensors of a checkpoint's folder are stored in it, else ``""``."""
-    counts: Counter[str] = Counter()
-    for path in sorted(Path(source).glob("*.safetensors")):
-        with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
-            counts.update(file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118 (no mapping)
-    most = counts.most_common(1)[0][0] if counts else ""
-    return {"BF16": "bfloat16", "F16": "float16"}.get(most, "")
 
 
 def is_transformers_folder(folder: Path) -> bool:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import onnx_ir as ir
+import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -83,6 +86,16 @@ class Source(ABC):
     def has_random_weights(self) -> bool:
         """Whether it was never trained: a configuration exported to measure a device."""
         return self.kind == "config"
+
+    @property
+    def stored_dtype(self) -> str:
+        """``"bfloat16"`` or ``"float16"`` where most tensors of the checkpoint are stored in it, else ``""``."""
+        counts: Counter[str] = Counter()
+        for path in sorted(Path(self.name).glob("*.safetensors")):
+            with safetensors.safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+                counts.update(file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118 (no mapping)
+        most = counts.most_common(1)[0][0] if counts else ""
+        return {"BF16": "bfloat16", "F16": "float16"}.get(most, "")
 
     def trace(self, module: nn.Module, contract: Contract) -> Graphs:
         """The graphs of a bundle.

@@ -90,10 +90,20 @@ class NanPolicy:
                     good = finite_items(spec, given[:, -1:])[:, 0]
                     self._buffers.arrays[LAST + spec.name][good] = given[good, -1]
 
-    def remember_good(self, step: Array) -> None:
-        """As :meth:`remember` for one step ``[B, 1, ...]`` of the only input, which is known to be finite."""
-        if self.holds:
-            self._buffers.arrays[LAST + self.checked[0].name][...] = step[:, 0]
+    def step_keeper(self, step: Array) -> Callable[[], None] | None:
+        """As :meth:`remember` for ``step`` ``[B, 1, ...]`` of the only input, which is written again and again.
+
+        Returns:
+            A function to call after a step that was finite, in about 0.2 µs; ``None`` where nothing is kept.
+        """
+        if not self.holds:
+            return None
+        last, item = self._buffers.arrays[LAST + self.checked[0].name], step[:, 0]
+
+        def keep() -> None:
+            last[...] = item
+
+        return keep
 
 
 def _held(

@@ -52,7 +52,7 @@ class Stream(Exclusive):
         self._contract = contract = session.contract
         self._lane = lane = Lane(contract, engine, batch, session.max_time)
         self._buffers = lane.buffers
-        self._policy = policy = NanPolicy(on_nan, contract, lane.buffers, session.guard)
+        policy = NanPolicy(on_nan, contract, lane.buffers, session.guard)
         self._ends = ends = step_ends(contract, lane, policy, session.guard)
         self._feeder = Feeder(contract, lane, batch, session.guard, session.pieces, policy, ends)
         self._positions = lane.positions
@@ -60,6 +60,7 @@ class Stream(Exclusive):
         self._step_input = lane.arena.step_inputs[contract.input.name]  # [B, takes, *input.shape]
         self._step_output = lane.arena.step_outputs[contract.output.name][:, 0]  # [B, *output.shape]
         self._notes = policy.holds or policy.skips
+        self._keep_good = policy.step_keeper(self._step_input)
         self._is_bad = step_check(contract.input, self._step_input) if policy.checked else None
         self._vocab_size = contract.input.vocab_size or 0
         self._limit, self._plain = contract.max_position, contract.is_plain
@@ -342,14 +343,13 @@ class Stream(Exclusive):
 
     def _taken_step(self) -> Any:
         """A step from ``_step_input``, by what the policy for values that are not finite makes of it."""
-        is_bad = self._is_bad is not None and self._is_bad()
-        if not is_bad and not self._notes:
-            return self._guarded_step() if self._guard else self._step()
-        if is_bad:
+        if self._is_bad is not None and self._is_bad():
             return self._feeder.feed({self._contract.input.name: self._step_input.copy()}, "last")
-        self._feeder.skipped = None
         output = self._guarded_step() if self._guard else self._step()
-        self._policy.remember_good(self._step_input)
+        if self._notes:
+            self._feeder.skipped = None
+            if self._keep_good is not None:
+                self._keep_good()
         return output
 
     def _step(self) -> Array:

@@ -51,7 +51,7 @@ def manifest(**changes: Any) -> Manifest:
     fields: dict[str, Any] = {
         "contract": CONTRACT,
         "graphs": (GraphFile("step.onnx", 1, 1), GraphFile("chunk.onnx", 1, 8)),
-        "source": SourceInfo("checkpoint", "été", options=LoadOptions("sinks=4,window=8")),
+        "source": SourceInfo("checkpoint", "été", options=LoadOptions("sinks=4,window=8"), stored_dtype="bfloat16"),
         "model": MODEL,
         "tokenizer": "tokenizer.json",
         "input_meaning": "bytes",

@@ -71,7 +71,6 @@ def export(
     needs_export_packages()
     transformers.check()
     from edgemem.export import ExportOptions, export_bundle, load_source
-    from edgemem.export.load import stored_in_16_bits
     from edgemem.export.targets.lint import notes
     from edgemem.export.verify.expected import recorded
     from edgemem.runtimes.recorded import write_recording
@@ -81,8 +80,7 @@ def export(
     if loaded.has_random_weights:
         warning = " a configuration has no weights. Good for measuring, not for using."
         errors.print(headed("Random weights:", warning, "yellow"))
-    narrow = stored_in_16_bits(source)
-    if narrow and options["dtype"] is None and loaded.default_dtype == "float32":
+    if (narrow := loaded.stored_dtype) and options["dtype"] is None and loaded.default_dtype == "float32":
         errors.print(f"The checkpoint is in {narrow}, the bundle in float32. To keep 16 bits: --dtype fp16 or bf16.")
     with checking(errors) as (announce, progress):
         wanted = ExportOptions(block_size=int(block_size or DEFAULT_BLOCK_SIZE), **options)

@@ -42,6 +42,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
 def _print_bundle(out: Console, facts: Mapping[str, Any], manifest: Manifest) -> None:
     source, totals = manifest.source, facts["totals"]
     parts = [source.kind, source.name, "random weights" if source.random_weights else "", str(source.options)]
+    parts += [f"stored in {source.stored_dtype}"] if source.stored_dtype else []
     state = f"{readable_bytes(totals['state_bytes'])} per stream"
     rows = {
         "bundle": facts["path"],

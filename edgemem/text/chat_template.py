@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from edgemem.bundle import CHAT_TEMPLATE, Bundle
 from edgemem.errors import BundleError, InputError, MissingDependencyError
 from edgemem.extras import how_to_install
-from edgemem.text.time_limit import TimeLimitError, time_limit
+from edgemem.text.limits import LimitError, MemoryLimitError, limited
 
 if TYPE_CHECKING:
     import jinja2
@@ -22,7 +23,9 @@ Message = Mapping[str, str]
 
 _MOST_TEMPLATE_BYTES = 1 << 20
 _MOST_SECONDS = 10
+_MOST_GROWTH = 256 << 20
 _MOST_PRODUCT = 1_000_000
+_WIDENING = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
 
 
 class ChatTemplate:
@@ -49,12 +52,12 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._now = datetime.now()
         try:
-            with time_limit(_MOST_SECONDS):
+            with limited(_MOST_SECONDS, _MOST_GROWTH):
                 self._template = _environment(self).from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise BundleError(f"{where}, line {error.lineno}: {error.message}.") from error
-        except TimeLimitError:
-            raise BundleError(f"{where} takes more than {_MOST_SECONDS} seconds to compile.") from None
+        except LimitError as error:
+            raise BundleError(f"{where} takes more than {_limit(error)} to compile.") from None
         except Exception as error:  # Python compiles what Jinja makes of it, and has limits of its own
             raise BundleError(f"{where} is not a template: {type(error).__name__}: {error}") from error
 
@@ -78,7 +81,7 @@ class ChatTemplate:
 
         try:
             # The names that templates use, with the values of transformers when there are no tools and no documents.
-            with time_limit(_MOST_SECONDS):
+            with limited(_MOST_SECONDS, _MOST_GROWTH):
                 return self._template.render(
                     messages=[dict(message) for message in messages],
                     tools=None,
@@ -95,8 +98,8 @@ class ChatTemplate:
             ) from error
         except jinja2.TemplateError as error:
             raise BundleError(f"{self._where} fails: {type(error).__name__}: {error}") from error
-        except TimeLimitError:
-            raise BundleError(f"{self._where} takes more than {_MOST_SECONDS} seconds.") from None
+        except LimitError as error:
+            raise BundleError(f"{self._where} takes more than {_limit(error)}.") from None
         # A template calls methods of strings and lists, which may raise anything.
         except Exception as error:
             raise BundleError(f"{self._where} fails: {type(error).__name__}: {error}") from error
@@ -106,12 +109,29 @@ class ChatTemplate:
         return self._now
 
 
+def _limit(error: LimitError) -> str:
+    """The limit that was passed."""
+    return f"{_MOST_GROWTH >> 20} MiB" if isinstance(error, MemoryLimitError) else f"{_MOST_SECONDS} seconds"
+
+
 class _RefusedError(Exception):
     """The template called ``raise_exception``."""
 
 
+def _narrow(widen: Callable[..., Any]) -> Callable[..., Any]:
+    """A method or filter that pads text, for widths that do not fill the memory."""
+
+    @functools.wraps(widen)
+    def run(*args: Any, **named: Any) -> Any:
+        if any(isinstance(width, int) and width > _MOST_PRODUCT for width in (*args, *named.values())):
+            raise OverflowError(f"the width given to {widen.__name__} is too large")
+        return widen(*args, **named)
+
+    return run
+
+
 def _sandbox() -> type[jinja2.Environment]:
-    """Jinja's sandbox, without products that fill the memory."""
+    """Jinja's sandbox, without products and widths that fill the memory in one call."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Environment(ImmutableSandboxedEnvironment):
@@ -122,6 +142,10 @@ def _sandbox() -> type[jinja2.Environment]:
             if operator == "**" or not -_MOST_PRODUCT <= sizes[0] * sizes[1] <= _MOST_PRODUCT:
                 raise OverflowError(f"the result of {operator} is too large")
             return super().call_binop(context, operator, left, right)
+
+        def call(self, context: Any, called: Any, /, *args: Any, **named: Any) -> Any:  # type: ignore[override]
+            widens = getattr(called, "__name__", "") in _WIDENING
+            return super().call(context, _narrow(called) if widens else called, *args, **named)
 
     return Environment
 
@@ -154,6 +178,7 @@ def _environment(template: ChatTemplate) -> jinja2.Environment:
         raise _RefusedError(message)
 
     made = _sandbox()(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made.filters |= {name: _narrow(made.filters[name]) for name in ("center", "indent")}
     made.filters["tojson"] = tojson
     made.globals["raise_exception"] = raise_exception
     made.globals["strftime_now"] = lambda form: template.now().strftime(form)

@@ -102,7 +102,7 @@ def test_what_the_export_measured_and_two_graphs_and_random_weights_are_shown(tm
         (writer.folder / "weights.safetensors").write_bytes(bytes(3 << 20))
         graphs = (GraphFile("step.onnx", 1, 1), GraphFile("chunk.onnx", 2, 8))
         verification = {"largest_difference": 1.25e-06, "steps": 600, "far": {"1000": 2.5e-07, "2000": 3e-07}}
-        source = SourceInfo("config", "tiny.json", random_weights=True)
+        source = SourceInfo("config", "tiny.json", random_weights=True, stored_dtype="bfloat16")
         writer.finish(Manifest(RECITER, graphs, source=source, verification=verification, versions={"torch": "2.13.0"}))
     lines = [line.split() for line in invoke("inspect", tmp_path / "bundle").stdout.splitlines()]
     for line in (
@@ -110,7 +110,7 @@ def test_what_the_export_measured_and_two_graphs_and_random_weights_are_shown(tm
         ["steps", "600"],
         ["far", "1000:", "2.5e-07,", "2000:", "3e-07"],
         ["torch", "2.13.0"],
-        ["source", "config,", "tiny.json,", "random", "weights"],
+        ["source", "config,", "tiny.json,", "random", "weights,", "stored", "in", "bfloat16"],
         ["weights", "3", "MiB"],
     ):
         assert line in lines

@@ -23,6 +23,14 @@ def test_a_checkpoint_folder_gives_its_trained_weights(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(source.module.parameters(), model.parameters(), strict=True))
 
 
+def test_a_source_says_in_which_16_bits_its_checkpoint_is_stored(tmp_path):
+    model = Decoder(CONFIG)
+    save_checkpoint(model, tmp_path / "whole")
+    assert load_source(str(tmp_path / "whole")).stored_dtype == ""
+    save_checkpoint(model.to(torch.bfloat16), tmp_path / "narrow")
+    assert load_source(str(tmp_path / "narrow")).stored_dtype == "bfloat16"
+
+
 def test_a_checkpoint_brings_its_tokenizer(tmp_path):
     save_checkpoint(Decoder(CONFIG), tmp_path / "checkpoint")
     tokenizer = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}

@@ -116,6 +116,23 @@ def test_a_template_that_does_not_end_is_stopped(monkeypatch):
         ChatTemplate(ENDLESS, {}).render([], reply_follows=False)
 
 
+def test_a_template_that_fills_the_memory_by_and_by_is_stopped(monkeypatch):
+    monkeypatch.setattr(chat_template, "_MOST_GROWTH", 16 << 20)
+    doubling = (
+        "{% set x = namespace(text='a' * 999999) %}{% for i in range(99) %}{% set x.text = x.text ~ 'a' * 999999 %}"
+    )
+    with pytest.raises(BundleError, match="takes more than 16 MiB"):
+        ChatTemplate(doubling + "{% for j in range(9999) %}{% endfor %}{% endfor %}", {}).render(
+            [], reply_follows=False
+        )
+
+
+@pytest.mark.parametrize("width", ["'a'.ljust(10000000)", "'a'.zfill(10000000)", "'a'|center(10000000)"])
+def test_a_width_that_fills_the_memory_is_refused(width):
+    with pytest.raises(BundleError, match="is too large"):
+        ChatTemplate("{{ " + width + " }}", {}).render([], reply_follows=False)
+
+
 @pytest.mark.parametrize(
     "product", ["10 ** 10 ** 10", "'a' * 10000000", "[1] * 2000000", "9 ** 9", "9999999 * 9999999"]
 )
