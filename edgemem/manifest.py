@@ -29,6 +29,8 @@ _ENTRIES = (
     *("graphs", "files", "versions", "verification", "model", "contract"),
 )
 
+TRANSFORMERS = "transformers"
+"""Kind of the source of a bundle that was made of a Hugging Face model."""
 ADOPTED = "onnx"
 """Kind of the source of a bundle that was made of an ONNX file of others."""
 

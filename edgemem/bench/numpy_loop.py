@@ -48,8 +48,12 @@ class NumpyLoop:
             raise EdgememError(f"no graph takes one step with whole states as numpy arrays: {', '.join(odd)}.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 4
         provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-        self._session = onnxruntime.InferenceSession(str(bundle.file(graph.file)), options, providers=[provider])
+        try:
+            self._session = onnxruntime.InferenceSession(str(bundle.file(graph.file)), options, providers=[provider])
+        except Exception as error:
+            raise EdgememError(f"onnxruntime cannot load its graph: {str(error).splitlines()[0]}") from error
         self._inputs, self._contract = Inputs(contract), contract
         self._ends = None if contract.is_plain else HandEnds(contract, graph)
         self._feeds: dict[str, NDArray[Any]] = {
@@ -68,9 +72,10 @@ class NumpyLoop:
         self._output = names.index(contract.output.name)
         self._past = [(i, past[name]) for i, name in enumerate(names) if name in past]
         self.output: NDArray[Any] | None = None
-        self._feed(self._inputs.first())
+        self.feed(self._inputs.first())
 
-    def _feed(self, x: Any) -> None:
+    def feed(self, x: Any) -> None:
+        """Give the input of the next step."""
         self._x = x
         if self._ends is None:
             self._feeds[self._contract.input.name] = np.asarray(x)[None, None]
@@ -82,12 +87,18 @@ class NumpyLoop:
         outputs = self._session.run(None, self._feeds)
         for index, name in self._past:
             self._feeds[name] = outputs[index]
+        if self._position is not None:
+            self._position += 1
         made = outputs[self._output]
         self.output = made[:, -1] if self._ends is None else self._ends.made(self._contract.output.name, made)
+
+    def step_with(self, x: Any) -> Any:
+        """A step with that input; gives its output."""
+        self.feed(x)
+        self.step()
+        return self.output
 
     def choose(self) -> None:
         """Choose the next input."""
         if self.output is not None:
-            self._feed(self._inputs.after(self.output))
-        if self._position is not None:
-            self._position += 1
+            self.feed(self._inputs.after(self.output))

@@ -14,7 +14,7 @@ from edgemem.cli.options import MOST_STEPS, count
 from edgemem.cli.text_scores import print_scores, score_file, scores_json
 from edgemem.cli.transformers_options import TRUST_REMOTE_CODE_HELP
 from edgemem.console import console, print_json, print_table
-from edgemem.manifest import ADOPTED
+from edgemem.manifest import ADOPTED, TRANSFORMERS
 
 
 @click.command()
@@ -70,7 +70,7 @@ def check(
         raise click.UsageError(f"--against is named {len(sources)} times; only an adopted bundle is made of two files.")
     if against is None and opened.manifest.model is None:
         name = opened.manifest.source.name
-        if opened.manifest.source.kind == "transformers":
+        if opened.manifest.source.kind == TRANSFORMERS:
             what, how = "a transformers model", "FOLDER"
         else:
             what, how = "your own module", "package.module:factory"

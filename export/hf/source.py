@@ -10,6 +10,7 @@ from edgemem.contract import Contract
 from edgemem.export.hf.adapter import HuggingFaceModel
 from edgemem.export.hf.chunk import TwoGraphs
 from edgemem.export.sources import Graphs, Source
+from edgemem.manifest import TRANSFORMERS
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class TransformersSource(Source):
     """
 
     module: HuggingFaceModel
-    kind: str = "transformers"
+    kind: str = TRANSFORMERS
     graphs: TwoGraphs | None = None
 
     def trace(self, module: nn.Module, contract: Contract) -> Graphs:

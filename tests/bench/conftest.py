@@ -36,6 +36,5 @@ def decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     def twin(kind: Kind) -> Callable[[Bundle, Path], Path]:
         return lambda bundle, out: write_tiny(out, kind).path
 
-    monkeypatch.setattr(edgemem.export, "sealed_twin", twin("sealed"), raising=False)
     monkeypatch.setattr(edgemem.export, "growing_twin", twin("growing"), raising=False)
     return write_tiny(tmp_path / "decoder", model=UNTIED)

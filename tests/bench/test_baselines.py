@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 import edgemem
-import edgemem.export
 from edgemem.adopt import AdoptOptions, adopt
 from edgemem.bench import baselines
 from edgemem.bench.baselines import Ready, Skipped
 from edgemem.bench.floor import prepare_floor
 from edgemem.bundle import Bundle
-from edgemem.errors import MissingDependencyError
+from edgemem.runtimes import native
 from tests.adopt.models import RATE, write
+from tests.bench.tiny import write_attention, write_tiny
 
 
 def prepared(bundle: Bundle, folder: Path, stack: contextlib.ExitStack) -> dict[str, Ready | Skipped]:
@@ -29,12 +30,47 @@ def reason(baseline: Ready | Skipped) -> str:
     return baseline.reason
 
 
-def test_a_custom_module_has_no_twins(tokens: Bundle, tmp_path: Path) -> None:
+def test_a_module_of_ones_own_has_a_loop_by_hand_and_no_torch_and_no_growing_cache(
+    tokens: Bundle, tmp_path: Path
+) -> None:
     with contextlib.ExitStack() as stack:
         found = prepared(tokens, tmp_path, stack)
         assert list(found) == ["numpy_loop", "torch", "growing"]
-        assert "whole states as numpy arrays: 0.ring.k" in reason(found.pop("numpy_loop"))
-        assert all("no configuration to build it from" in reason(baseline) for baseline in found.values())
+        loop = found["numpy_loop"]
+        assert isinstance(loop, Ready)
+        assert loop.how.endswith("sealed graph")
+        assert "torch runs only decoders of edgemem" in reason(found["torch"])
+        assert "only decoders of edgemem and Hugging Face models" in reason(found["growing"])
+
+
+@pytest.mark.skipif(native.library() is None, reason=native.why())
+def test_a_hugging_face_model_has_a_growing_cache_with_the_bytes_of_its_position(tmp_path: Path) -> None:
+    bundle = write_attention(tmp_path / "bundle", 64, max_length=64)
+    with contextlib.ExitStack() as stack:
+        growing = prepared(bundle, tmp_path, stack)["growing"]
+        assert isinstance(growing, Ready)
+        assert growing.positions == baselines.GROWING_POSITIONS
+        assert growing.contract is not None
+        assert growing.contract.state_bytes_at(65_536) == 65_536 * 2 * 8 * 4
+        growing.contenders[-1].prepare()
+        growing.contenders[-1].step()
+
+
+def test_a_hugging_face_model_whose_layers_bound_themselves_has_no_growing_cache(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        found = prepared(write_attention(tmp_path / "bundle"), tmp_path, stack)
+        assert reason(found["growing"]).startswith("no layer of the model keeps its whole past")
+
+
+def test_a_loop_that_computes_something_else_is_not_timed(
+    tokens: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "sealed", lambda bundle, folder: write_tiny(folder, "sealed", bias=0.5))
+    with contextlib.ExitStack() as stack:
+        found = reason(prepared(tokens, tmp_path, stack)["numpy_loop"])
+        assert re.fullmatch(
+            r"its outputs differ from the bundle's by [\d.]+ of their spread, and 0.001 is rounding", found
+        )
 
 
 def test_an_adopted_bundle_is_compared_with_the_loop_by_hand(tmp_path: Path) -> None:
@@ -73,24 +109,15 @@ def test_a_bundle_that_grows_itself_is_not_compared_with_its_like(growing: Bundl
         assert reason(prepared(growing, tmp_path, stack)["growing"]) == "the bundle has such a cache itself"
 
 
-def test_an_export_that_fails_is_the_reason(decoder: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(bundle: Bundle, out: Path) -> Path:
-        raise MissingDependencyError("torch is not installed.", hint='pip install "edgemem-toolkit[export]"')
-
-    monkeypatch.setattr(edgemem.export, "sealed_twin", fail)
-    with contextlib.ExitStack() as stack:
-        found = prepared(decoder, tmp_path, stack)
-        assert reason(found["numpy_loop"]) == 'torch is not installed. pip install "edgemem-toolkit[export]"'
-        assert isinstance(found["growing"], Ready)
-
-
-def test_an_exporter_that_cannot_be_imported_is_the_reason(
+def test_what_is_not_installed_is_the_reason_with_its_hint(
     decoder: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
     monkeypatch.setitem(sys.modules, "edgemem.export", None)
     with contextlib.ExitStack() as stack:
         found = prepared(decoder, tmp_path, stack)
-        assert "edgemem.export" in reason(found["numpy_loop"])
+        hint = 'pip install "edgemem-toolkit[export]"'
+        assert reason(found["numpy_loop"]) == f"onnx_ir is not installed. {hint}"
         assert "edgemem.export" in reason(found["growing"])
 
 

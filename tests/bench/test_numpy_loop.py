@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 import edgemem
-import edgemem.export
 from edgemem.adopt import AdoptOptions, adopt
 from edgemem.bench.loop import Loop, new_stream
 from edgemem.bench.numpy_loop import NumpyLoop
-from edgemem.bundle import Bundle, open_bundle
+from edgemem.bundle import Bundle
 from edgemem.contract import Stft
 from edgemem.errors import EdgememError
 from tests.adopt.models import LEAKY, RATE, SPECTRA, STEP_TWINS, write
+from tests.bench.tiny import write_tiny
 
 
-def test_the_hand_written_loop_computes_what_the_stream_computes(decoder: Bundle, tmp_path: Path) -> None:
-    sealed = open_bundle(edgemem.export.sealed_twin(decoder, tmp_path / "sealed"))
+def test_the_hand_written_loop_computes_what_the_stream_computes(tmp_path: Path) -> None:
+    sealed = write_tiny(tmp_path / "sealed", "sealed")
     hand_written = NumpyLoop(sealed, threads=1)
     with edgemem.open(sealed.path, threads=1) as session:
         loop = Loop(session.stream(), session.contract)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from edgemem.bundle import WEIGHTS, Bundle, GraphFile, Manifest, open_bundle, write_bundle
 from edgemem.contract import METADATA_KEY, Contract, InputSpec, OutputSpec, StateSpec
 from edgemem.decoder_config import DecoderConfig
-from edgemem.manifest import SourceInfo
+from edgemem.manifest import LoadOptions, SourceInfo
 
 VOCAB, WIDTH, WINDOW = 16, 8, 4
 Kind = Literal["append", "sealed", "growing"]
@@ -115,6 +115,45 @@ def write_tiny(
                 model=model,
             )
         )
+    return open_bundle(path)
+
+
+def write_attention(path: Path, slots: int = 8, **source: Any) -> Bundle:
+    """One layer of attention over a ring, by the native operator: as a Hugging Face model with a bounded cache."""
+    ring = (1, slots, WIDTH)
+    states = tuple(StateSpec(f"0.window.{name}", ring, update="append") for name in "kv")
+    tokens = InputSpec("tokens", (), "int64", VOCAB)
+    contract = Contract((tokens,), (OutputSpec("logits", (VOCAB,)),), states, 4, max_position=source.get("max_length"))
+    rng = np.random.default_rng(0)
+    weights = {"embedding": rng.standard_normal((VOCAB, WIDTH), np.float32)}
+    weights["head"] = rng.standard_normal((WIDTH, VOCAB), np.float32)
+    rings = [state.input_name for state in states]
+    nodes = [
+        helper.make_node("Gather", ["embedding", "tokens"], ["h"]),
+        helper.make_node(
+            "MemoryAttention", ["h", "h", "h", "position", "", "", "", "", *rings],
+            ["read", *(state.output_name for state in states)], domain="edgemem", memories="window", heads=1,
+            kv_heads=1, scale=0.3, softcap=0.0, rotate=0, heads_first=0, window=slots, rotary_start=0, neighbours=0,
+            by_slot=0,
+        ),
+        helper.make_node("MatMul", ["read", "head"], ["logits"]),
+    ]  # fmt: skip
+    given = [("tokens", TensorProto.INT64, ["batch", "time"]), ("position", TensorProto.INT64, ["batch"])]
+    given += [(name, TensorProto.FLOAT, ["batch", *ring]) for name in rings]
+    made = [("logits", TensorProto.FLOAT, ["batch", "time", VOCAB])]
+    made += [(state.output_name, TensorProto.FLOAT, ["batch", 1, "time", WIDTH]) for state in states]
+    graph = helper.make_graph(
+        nodes, "attention", *([helper.make_tensor_value_info(*each) for each in side] for side in (given, made)),
+        initializer=[numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("edgemem", 1)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    helper.set_model_props(proto, {METADATA_KEY: json.dumps(contract.to_json())})
+    with write_bundle(path) as writer:
+        save_file(weights, writer.folder / WEIGHTS)
+        save(proto, writer.folder / "model.onnx")
+        about = SourceInfo("transformers", "tiny", options=LoadOptions(**source))
+        writer.finish(Manifest(contract, (GraphFile("model.onnx", 1, 4, "model.onnx"),), source=about))
     return open_bundle(path)
 
 
