@@ -155,7 +155,7 @@ def _cuda() -> str:
     found = probe_cuda()
     if found.problem:
         return f"none: {found.problem}"
-    return f"{found.driver}, {found.device}, compute capability {found.compute_capability}"
+    return f"{found.driver}, {found.device}, compute capability {found.compute_capability}, by {found.api}"
 
 
 def gpus() -> list[str]:

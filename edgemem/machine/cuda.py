@@ -1,15 +1,18 @@
-"""Whether CUDA works here, and what its device is. Only ``cuda.bindings.runtime`` is used, which returns codes.
+"""Whether CUDA works here, and what its device is.
 
-It is asked before any engine: TensorRT 11 ends the interpreter if CUDA does not start.
+CUDA is called through ``cuda.bindings.runtime``, which returns codes; where that is missing or finds no device, through
+the machine's own ``libcudart``. It is asked before any engine: TensorRT 11 ends the interpreter if CUDA does not start.
 """
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 from edgemem.errors import RuntimeUnavailableError
+from edgemem.machine.cudart import Cudart, find_cudart
 from edgemem.machine.packages import how_to_get
 
 
@@ -25,6 +28,7 @@ class Cuda:
         compute_capability: Of the device, such as ``"8.7"``.
         free_bytes: Free device memory; 0 if unknown. On a Jetson the CPU uses the same memory.
         total_bytes: Device memory; 0 if unknown.
+        api: Through what CUDA is called, such as ``"cuda-bindings 12.9.4"``; ``""`` if the device cannot be used.
     """
 
     problem: str = ""
@@ -34,6 +38,7 @@ class Cuda:
     compute_capability: str = ""
     free_bytes: int = 0
     total_bytes: int = 0
+    api: str = ""
 
     def require(self) -> None:
         """Raise if the device cannot be used.
@@ -47,13 +52,10 @@ class Cuda:
 
 def probe_cuda() -> Cuda:
     """Ask the CUDA runtime about its first device. Never raises, and starts only CUDA itself."""
-    try:
-        api = _runtime()
-    except ImportError as error:
-        return Cuda(f"cuda.bindings.runtime cannot be imported ({error})", how_to_get("cuda.bindings"))
+    api, problem, hint = _api(0)
     driver = _version(_number(api, "cudaDriverGetVersion"))
-    if why := _why_not(api, 0):
-        return Cuda(*why, driver=driver)
+    if problem:
+        return Cuda(problem, hint, driver=driver)
     free, total = _values(api, "cudaMemGetInfo") or (0, 0)
     return Cuda(
         driver=driver,
@@ -61,24 +63,48 @@ def probe_cuda() -> Cuda:
         compute_capability=f"{_attribute(api, 'Major')}.{_attribute(api, 'Minor')}",
         free_bytes=int(free),
         total_bytes=int(total),
+        api=_name(api),
     )
 
 
 def cuda_runtime(device_id: int = 0) -> Any:
-    """The module ``cuda.bindings.runtime``, if the device can be used.
+    """The module ``cuda.bindings.runtime``, or what serves as one, if the device can be used.
 
     Raises:
-        RuntimeUnavailableError: cuda-bindings is not installed, or the device cannot be used.
+        RuntimeUnavailableError: cuda-bindings is not installed and there is no libcudart, or the device cannot be used.
     """
-    try:
-        api = _runtime()
-    except ImportError as error:
-        raise RuntimeUnavailableError(
-            f"cuda.bindings.runtime cannot be imported: {error}", hint=how_to_get("cuda.bindings")
-        ) from error
-    if why := _why_not(api, device_id):
-        raise RuntimeUnavailableError(f"CUDA device {device_id} cannot be used: {why[0]}.", hint=why[1])
+    api, problem, hint = _api(device_id)
+    if problem:
+        text = problem if api is None else f"CUDA device {device_id} cannot be used: {problem}."
+        raise RuntimeUnavailableError(text, hint=hint)
     return api
+
+
+def _api(device_id: int) -> tuple[Any, str, str]:
+    """Through what CUDA is called, and why the device cannot be used with its hint, or two empty texts.
+
+    A build of cuda-bindings for servers may not find a board's device, so libcudart has the last word.
+    """
+    api: Any = None
+    try:
+        api = importlib.import_module("cuda.bindings.runtime")
+        problem, hint = _why_not(api, device_id)
+    except ImportError as error:
+        problem, hint = f"cuda.bindings.runtime cannot be imported ({error})", how_to_get("cuda.bindings")
+    if problem:
+        library = find_cudart()
+        if library is not None and not _why_not(library, device_id)[0]:
+            return library, "", ""
+    return api, problem, hint
+
+
+def _name(api: Any) -> str:
+    if isinstance(api, Cudart):
+        return api.name
+    try:
+        return f"cuda-bindings {metadata.version('cuda-bindings')}"
+    except metadata.PackageNotFoundError:
+        return "cuda.bindings"
 
 
 def describe_code(code: Any) -> str:
@@ -86,16 +112,12 @@ def describe_code(code: Any) -> str:
     return f"{getattr(code, 'name', code)} ({int(code)})"
 
 
-def _runtime() -> Any:
-    return importlib.import_module("cuda.bindings.runtime")
-
-
-def _why_not(api: Any, device_id: int) -> tuple[str, str] | None:
-    """The problem with a device and how to solve it; ``None`` if it can be used."""
+def _why_not(api: Any, device_id: int) -> tuple[str, str]:
+    """The problem with a device and how to solve it; two empty texts if it can be used."""
     code, count = api.cudaGetDeviceCount()
     if int(code) == 0:
         if count and count > device_id:
-            return None
+            return "", ""
         found = f"the driver reports {count or 'no'} device{'s' * (count != 1)}"
         return found, "Check the GPU with nvidia-smi, and the variable CUDA_VISIBLE_DEVICES."
     driver, runtime = _number(api, "cudaDriverGetVersion"), _number(api, "cudaRuntimeGetVersion")
