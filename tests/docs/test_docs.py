@@ -15,7 +15,7 @@ from tests.docs.pages import PAGES, ROOT, blocks, prose
 
 # Files that the commands of the pages make. Everything else that they name must be in the repository.
 MADE = ("demo/", "bundle", "own-bundle", "reference", "samples.csv", "sensor.csv", "predictions.csv", "state.edgemem")
-MADE += ("noisy.wav", "meeting.flac")
+MADE += ("noisy.wav", "meeting.flac", "motion.csv")
 
 
 def edgemem_commands() -> Iterator[tuple[str, str]]:
