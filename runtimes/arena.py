@@ -213,22 +213,23 @@ class Arena:
         self._rings.append(time, self.positions.tolist() if common is None else [common] * self.layout.batch, common)
         self.side = 1 - self.side
 
-    def commit_rows(self, rows: Array, others: Array) -> None:
+    def commit_rows(self, rows: Array | slice, others: Array | None) -> None:
         """Make what a step computed the state of some rows, and add 1 to their positions.
 
         Args:
-            rows: Those rows, int64 ``[K]``.
-            others: The other rows whose state must stay as it is, int64 ``[M]``.
+            rows: Those rows, int64 ``[K]``, or a slice.
+            others: The other rows whose state must stay as it is, int64 ``[M]``; ``None`` where they are more.
         """
         self._rings.append_rows(rows, self.positions[rows])
         self.positions[rows] += 1
-        moved = rows
-        if len(others) < len(rows):  # the new copy becomes the state, and takes over the rows that stay
-            self.side, moved = 1 - self.side, others
-        if len(moved):
-            self._copy_sides(moved)
+        if others is None:
+            self._copy_sides(rows)
+            return
+        self.side = 1 - self.side  # the new copy becomes the state, and takes over the rows that stay
+        if len(others):
+            self._copy_sides(others)
 
-    def _copy_sides(self, rows: Array) -> None:
+    def _copy_sides(self, rows: Array | slice) -> None:
         """Copy rows of the replaced states from the copy that is not the state to the one that is."""
         to, of = self.layout.replaced[self.side], self.layout.replaced[1 - self.side]
         if self._on_host:
@@ -240,7 +241,7 @@ class Arena:
                 pair[self.side][rows] = pair[1 - self.side][rows]
             return
         for name in to:
-            for row in rows.tolist():
+            for row in np.arange(self.layout.batch)[rows].tolist():
                 for (dst, nbytes), (src, _) in zip(to[name].row_parts(row), of[name].row_parts(row), strict=True):
                     self.block.copy_from(self.block, nbytes, dst, src)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edgemem.dtypes import numpy_dtype
 from edgemem.runtimes.layout import Layout, RingGroup
 from edgemem.runtimes.memory import Array, Block, Box
 
@@ -55,36 +54,34 @@ class Rings:
             for append, window in self.append_step:
                 append(common % window)
         else:
-            self.append_rows(np.arange(len(positions)), np.asarray(positions))
+            self.append_rows(slice(None), np.asarray(positions))
 
-    def append_rows(self, rows: Array, positions: Array) -> None:
+    def append_rows(self, rows: Array | slice, positions: Array) -> None:
         """Write the entries of a step of those rows alone.
 
         Args:
-            rows: Indices, int64 ``[K]``.
+            rows: Indices, int64 ``[K]``, or a slice.
             positions: Of those rows, before the call, int64 ``[K]``.
         """
         if self._views is not None:
-            for ring, entries in self._views:
-                ring[:, rows, :, positions % ring.shape[3]] = entries[:, rows, :, 0]  # [K, N, H, D] on both sides
+            for ring, entries, starts, window in self._views:
+                ring[:, starts[rows] + (positions % window)[:, np.newaxis]] = entries[:, rows]
             return
+        chosen = np.arange(self._layout.batch)[rows].tolist()
         for appends, (_, window) in zip(self._append_row, self.append_step, strict=True):
-            for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
+            for row, position in zip(chosen, positions.tolist(), strict=True):
                 appends[row](position % window)
 
-    def _arrays(self, group: RingGroup) -> tuple[Array, Array]:
-        """The rings ``[N, B, H, W, D]`` of a group in host memory, and the entries ``[N, B, H, 1, D]`` of a step."""
-        heads, window, width = group.shape
-        dtype, buffer = numpy_dtype(group.dtype), self._block.host_buffer(0, self._block.nbytes)
-
-        def view(offset: int, slots: int, stride: int) -> Array:
-            entry = group.entry_bytes
-            strides = (stride, heads * slots * entry, slots * entry, entry, dtype.itemsize)
-            shape = (len(group.names), self._layout.batch, heads, slots, width)
-            return np.ndarray(shape, dtype, buffer, offset, strides)
-
-        stride = self._layout.entry_stride(group, 1)
-        return view(group.rings, window, group.ring_stride), view(group.step_entries, 1, stride)
+    def _arrays(self, group: RingGroup) -> tuple[Array, Array, Array, int]:
+        """A group in host memory, an entry being one element: the rings ``[N, B*H*W]``, the entries ``[N, B, H]`` of a
+        step, where in the rings each row and head starts, int64 ``[B, H]``, and ``W``."""
+        (heads, window, _), entry, batch = group.shape, group.entry_bytes, self._layout.batch
+        buffer, dtype = self._block.host_buffer(0, self._block.nbytes), np.dtype(f"V{entry}")
+        shape, stride = (len(group.names), batch * heads * window), self._layout.entry_stride(group, 1)
+        rings: Array = np.ndarray(shape, dtype, buffer, group.rings, (group.ring_stride, entry))
+        strides = (stride, heads * entry, entry)
+        entries: Array = np.ndarray((shape[0], batch, heads), dtype, buffer, group.step_entries, strides)
+        return rings, entries, np.arange(batch * heads).reshape(batch, heads) * window, window
 
     def _step_copier(self, group: RingGroup, row: int, rows: int) -> Callable[[int], None]:
         """The append of one step for ``rows`` rows from ``row`` on, all at one slot."""

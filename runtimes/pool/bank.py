@@ -46,12 +46,13 @@ class Bank:
         if not contract.has_fixed_size or not contract.has_batches:
             problem = "its state grows" if contract.has_batches else "the graph computes one stream"
             raise InputError(f"a pool needs rows that advance apart: {problem}.", hint="Open streams of their own.")
-        self._contract, self._guard = contract, session.guard
+        self._contract, self._guard, self._limit = contract, session.guard, contract.max_position
         engine = session.engine.for_stream(rows)
         self._lane = lane = Lane(contract, engine, rows, 1)
         self._policy = NanPolicy(on_nan, contract, lane.buffers, session.guard)
         self.used: NDArray[np.bool_] = np.zeros(rows, bool)
         self.direct: NDArray[np.bool_] = np.zeros(rows, bool)
+        self._all = np.arange(rows)
         self.guest = session.stream(on_nan=on_nan)
         self._ends = Buffers(contract, 1)  # for models that keep nothing there, of any number of rows
         lane.reset(None)
@@ -102,17 +103,17 @@ class Bank:
         lane.write_held()
         self.direct[row] = not (guest.ended or guest.buffers.waits)
 
-    def goes_alone(self, rows: Rows, items: Mapping[str, Array]) -> NDArray[np.bool_]:
-        """Which of those rows cannot step with others: bool ``[K]``.
+    def goes_alone(self, rows: Rows, items: Mapping[str, Array]) -> list[bool]:
+        """Which of those ``K`` rows cannot step with others; empty where all can.
 
         Their data are not finite, or they have no position left: what then happens is for a stream to say.
         """
-        alone: NDArray[np.bool_] = np.zeros(len(rows), bool)
-        for spec in self._policy.checked:
-            alone |= ~finite_items(spec, items[spec.name]).all(axis=1)
-        if (limit := self._contract.max_position) is not None:
-            alone |= self.positions[rows] >= limit
-        return alone
+        good = [finite_items(spec, items[spec.name]).all(axis=1) for spec in self._policy.checked]
+        if self._limit is not None:
+            good.append(self.positions[rows] < self._limit)
+        if all(rows.all() for rows in good):
+            return []
+        return [not together for together in np.all(good, axis=0).tolist()]
 
     def step(self, rows: Rows, items: Mapping[str, Array]) -> tuple[dict[str, Array], dict[int, EdgememError]]:
         """Advance rows by one step.
@@ -126,25 +127,24 @@ class Bank:
             the ``K``: they are as they were.
         """
         lane, part, data, after = self._lane, self._ends, items, dict[str, Array]()
-        at = _slice_of(rows)
+        at = self._at(rows)
         if lane.buffers.arrays:
             part = Buffers(self._contract, len(rows))
             part.copy_rows(lane.buffers, rows.tolist())
             data, after = part.graph_data(items, 1)
         for name, values in data.items():
             lane.arena.step_inputs[name][at] = values
-        errors = self._compute(rows)
-        outputs = {name: view[at].copy() for name, view in lane.arena.step_outputs.items()}
+        errors = self._compute(rows, at)
+        outputs = {name: np.array(view[at]) for name, view in lane.arena.step_outputs.items()}
         found, after_outputs = part.host_outputs(outputs)
         if self._guard:
             errors.update(self._not_finite(rows, found, errors))
         good: Rows | slice = slice(None)
+        done = at
         if errors:
             good = np.array([index for index in range(len(rows)) if index not in errors], np.int64)
-        done = rows[good]
-        others = self.used.copy()
-        others[done] = False
-        lane.arena.commit_rows(done, others.nonzero()[0])
+            done = rows[good]
+        lane.arena.commit_rows(done, self._others(done))
         for name, values in {**after, **after_outputs}.items():
             lane.buffers.arrays[name][done] = values[good]
         if self._policy.holds:
@@ -152,12 +152,25 @@ class Bank:
                 lane.buffers.arrays[LAST + spec.name][done] = items[spec.name][good, -1]
         return found, errors
 
-    def _compute(self, rows: Rows) -> dict[int, EdgememError]:
+    def _at(self, rows: Rows) -> Rows | slice:
+        """The same rows as a slice, if they lie one behind the other: numpy copies that much faster."""
+        first, count = int(rows[0]), len(rows)
+        together = self._all[first : first + count]
+        return slice(first, first + count) if rows.tobytes() == together.tobytes() else rows
+
+    def _others(self, done: Rows | slice) -> Rows | None:
+        """The rows in use that are not done; ``None`` where they are more than half of all in use."""
+        count = done.stop - done.start if isinstance(done, slice) else len(done)
+        if 2 * count <= np.count_nonzero(self.used):
+            return None
+        others = self.used.copy()
+        others[done] = False
+        return others.nonzero()[0]
+
+    def _compute(self, rows: Rows, at: Rows | slice) -> dict[int, EdgememError]:
         """Compute a step of those rows; the errors of those whose call failed, by their place."""
-        ready: NDArray[np.bool_] = np.zeros(len(self.used), bool)
-        ready[rows] = True
         errors: dict[int, EdgememError] = {}
-        for window in self.windows.cover(ready):
+        for window in self.windows.cover(at):
             first, size = window
             try:
                 self._lane.run(self.windows.call(window))
@@ -183,11 +196,3 @@ class Bank:
             except NonFiniteError as error:
                 errors[index] = error
         return errors
-
-
-def _slice_of(rows: Rows) -> Rows | slice:
-    """The same rows as a slice, if they lie one behind the other: numpy copies that much faster."""
-    first, count = int(rows[0]), len(rows)
-    if rows[-1] - first == count - 1 and bool((rows == np.arange(first, first + count)).all()):
-        return slice(first, first + count)
-    return rows

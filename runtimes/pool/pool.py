@@ -22,7 +22,7 @@ from edgemem.errors import EdgememError, InputError, PoolFullError
 from edgemem.runtimes.inputs import named, step_array
 from edgemem.runtimes.memory import Array
 from edgemem.runtimes.on_nan import OnNan
-from edgemem.runtimes.pool.bank import Bank
+from edgemem.runtimes.pool.bank import Bank, Rows
 from edgemem.runtimes.pool.jobs import opened, stepped
 from edgemem.runtimes.pool.requests import (
     Outcome,
@@ -33,6 +33,7 @@ from edgemem.runtimes.pool.requests import (
     blank,
     fail,
     gathered,
+    outcome,
     runs_of,
     settle,
 )
@@ -72,6 +73,7 @@ class Pool:
         if not 0 <= wait_ms < 60_000:
             raise InputError(f"wait_ms must be from 0 to 60,000, got {wait_ms!r}.")
         self.session, self.contract = session, session.contract
+        self._data = session.contract.data
         self.chunk = min(chunk or session.max_time, session.max_time)
         self._wait_s = wait_ms / 1e3
         self._bank = Bank(session, slots, on_nan)
@@ -155,26 +157,52 @@ class Pool:
             EdgememError: As there; of the first that failed. The others have advanced.
             QueueFullError: Too much waits for one of them; none has advanced.
         """
-        outcome = self.wait(self.step_soon(streams, x, wake=False))
-        for error in outcome.errors.values():
+        rows, items = self._given(streams, x)
+        found = self._step_at_once(streams, rows, items)
+        if found is None:
+            found = self.wait(self._step_soon(streams, rows, items, wake=False))
+        for error in found.errors.values():
             raise error
-        return outcome.outputs
+        return found.outputs
 
     def step_soon(self, streams: Sequence[PoolStream], x: Any, *, wake: bool = True) -> Future[Outcome]:
         """As :meth:`step`; the future gets the outputs, and the error of each stream that failed.
 
         Without ``wake``, :meth:`wait` must follow.
         """
-        rows, own = len(streams), [stream.row for stream in streams if stream.pool is self]
-        if rows == 0 or len(set(own)) < rows:
+        return self._step_soon(streams, *self._given(streams, x), wake=wake)
+
+    def try_step(self, streams: Sequence[PoolStream], x: Any) -> Outcome | None:
+        """As :meth:`step_soon`, here and now; ``None`` where somebody else is at it or waits: nothing was done then."""
+        return self._step_at_once(streams, *self._given(streams, x))
+
+    def _given(self, streams: Sequence[PoolStream], x: Any) -> tuple[Rows, dict[str, Array]]:
+        """The rows int64 ``[K]`` of those streams, and what was passed by input, ``[K, step_items, *item_shape]``."""
+        own = [stream.row for stream in streams if stream.pool is self]
+        if not own or len(set(own)) < len(streams):
             raise InputError("a step takes streams of this pool, 1 or more, none twice.")
-        given = named(self.contract.data, x, "step")
-        items = {spec.name: step_array(spec, given[spec.name], rows) for spec in self.contract.data}
-        ticket = Ticket(items, rows)
+        given = named(self._data, x, "step")
+        return np.array(own), {spec.name: step_array(spec, given[spec.name], len(own)) for spec in self._data}
+
+    def _step_soon(
+        self, streams: Sequence[PoolStream], rows: Rows, items: Mapping[str, Array], *, wake: bool
+    ) -> Future[Outcome]:
+        ticket = Ticket(items, len(rows))
         with self._lock:
-            self._waiting.put_steps(ticket, streams)
+            self._waiting.put_steps(ticket, rows, streams)
             self._notify(wake)
         return ticket.future
+
+    def _step_at_once(self, streams: Sequence[PoolStream], rows: Rows, items: Mapping[str, Array]) -> Outcome | None:
+        """A step past the queues, where they are empty; what comes meanwhile waits for the next turn."""
+        if self._wait_s or not self._turns.acquire(blocking=False):
+            return None
+        try:
+            if self._waiting or not self._waiting.takes(rows, streams) or self._bank.goes_alone(rows, items):
+                return None
+            return outcome(self.contract, *self._advanced(rows, items))
+        finally:
+            self._turns.release()
 
     def wait(self, future: Future[Any]) -> Any:
         """The result of a call of this pool; takes turns until it is there."""
@@ -293,26 +321,17 @@ class Pool:
 
     def _tick(self, groups: Sequence[Group], streams: Sequence[PoolStream]) -> None:
         """One step of each stream of those groups, and of each of those streams."""
-        bank = self._bank
         runs = [Run(group.ticket, 0, len(group.rows)) for group in groups]
         parts = [group.rows for group in groups]
         if streams:
             runs += runs_of([stream.requests[0] for stream in streams])  # type: ignore[misc]
             parts.append(np.array([stream.row for stream in streams]))
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        items: dict[str, Array] = {spec.name: gathered(runs, spec.name) for spec in self.contract.data}
-        alone = bank.goes_alone(rows, items)
-        if alone.any():
-            self._tick_apart(groups, streams, alone.tolist())
+        items: dict[str, Array] = {spec.name: gathered(runs, spec.name) for spec in self._data}
+        if alone := self._bank.goes_alone(rows, items):
+            self._tick_apart(groups, streams, alone)
             return
-        try:
-            outputs, errors = bank.step(rows, items)
-        except Exception as error:
-            failure = error if isinstance(error, EdgememError) else EdgememError(f"a step of the pool failed: {error}")
-            outputs = {name: np.repeat(value, len(rows), 0) for name, value in blank(self.contract).items()}
-            errors = dict.fromkeys(range(len(rows)), failure)
-        self._stats.ticks += 1
-        self._stats.steps += len(rows)
+        outputs, errors = self._advanced(rows, items)
         with self._lock:
             self._waiting.done(streams, groups)
         place = 0
@@ -322,6 +341,17 @@ class Pool:
             if ticket.put(first, own, failed):
                 ticket.finish(self.contract)
             place += count
+
+    def _advanced(self, rows: Rows, items: Mapping[str, Array]) -> tuple[dict[str, Array], Mapping[int, Exception]]:
+        """One step of those rows; see :meth:`Bank.step`."""
+        self._stats.ticks += 1
+        self._stats.steps += len(rows)
+        try:
+            return self._bank.step(rows, items)
+        except Exception as error:
+            failure = error if isinstance(error, EdgememError) else EdgememError(f"a step of the pool failed: {error}")
+            outputs = {name: np.repeat(value, len(rows), 0) for name, value in blank(self.contract).items()}
+            return outputs, dict.fromkeys(range(len(rows)), failure)
 
     def _tick_apart(self, groups: Sequence[Group], streams: Sequence[PoolStream], alone: Sequence[bool]) -> None:
         """A tick of which some streams, in the order of :meth:`_tick`, must step by themselves."""

@@ -32,6 +32,14 @@ class Outcome:
     errors: Mapping[int, Exception]
 
 
+def outcome(contract: Contract, made: Mapping[str, Array], errors: Mapping[int, Exception]) -> Outcome:
+    """What a step gave, from its outputs ``[K, step_items, *item_shape]`` by name."""
+    outputs = {
+        spec.name: made[spec.name][:, 0] if spec.step_items == 1 else made[spec.name] for spec in contract.output_specs
+    }
+    return Outcome(outputs if len(outputs) > 1 else outputs[contract.output.name], errors)
+
+
 class Ticket:
     """The steps of one call, and the future that gets their outcome.
 
@@ -72,11 +80,7 @@ class Ticket:
 
     def finish(self, contract: Contract) -> None:
         """Hand over the outcome."""
-        outputs = {}
-        for spec in contract.output_specs:
-            made = self._outputs[spec.name]
-            outputs[spec.name] = made[:, 0] if spec.step_items == 1 else made
-        settle(self.future, Outcome(outputs if len(outputs) > 1 else outputs[contract.output.name], self._errors))
+        settle(self.future, outcome(contract, self._outputs, self._errors))
 
 
 class Step:
@@ -158,8 +162,10 @@ Request = Step | Work
 
 def settle(future: Future[Any], result: Any) -> None:
     """Give a future its result, unless nobody waits any more."""
-    with contextlib.suppress(InvalidStateError):
+    try:  # noqa: SIM105 (every step pays for it)
         future.set_result(result)
+    except InvalidStateError:
+        pass
 
 
 def fail(future: Future[Any], error: Exception) -> None:

@@ -162,10 +162,7 @@ class PoolStream:
             QueueFullError: Too many calls wait for this stream.
             EdgememError: As :meth:`edgemem.Stream.step`; the stream is as it was.
         """
-        outcome = self.pool.wait(self._now.step(x))
-        for error in outcome.errors.values():
-            raise error
-        return outcome.outputs
+        return self.pool.step([self], x)
 
     def step_top(self, x: Any, k: int = 1) -> Top:
         """Advance by one step and give the ``k`` largest outputs alone; see :meth:`edgemem.Stream.step_top`."""

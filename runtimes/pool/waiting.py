@@ -76,16 +76,20 @@ class Waiting:
         """Steps that can be made now."""
         return len(self.ready) + sum(len(group.rows) for group in self.groups)
 
-    def put_steps(self, ticket: Ticket, streams: Sequence[PoolStream]) -> None:
+    def put_steps(self, ticket: Ticket, rows: NDArray[np.int64], streams: Sequence[PoolStream]) -> None:
         """Take the steps of one call, row by row of its ticket; errors as :meth:`put`."""
-        rows = np.array([stream.row for stream in streams if not stream.closed], np.int64)
-        if len(rows) == len(streams) and not self.closed and self._idle[rows].all() and self._direct[rows].all():
+        if self.takes(rows, streams):
             self._begin()
             self._idle[rows] = False
             self._grouped[rows] = True
             self.groups.append(Group(ticket, rows, streams))
         else:
             self.put([(stream, Step(ticket, place)) for place, stream in enumerate(streams)])
+
+    def takes(self, rows: NDArray[np.int64], streams: Sequence[PoolStream]) -> bool:
+        """Whether those streams can step together at once: all are open, and nothing else waits for one of them."""
+        free = np.count_nonzero(self._idle[rows] & self._direct[rows])
+        return free == len(rows) and not self.closed and not [stream for stream in streams if stream.closed]
 
     def put(self, requests: Sequence[tuple[PoolStream, Request]], *, always: bool = False) -> None:
         """Take requests: all of them or none.

@@ -7,7 +7,6 @@ are ready are covered by the windows that take the least time, by times measured
 from __future__ import annotations
 
 import time
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +47,7 @@ class Windows:
         times = []
         for _ in range(1 if self._whole else _TRIES):
             started = time.perf_counter()
-            self.call(window)()
+            self._lane.run(self.call(window))
             times.append(time.perf_counter() - started)
         return min(times)
 
@@ -64,14 +63,16 @@ class Windows:
                 {name: Tensor(tensor.block, tensor.place.narrowed(first, rows)) for name, tensor in tensors.items()}
                 for tensors in (lane.arena.inputs(1, 1, side), lane.arena.outputs(1, 1, side))
             ]
-            call = self._calls[side, window] = partial(lane.run, lane.engine.bind(1, *bound))
+            call = self._calls[side, window] = lane.engine.bind(1, *bound)
         return call
 
-    def cover(self, ready: NDArray[np.bool_]) -> list[Window]:
-        """The windows that hold every row that is ready, bool ``[N]``."""
-        if self._whole or ready.all():
-            return [(0, self._rows)]
+    def cover(self, rows: NDArray[np.int64] | slice) -> list[Window]:
+        """The windows that hold every one of those rows: int64 ``[K]``, or a slice."""
+        ready: NDArray[np.bool_] = np.zeros(self._rows, bool)
+        ready[rows] = True
         key = ready.tobytes()
+        if self._whole or 0 not in key:
+            return [(0, self._rows)]
         found = self._covers.get(key)
         if found is None:
             if len(self._covers) == _MOST_COVERS:

@@ -115,7 +115,11 @@ class Both:
     def step(self) -> None:
         chosen = self.rng.permutation(len(self.pairs))[: self.rng.integers(1, len(self.pairs) + 1)]
         x = items(self.session, self.rng, len(chosen))
-        found = self.pool.step([self.pairs[i][0] for i in chosen], x)
+        streams = [self.pairs[i][0] for i in chosen]
+        if self.rng.random() < 0.5:  # past the queue, or by way of it
+            found = self.pool.step(streams, x)
+        else:
+            found = self.pool.wait(self.pool.step_soon(streams, x, wake=False)).outputs
         for place, index in enumerate(chosen):
             pooled, lone = self.pairs[index]
             self.wrong += not same(row(found, place), lone.step(row(x, place)), self.exact)
@@ -241,6 +245,24 @@ def test_steps_that_wait_run_as_one_batch(session: Session) -> None:
         for future in futures:
             future.result(10)
         assert pool.stats.ticks == before + 1
+
+
+def test_a_step_here_and_now_is_made_only_where_nobody_waits_or_is_at_it(session: Session) -> None:
+    with session.pool(2) as pool:
+        stream, lone = pool.open(), session.stream()
+        outcome = pool.try_step([stream], 1)
+        assert outcome is not None
+        np.testing.assert_array_equal(outcome.outputs, lone.step(1))
+        go = held_up(pool)
+        assert pool.try_step([stream], 2) is None  # the thread is at it
+        go.set()
+        later = pool.step_soon([stream], 2, wake=False)
+        assert pool.try_step([stream], 3) is None  # a step waits, which comes first
+        np.testing.assert_array_equal(pool.wait(later).outputs, lone.step(2))
+        np.testing.assert_array_equal(stream.step(3), lone.step(3))
+        stream.close()
+        assert pool.try_step([stream], 1) is None  # the queue knows what to say
+        assert (lone.position, pool.stats.steps, pool.stats.ticks) == (3, 3, 3)
 
 
 def test_a_partial_batch_runs_at_its_deadline_and_a_full_one_at_once(session: Session) -> None:
