@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgemem.contract import StateSpec
+from edgemem.errors import ConfigError
 from edgemem.memories.base import Chunk, Dims, MatrixMemory, Memory, SlotMemory, Slots, States
 from edgemem.memories.clock import Clock, phase_steps, rotary_turns, rotate
 from edgemem.memories.kinds.window import Window
@@ -39,7 +40,7 @@ class Attention(nn.Module):
         memories: The list, as in a configuration: ``[{"type": "window", "window": 256}, {"type": "cumulative"}]``.
 
     Raises:
-        ConfigError: A memory's type or options are wrong.
+        ConfigError: A memory's type or options are wrong, or a memory lacks the one that it stands beside.
     """
 
     def __init__(self, dims: Dims, memories: Sequence[Mapping[str, Any]]) -> None:
@@ -50,6 +51,12 @@ class Attention(nn.Module):
         self.memories = nn.ModuleDict(
             {name: build_memory(spec, self.dims) for name, spec in zip(memory_names(memories), memories, strict=True)}
         )
+        for _, memory in self.named_memories():
+            if memory.beside is not None and memory.beside not in {spec["type"] for spec in memories}:
+                raise ConfigError(
+                    f"memory {memory.type_name!r} needs a {memory.beside!r} in the same list.",
+                    hint=f'Add {{"type": "{memory.beside}"}} to the list.',
+                )
         self.qkv = nn.Parameter(torch.empty(dims.model, (dims.heads + 2 * dims.kv_heads) * dims.head_dim))
         self.out = nn.Parameter(torch.empty(dims.heads * dims.head_dim, dims.model))
         matrices = sum(isinstance(memory, MatrixMemory) for memory in self.memories.values())
@@ -98,7 +105,7 @@ class Attention(nn.Module):
         slots: list[Slots] = []
         reads: list[Tensor] = []
         new: dict[str, Tensor] = {}
-        for name, memory in self.named_memories():
+        for name, memory in sorted(self.named_memories(), key=lambda item: item[1].beside is not None):
             own = None if past is None else {spec.name: past[f"{name}.{spec.name}"] for spec in memory.states()}
             if isinstance(memory, SlotMemory):
                 offered, states = memory(chunk, own)
@@ -179,15 +186,16 @@ def _rotary_tables(clock: Clock, dims: Dims) -> tuple[Tensor, Tensor]:
 
 
 def slot_mask(chunk: Chunk, slots: list[Slots]) -> Tensor:
-    """0 where a query may see a slot, :data:`MASKED` where not, ``[B, 1, R, S]``; made once for equal lists."""
+    """0 where a query may see a slot, :data:`MASKED` where not, ``[B, 1 or H, R, S]``; made once for equal lists."""
     clock = chunk.clock
 
     def make() -> tuple[Tensor, list[Tensor | None]]:
         batch = chunk.q.shape[0]
+        heads = max((part.live.shape[1] for part in slots if part.live is not None), default=1)
         parts = [
-            torch.zeros(batch, 1, clock.time, part.scores.shape[-1], device=chunk.q.device)
+            torch.zeros(batch, heads, clock.time, part.scores.shape[-1], device=chunk.q.device)
             if part.live is None
-            else torch.where(part.live, 0.0, MASKED).expand(batch, -1, -1, -1)
+            else torch.where(part.live, 0.0, MASKED).expand(batch, heads, -1, -1)
             for part in slots
         ]
         return chunk.rows(torch.cat(parts, dim=-1)), [part.live for part in slots]

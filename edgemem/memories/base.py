@@ -73,6 +73,8 @@ class Chunk:
         v: Values ``[B, H, T, D]``.
         pairs: What a summary averages: the H heads' keys, not rotated, then their values, float32 ``[B, 2H, T, D]``.
         dims: The layer's sizes.
+        surprise: How much the layer's first ``gated_delta`` wrote at each step, without a gradient, float32
+            ``[B, H, T, 1]``; ``None`` before it ran.
     """
 
     clock: Clock
@@ -83,6 +85,7 @@ class Chunk:
     v: Tensor
     pairs: Tensor
     dims: Dims
+    surprise: Tensor | None = field(default=None, kw_only=True)
 
     def rows(self, per_time: Tensor) -> Tensor:
         """Repeat ``[B, H, T, ...]`` for the ``G`` query heads of each key/value head: ``[B, H, R, ...]``."""
@@ -106,7 +109,7 @@ class Slots(NamedTuple):
 
     Attributes:
         scores: ``[B, H, R, S]``, in any floating-point dtype.
-        live: Which slots a query may see, bool ``[B or 1, 1, T, S]``; ``None`` where it may see all.
+        live: Which slots a query may see, bool ``[B or 1, 1 or H, T, S]``; ``None`` where it may see all.
         read: Turns the softmax's share ``[B, H, R, S]`` into the values' weighted sum ``[B, H, R, D]``.
     """
 
@@ -149,6 +152,8 @@ class Memory(nn.Module, ABC):
 
     type_name: ClassVar[str]
     about: ClassVar[About | None] = None
+    beside: ClassVar[str | None] = None
+    """A type that must be in the same list, and runs first: this memory reads what it leaves in the :class:`Chunk`."""
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()

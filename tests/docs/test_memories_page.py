@@ -32,7 +32,8 @@ def test_the_example_uses_the_memory(name):
 @pytest.mark.parametrize(("heads", "width", "window"), [(8, 64, 256), (3, 10, 7)])
 def test_the_bytes_are_those_of_the_states(name, heads, width, window):
     cls = MEMORIES[name]
-    specs: list[dict[str, Any]] = [dict(spec) for spec in about(cls).example if spec["type"] in (name, "window")]
+    used = (name, "window", cls.beside)
+    specs: list[dict[str, Any]] = [dict(spec) for spec in about(cls).example if spec["type"] in used]
     for spec in specs:
         if spec["type"] == "window":
             spec["window"] = window

@@ -12,13 +12,15 @@ from edgemem.models import DecoderConfig
 from tests.export.conftest import lively
 
 WINDOW = {"type": "window", "window": 6}
-LISTS = {name: list(cls.about.example) for name, cls in sorted(MEMORIES.items()) if cls.about is not None}
+KINDS = {name: list(cls.about.example) for name, cls in sorted(MEMORIES.items()) if cls.about is not None}
+CONVOLUTION = [WINDOW, {"type": "compressed", "slots": 2, "rate": 3, "pooling": "convolution"}]
+LISTS = KINDS | {"convolution": CONVOLUTION}
 SEALED = ("sinks", "moving_average", "compressed")
 
 
 def test_no_memory_is_left_out():
-    assert set(LISTS) == {name for name, cls in MEMORIES.items() if cls.__module__.startswith("edgemem.")}
-    assert all(name in {spec["type"] for spec in specs} for name, specs in LISTS.items())
+    assert set(KINDS) == {name for name, cls in MEMORIES.items() if cls.__module__.startswith("edgemem.")}
+    assert all(name in {spec["type"] for spec in specs} for name, specs in KINDS.items())
 
 
 @pytest.mark.parametrize("name", LISTS)

@@ -38,6 +38,7 @@ class Kind:
         fixed: Whether its size is fixed.
         given: ``(draw, heads, size)`` to what stands for a past that is too long to list.
         fill: ``(states, name, spec, sizes, history)`` writes a past into the states.
+        beside: The kind that must be in the same list.
         bad: Options that are refused, and the name in the message.
     """
 
@@ -49,6 +50,7 @@ class Kind:
     fixed: bool = True
     given: Callable[[Draw, int, int], dict[str, Array]] | None = None
     fill: Callable[..., None] | None = None
+    beside: str | None = None
     bad: Sequence[tuple[dict[str, Any], str]] = ()
 
 

@@ -167,8 +167,14 @@ def memory_spec(kv_heads: int, kinds: Sequence[str]) -> st.SearchStrategy[dict[s
 
 
 def usual(name: str, **more: Any) -> Specs:
-    """A list of one memory, with the options that it needs."""
-    return [{"type": name, **kind_of(name).usual, **more}]
+    """A list of one memory, with the options and the neighbour that it needs."""
+    return complete([{"type": name, **kind_of(name).usual, **more}])
+
+
+def complete(specs: Specs) -> Specs:
+    """The list, and the memories that must stand beside some of it."""
+    needed = {kind_of(spec["type"]).beside for spec in specs} - {spec["type"] for spec in specs}
+    return [*specs, *({"type": name} for name in needed if name is not None)]
 
 
 def history_at(start: int, specs: Specs, sizes: oracle.Sizes, seed: int = 0) -> oracle.History:

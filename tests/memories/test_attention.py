@@ -22,6 +22,7 @@ from tests.memories.support import (
     WIDTH,
     chunk_limit,
     chunkings,
+    complete,
     error,
     history_at,
     initial,
@@ -42,6 +43,7 @@ SMALL = oracle.Sizes(heads=4, kv_heads=2, head_dim=4)
 
 def check(data: st.DataObject, sizes: oracle.Sizes, specs: list[dict[str, Any]], most: int = 24) -> None:
     """Parallel form, steps and a chunking drawn from ``data`` agree with the oracle."""
+    specs = complete(specs)
     seed, time = data.draw(st.integers(0, 1000)), data.draw(st.integers(1, most))
     layer, x = make_layer(specs, sizes, seed), inputs(time, seed=seed)
     want = truth(layer, specs, sizes, x)
@@ -86,7 +88,7 @@ def test_any_hybrid_of_two_to_four_memories_computes_one_softmax_over_them_all(
 def test_streams_of_one_batch_at_different_positions_equal_the_same_streams_alone(
     data: st.DataObject, sizes: oracle.Sizes
 ) -> None:
-    specs = data.draw(st.lists(memory_spec(sizes.kv_heads, FIXED), min_size=1, max_size=3))
+    specs = complete(data.draw(st.lists(memory_spec(sizes.kv_heads, FIXED), min_size=1, max_size=3)))
     before = data.draw(st.lists(st.integers(0, 12), min_size=2, max_size=3))
     time = data.draw(st.integers(1, 10))
     layer = make_layer(specs, sizes)

@@ -79,6 +79,8 @@ class GatedDelta(MatrixMemory):
             u = self._inverse(a, clock.offsets) @ (right - beta * carried * (k @ matrix))
             read = reads @ u + chunk.rows(carried) * (q @ matrix)
             new = carried[:, :, -1:] * matrix
+        if chunk.surprise is None:
+            chunk.surprise = u.detach().norm(dim=-1, keepdim=True)
         left = within[:, :, -1, :, None] * k  # decay from each step to the last
         return read.to(chunk.q.dtype), {"matrix": new + left.transpose(-1, -2) @ u}
 

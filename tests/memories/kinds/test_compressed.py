@@ -1,4 +1,4 @@
-"""Means of pairs that left the window."""
+"""Blocks of pairs that left the window, each one pair."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ def slots(layer: Any, name: str, spec: Any, i: int, h: int, g: int) -> list[Any]
     found = []
     for b in complete[-m:]:
         members = [layer.pairs[j] for j in range(b * c, (b + 1) * c)]
-        k = sum(pair[0][h] for pair in members) / c
-        v = sum(pair[1][h] for pair in members) / c
+        if spec.get("pooling") == "convolution":
+            kernel = layer.parameters[f"memories.{name}.kernel"]
+            kernel = kernel.reshape(2, layer.sizes.kv_heads, c, *[layer.sizes.head_dim] * 2)
+            k, v = (sum(pair[part][h] @ kernel[part, h, r] for r, pair in enumerate(members)) for part in (0, 1))
+        else:
+            k, v = (sum(pair[part][h] for pair in members) / c for part in (0, 1))
         found.append((layer.score(layer.q[i][h, g], k), v))
     return found
 
@@ -36,8 +40,11 @@ def fill(states: dict[str, Any], name: str, spec: Any, sizes: oracle.Sizes, hist
 
 
 KIND = Kind(
-    options=lambda kv_heads: st.fixed_dictionaries({"slots": st.integers(1, 4)}, optional={"rate": st.integers(2, 5)}),
+    options=lambda kv_heads: st.fixed_dictionaries(
+        {"slots": st.integers(1, 4)},
+        optional={"rate": st.integers(2, 5), "pooling": st.sampled_from(["mean", "convolution"])},
+    ),
     slots=slots,
     fill=fill,
-    bad=[*bad("slots", 0, 1.5), *bad("rate", 0, 1, "4")],
+    bad=[*bad("slots", 0, 1.5), *bad("rate", 0, 1, "4"), *bad("pooling", "max")],
 )
