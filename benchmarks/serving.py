@@ -26,6 +26,7 @@ from typing import Any
 import click
 import numpy as np
 from figures import REFERENCE, Figure, report
+from serving_saving import saving_figure
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
@@ -341,6 +342,7 @@ def measure_all(effort: Effort) -> list[Figure]:
         figures = pool_figures("small", paths["small"], effort.rounds, 1.15, 3.0)
         figures += pool_figures("reference", paths["reference"], effort.large_rounds, 1.05, 5.0)
         figures.append(prefix_figure(paths["reference"]))
+        figures.append(saving_figure(paths["small"], folder / "saved", STREAMS, effort.large_rounds))
         return figures + served_figures(paths["small"], folder, effort)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ class Session:
             raise EdgememError("this session runs a live module: it has no bundle.")
         return self._bundle
 
-    @property
+    @cached_property  # every snapshot needs it
     def fingerprint(self) -> str:
         """Identity of the model, which snapshots hold: the bundle's, or a live module's contract's."""
         return self._bundle.fingerprint if self._bundle else self.contract.fingerprint

@@ -8,6 +8,7 @@ snapshot is executed. Version 1 had no ``kept`` tensors.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,11 +70,21 @@ def pack(fingerprint: str, contract: Contract, parts: Parts) -> bytes:
     facts = {
         "version": VERSION,
         "fingerprint": fingerprint,
-        "edgemem": package_versions().get("edgemem", "?"),
+        "edgemem": _own_version(),
     }
     facts |= {"note": parts.note} if parts.note else {}
     # One entry, as safetensors keeps entries in no fixed order: equal states give equal bytes.
     return save(tensors, metadata={FORMAT: json.dumps({**facts, "sha256": _digest(facts, tensors)}, sort_keys=True)})
+
+
+@functools.cache
+def _own_version() -> str:
+    return package_versions().get("edgemem", "?")
+
+
+@functools.cache
+def _written(dtype: np.dtype[Any]) -> str:
+    return str(dtype)  # in numpy this takes longer than the hash of a small tensor
 
 
 def most_bytes(contract: Contract, batch: int) -> int:
@@ -174,6 +186,6 @@ def _digest(facts: Mapping[str, str], tensors: Mapping[str, Array]) -> str:
     """SHA-256 over the metadata and over every tensor's name, dtype, shape and bytes."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"\n{name} {tensor.dtype} {tensor.shape} ".encode())
+        digest.update(f"\n{name} {_written(tensor.dtype)} {tensor.shape} ".encode())
         digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from edgemem.text import open_chat_template, open_tokenizer
 from edgemem.text.prefixes import Prefixes, PrefixRead
 
 _PREFIX_BYTES = 256 << 20
-_TIDY_S = 3.0
+_TIDY_S, _LEAST_PAUSE_S = 3.0, 0.05
 
 
 class KeptPrefixes(Prefixes):
@@ -133,16 +133,29 @@ class Host:
             hint=f"Models: {', '.join(self.models)}.",
         )
 
-    async def keep(self) -> None:
-        """Park idle streams and save those that moved, until cancelled."""
+    async def save(self) -> None:
+        """Save streams so that a step is on disk ``save_every_s`` after it was made, until cancelled."""
+        every_s = self.options.save_every_s
+        due_s = time.monotonic() + every_s / 2  # nobody knows yet how long it takes
         while True:
-            await asyncio.sleep(min(self.options.save_every_s, max(1.0, self.options.idle_s / 4)))
-            for model in self.models.values():
-                try:
-                    await model.hub.park_idle()
-                    await model.hub.save_all()
-                except Exception as error:  # whatever it is, the next time may do better
-                    log("keeping_failed", model=model.name, error=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+            began_s = time.monotonic()
+            await self._each(lambda hub: hub.save_all())
+            # The next one begins earlier, by what it may take.
+            due_s = began_s + max(every_s / 2, every_s - 2 * (time.monotonic() - began_s))
+
+    async def park(self) -> None:
+        """Park idle streams, until cancelled."""
+        while True:
+            await asyncio.sleep(max(_LEAST_PAUSE_S, self.options.idle_s / 4))
+            await self._each(lambda hub: hub.park_idle())
+
+    async def _each(self, work: Callable[[Hub], Awaitable[object]]) -> None:
+        for model in self.models.values():
+            try:
+                await work(model.hub)
+            except Exception as error:  # whatever it is, the next time may do better
+                log("keeping_failed", model=model.name, error=f"{type(error).__name__}: {error}")
 
     async def tidy(self) -> None:
         """Give the memory that clients took and left back to the system, until cancelled."""
@@ -157,3 +170,5 @@ class Host:
         await asyncio.to_thread(self.workers.shutdown, cancel_futures=True)
         for model in self.models.values():
             model.hub.session.close()
+            if model.hub.store is not None:
+                model.hub.store.close()

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgemem.errors import EdgememError, PoolFullError, SnapshotError
 from edgemem.runtimes import Session
 from edgemem.runtimes.pool import Outcome, PoolStream
-from edgemem.runtimes.snapshot import Parts
+from edgemem.runtimes.snapshot import Parts, pack
 from edgemem.serve.errors import RequestError
 from edgemem.serve.log import log
 from edgemem.serve.options import ServeOptions
 from edgemem.serve.store import Store, checked_name
 
 _PARKED_BYTES = 1 << 30  # of states that are parked in memory
+_TOGETHER, _TOGETHER_BYTES = 64, 32 << 20  # of states that are saved at once
 _INLINE_MS = 2.0
 """A tick that is shorter runs in the event loop: a change of threads would take as long."""
 
@@ -44,6 +47,10 @@ class Entry:
         self.note: Any = None
         self.used_s = time.monotonic()
         self.lock = asyncio.Lock()
+
+
+def _note(entry: Entry) -> str:
+    return "" if entry.note is None else json.dumps(entry.note)
 
 
 class Hub:
@@ -193,43 +200,66 @@ class Hub:
     async def packed(self, entry: Entry) -> tuple[bytes, int]:
         """The state of a stream that lives, and its position."""
         assert entry.stream is not None
-        stream, note = entry.stream, "" if entry.note is None else json.dumps(entry.note)
+        stream, note = entry.stream, _note(entry)
         parts = await asyncio.wrap_future(stream.soon.parts())
         return await asyncio.to_thread(stream.pack, parts, note), int(parts.positions[0])
-
-    async def save(self, entry: Entry) -> None:
-        """Write a stream's state to disk, if it has moved."""
-        async with entry.lock:
-            if self.store is None or entry.stream is None or entry.stream.position == entry.saved:
-                return
-            data, position = await self.packed(entry)
-            await asyncio.to_thread(self.store.write, entry.name, data)
-            entry.saved = position
 
     async def park(self, entry: Entry) -> None:
         """Give a stream's slot back; its state stays on disk, or in memory."""
         async with entry.lock:
             if entry.stream is None:
                 return
-            if self.store is None or entry.stream.position != entry.saved:
-                data, position = await self.packed(entry)
-                if self.store is None:
-                    entry.parked = data
-                else:
-                    await asyncio.to_thread(self.store.write, entry.name, data)
-                    entry.saved = position
+            if self.store is None:
+                entry.parked, _ = await self.packed(entry)
+            else:
+                for error in (await self._write_down([entry])).values():
+                    raise error
             stream, entry.stream = entry.stream, None
             await asyncio.wrap_future(stream.soon.close())
 
     async def save_all(self) -> int:
-        """Save what has moved; how many streams could not be saved."""
-        failed = 0
-        for entry in list(self.entries.values()):
-            try:
-                await self.save(entry)
-            except (EdgememError, OSError) as error:
-                failed += 1
-                log("save_failed", stream=entry.name, model=self.name, reason=str(error).splitlines()[0])
+        """Save what has moved, many streams at once; how many could not be saved."""
+        failed = dict[str, Exception]()
+        due = [entry for entry in self.entries.values() if entry.stream is not None]
+        size = max(1, min(_TOGETHER, _TOGETHER_BYTES // max(1, self.pool.contract.state_bytes)))
+        for start in range(0, len(due), size):
+            group = due[start : start + size]
+            busy = [entry for entry in group if entry.lock.locked()]  # whoever holds one may wait for another
+            for together in ([entry for entry in group if entry not in busy], *([entry] for entry in busy)):
+                async with contextlib.AsyncExitStack() as stack:
+                    for entry in together:
+                        await stack.enter_async_context(entry.lock)
+                    failed |= await self._write_down(together)
+        for name, error in failed.items():
+            log("save_failed", stream=name, model=self.name, reason=str(error).splitlines()[0])
+        return len(failed)
+
+    async def _write_down(self, entries: Sequence[Entry]) -> dict[str, Exception]:
+        """Write the states of streams that have moved to disk, in a thread; which failed, and why.
+
+        The caller holds their locks.
+        """
+        store = self.store
+        moved = [entry for entry in entries if entry.stream is not None and entry.stream.position != entry.saved]
+        if store is None or not moved:
+            return {}
+        taken = [(entry, _note(entry), entry.stream.soon.parts()) for entry in moved if entry.stream is not None]
+
+        def write() -> tuple[dict[str, Exception], dict[str, int]]:
+            failed, states, positions = dict[str, Exception](), dict[str, bytes](), dict[str, int]()
+            for entry, note, future in taken:
+                try:
+                    parts = future.result()
+                    states[entry.name] = pack(self.session.fingerprint, self.pool.contract, replace(parts, note=note))
+                    positions[entry.name] = int(parts.positions[0])
+                except EdgememError as error:
+                    failed[entry.name] = error
+            return {**failed, **store.write(states)}, positions
+
+        failed, positions = await asyncio.to_thread(write)
+        for entry in moved:
+            if entry.name not in failed:
+                entry.saved = positions[entry.name]
         return failed
 
     async def park_idle(self) -> None:

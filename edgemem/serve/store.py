@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
+from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 
 from edgemem.errors import EdgememError
-from edgemem.files import write_atomic
+from edgemem.files import sync_files, sync_folder
 from edgemem.serve.errors import RequestError
 from edgemem.serve.log import log
 from edgemem.serve.options import ServeOptions
@@ -39,19 +43,59 @@ class Store:
 
     Attributes:
         folder: As given.
+
+    Raises:
+        EdgememError: Another server keeps streams there.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._new = folder, folder / "new"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise EdgememError(
+                f"another server keeps the streams of this model in {folder.parent}.",
+                hint="Stop it, or choose another --state-dir.",
+            ) from error
+        shutil.rmtree(self._new, ignore_errors=True)  # what a killed server was writing
+        self._new.mkdir(mode=0o700)
+
+    def close(self) -> None:
+        """Let another server have the folder."""
+        os.close(self._handle)
 
     def names(self) -> list[str]:
         """The streams that are saved."""
         return sorted(path.name[: -len(_SUFFIX)] for path in self.folder.glob(f"*{_SUFFIX}"))
 
-    def write(self, name: str, data: bytes) -> None:
-        """Save a stream, whole or not at all."""
-        write_atomic(self._path(name), data)
+    def write(self, states: Mapping[str, bytes]) -> dict[str, OSError]:
+        """Save streams, each whole or not at all; which could not be saved, and why.
+
+        What the disk is asked to write down is asked once for all, which is most of the cost.
+        """
+        failed = dict[str, OSError]()
+        for name, data in states.items():
+            try:
+                with FileIO(f"{self._new}/{name}", "w") as file:
+                    while data:
+                        data = data[file.write(data) :]
+            except OSError as error:
+                failed[name] = error
+        written = [name for name in states if name not in failed]
+        try:
+            sync_files([self._new / name for name in written])
+        except OSError as error:
+            return dict.fromkeys(states, error)
+        for name in written:
+            try:
+                os.replace(f"{self._new}/{name}", self._path(name))
+            except OSError as error:
+                failed[name] = error
+        sync_folder(self.folder)
+        return failed
 
     def read(self, name: str) -> bytes:
         """What was saved.

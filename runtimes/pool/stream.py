@@ -69,7 +69,7 @@ class PoolFutures:
 
     def parts(self) -> Future[Parts]:
         """What a snapshot holds: packing it takes longer, and is left to the caller (:meth:`PoolStream.pack`)."""
-        return self._alone(lambda: self._stream.bank.guest._parts())
+        return self._alone(lambda: self._stream.bank.guest._parts(), changes=False)
 
     def install(self, parts: Parts) -> Future[None]:
         """Take over what :meth:`Pool.read` read."""
@@ -105,13 +105,14 @@ class PoolFutures:
         stream.closed = True  # first, so that nothing can come behind it
         return self._work(give_back, always=True)
 
-    def _alone(self, function: Callable[[], Any]) -> Future[Any]:
+    def _alone(self, function: Callable[[], Any], *, changes: bool = True) -> Future[Any]:
         stream = self._stream
 
         def run() -> jobs.Slices:
             stream.bank.lend(stream.row)
             found = function()
-            stream.bank.take_back(stream.row)
+            if changes:
+                stream.bank.take_back(stream.row)
             return found
             yield
 
