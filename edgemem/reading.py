@@ -50,20 +50,23 @@ def parse_json(text: str | bytes, *, loose: bool = False) -> Any:
     Raises:
         ValueError: It is not such JSON.
     """
-    hooks: dict[str, Any] = {} if loose else {"parse_int": _int64, "parse_float": _float64, "parse_constant": _constant}
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(text, **hooks)
+        value = (_LOOSE if loose else _STRICT).decode(text)
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
-    level = [value]
-    for _ in range(_DEEPEST):
-        level = [inner for outer in level if isinstance(outer, (dict, list)) for inner in _inside(outer)]
-    if level:
+    if text.count("[") + text.count("{") > _DEEPEST and _is_deep(value):
         raise ValueError(f"its values are nested more than {_DEEPEST} levels deep")
     if _SURROGATE.search(text):
         json.dumps(value, ensure_ascii=False).encode()  # a UnicodeEncodeError is a ValueError
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for outer in level if isinstance(outer, (dict, list)) for inner in _inside(outer)]
+    return bool(level)
 
 
 def _inside(value: dict[str, Any] | list[Any]) -> Any:
@@ -87,3 +90,7 @@ def _constant(name: str) -> float:
     if name == "NaN":
         raise ValueError("it holds NaN")
     return float(name)
+
+
+_LOOSE = json.JSONDecoder()
+_STRICT = json.JSONDecoder(parse_int=_int64, parse_float=_float64, parse_constant=_constant)

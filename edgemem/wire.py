@@ -17,15 +17,18 @@ from edgemem.reading import parse_json
 
 Array = np.ndarray[Any, Any]
 DTYPES = ("float32", "float16", "int64", "int32", "uint8")
+_KNOWN = {name: np.dtype(name) for name in DTYPES}
+_NAMES = {dtype: name for name, dtype in _KNOWN.items()}
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: every message pays for it
 _LENGTH = 4
 
 
 def pack(header: Mapping[str, Any], body: Array | bytes) -> bytes:
     """A message of a header and an array of one of :data:`DTYPES`, or bytes."""
     if isinstance(body, np.ndarray):
-        header = {**header, "dtype": str(body.dtype), "shape": list(body.shape)}
-        body = np.ascontiguousarray(body).tobytes()
-    packed = json.dumps(header).encode()
+        header = {**header, "dtype": _NAMES.get(body.dtype) or str(body.dtype), "shape": body.shape}
+        body = body.tobytes()
+    packed = _encode(header).encode()
     return b"".join((len(packed).to_bytes(_LENGTH, "little"), packed, body))
 
 
@@ -44,8 +47,9 @@ def unpack(data: bytes) -> tuple[dict[str, Any], Array | bytes]:
         raise TypeError(f"its header is a {type(header).__name__}, wanted an object.")
     if "dtype" not in header:
         return header, data[end:]
-    dtype, shape = header.pop("dtype"), header.pop("shape", [])
-    sizes = shape if isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape) else [-1]
-    if dtype not in DTYPES or math.prod(sizes) * np.dtype(dtype).itemsize != len(data) - end:
-        raise ValueError(f"{dtype} of shape {shape} does not fill {len(data) - end} bytes; dtypes: {DTYPES}.")
+    name, shape = header.pop("dtype"), header.pop("shape", [])
+    dtype = _KNOWN.get(name) if isinstance(name, str) else None
+    sizes = shape if isinstance(shape, list) and all([type(size) is int and size >= 0 for size in shape]) else [-1]
+    if dtype is None or math.prod(sizes) * dtype.itemsize != len(data) - end:
+        raise ValueError(f"{name} of shape {shape} does not fill {len(data) - end} bytes; dtypes: {DTYPES}.")
     return header, np.frombuffer(data, dtype, offset=end).reshape(sizes)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from edgemem.contract import InputSpec, Stft
-from edgemem.dtypes import encode_bfloat16, numpy_dtype
+from edgemem.contract import InputSpec
+from edgemem.dtypes import encode_bfloat16
 from edgemem.errors import InputError
+from edgemem.runtimes.buffers import item_dtype
 from edgemem.runtimes.memory import Array
 
 
@@ -49,7 +50,7 @@ def step_reader(spec: InputSpec, batch: int) -> Callable[[Any], Array]:
     """
     rows, items, shape = (batch, spec.step_items, *spec.item_shape), spec.step_items, spec.item_shape
     known = {rows, *([(batch, *shape)] if items == 1 else []), *([rows[1 + (items == 1) :]] if batch == 1 else [])}
-    dtype = np.dtype(np.float32) if isinstance(spec.front_end, Stft) else numpy_dtype(spec.dtype)
+    dtype = item_dtype(spec)
     if spec.is_tokens or spec.dtype == "bfloat16":  # which are checked, or converted
         known = set()
 
@@ -138,20 +139,25 @@ def _real_array(spec: InputSpec, x: Any) -> Array:
 
 def _checked(spec: InputSpec, array: Array) -> Array:
     """``array`` in the dtype that the graph takes, once every token id is known to be in the vocabulary."""
-    if spec.vocab_size is not None and array.size and (array.min() < 0 or array.max() >= spec.vocab_size):
+    if spec.vocab_size is not None and array.size and not _is_within(array, spec.vocab_size):
         row, time = (int(i) for i in np.argwhere((array < 0) | (array >= spec.vocab_size))[0][:2])
         where = f" (stream {row}, time step {time} of {array.shape[1]})" if array.size > 1 else ""
         raise token_error(spec, int(array[row, time]), where)
-    if isinstance(spec.front_end, Stft):
-        return array.astype(np.float32, copy=False)  # samples; their frames get the graph's dtype
-    if spec.dtype == "bfloat16":
-        return encode_bfloat16(array)
-    dtype = numpy_dtype(spec.dtype)
-    if dtype.kind in "iu" and array.dtype != dtype and array.size and not np.can_cast(array.dtype, dtype):
+    dtype = item_dtype(spec)
+    is_bits = dtype == np.uint16  # of bfloat16
+    if array.dtype == dtype and not is_bits:
+        return array
+    if dtype.kind in "iu" and not is_bits and array.size and not np.can_cast(array.dtype, dtype):
         for value in (array.min(), array.max()):
             if not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
                 raise InputError(f"{spec.name} holds {value}, which does not fit in {spec.dtype}.")
-    return array.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):  # what is too large becomes infinity, for which there is a policy
+        return encode_bfloat16(array) if is_bits else array.astype(dtype)
+
+
+def _is_within(tokens: Array, size: int) -> bool:
+    """Whether every token id is one of ``size``."""
+    return 0 <= tokens.item() < size if tokens.size == 1 else bool(tokens.min() >= 0 and tokens.max() < size)
 
 
 def _show(shape: tuple[object, ...]) -> str:

@@ -61,12 +61,16 @@ class Hub:
         session: The session.
         options: Limits.
         store: Where states are saved; ``None`` keeps them in memory.
+
+    Attributes:
+        connections: WebSockets that may ask for steps.
     """
 
     def __init__(self, name: str, session: Session, options: ServeOptions, store: Store | None) -> None:
         self.name, self.session, self.store = name, session, store
         self.pool = session.pool(options.slots, wait_ms=options.wait_ms)
         self._options = options
+        self.connections = 0
         self._turn_due = False
         self._most = options.most_streams
         if store is None:
@@ -82,6 +86,9 @@ class Hub:
         """Advance streams by one step each; see :meth:`edgemem.runtimes.pool.Pool.step_soon`."""
         if self._options.wait_ms:
             return await asyncio.wrap_future(self.pool.step_soon(streams, x))
+        if self.connections == 1 and self.pool.due_ms(len(streams)) < _INLINE_MS:
+            if (outcome := self.pool.try_step(streams, x)) is not None:  # there is nobody to share the tick with
+                return outcome
         future = self.pool.step_soon(streams, x, wake=False)
         loop = asyncio.get_running_loop()
         if not self._turn_due:  # behind every message that is there already: they share the tick

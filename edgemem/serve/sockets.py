@@ -40,6 +40,7 @@ class Connection:
         """Answer messages until the client or the server ends it."""
         await self._socket.accept()
         self._host.metrics.connections.inc()
+        self._hub.connections += 1
         try:
             if self._name is not None:
                 await self._greet()
@@ -53,6 +54,7 @@ class Connection:
             return  # the client went, or another connection took its stream over
         finally:
             self._host.metrics.connections.dec()
+            self._hub.connections -= 1
             now_s = time.monotonic()
             for entry in self._entries.values():
                 if entry.owner is self:
@@ -98,11 +100,15 @@ class Connection:
     async def _entry(self, name: object) -> Entry:
         """A stream of this connection; one that it does not have yet is opened or resumed."""
         entry = self._entries.get(name) if isinstance(name, str) else None
-        if entry is None or entry.owner is not self or entry.stream is None or entry.stream.closed:
+        if entry is None or not self._has(entry):
             if name is None:
                 raise RequestError("no_stream", "the message names no stream.", hint='Add "stream": a name.')
             entry = await self._attach(name)
         return entry
+
+    def _has(self, entry: Entry) -> bool:
+        """Whether a stream is this connection's, and in the pool."""
+        return entry.owner is self and entry.stream is not None and not entry.stream.closed
 
     def _admit(self) -> None:
         """Count a message against the rate."""
@@ -156,13 +162,18 @@ class Connection:
         names = message["streams"]
         if not isinstance(names, list) or not names or len(names) > self._host.options.client_streams:
             raise RequestError("bad_streams", "streams is a list of names, 1 or more.")
+        known = self._entries
+        found = [known[name] for name in names if isinstance(name, str) and name in known]
+        if len(found) == len(names) and not [entry for entry in found if not self._has(entry)]:
+            return found
         return [await self._entry(name) for name in names]
 
     async def _open(self, message: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         if "streams" not in message:
             return self._where(await self._one(message)), None
         entries = await self._several(message)
-        return {"streams": message["streams"], "positions": [self._where(entry)["position"] for entry in entries]}, None
+        streams = [entry.stream for entry in entries if entry.stream is not None]
+        return {"streams": message["streams"], "positions": self._hub.pool.positions(streams)}, None
 
     async def _step(self, message: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         several = "streams" in message
@@ -171,7 +182,7 @@ class Connection:
         outcome = await self._hub.step(streams, _data(message))
         if several:
             errors = {entries[place].name: error_json(error) for place, error in outcome.errors.items()}
-            reply = {"streams": message["streams"], "positions": [stream.position for stream in streams]}
+            reply = {"streams": message["streams"], "positions": self._hub.pool.positions(streams)}
             return {**reply, **({"errors": errors} if errors else {})}, outcome.outputs
         for error in outcome.errors.values():
             raise error

@@ -204,6 +204,11 @@ class Pool:
         finally:
             self._turns.release()
 
+    def positions(self, streams: Sequence[PoolStream]) -> list[int]:
+        """Where each of those streams stands; see :attr:`PoolStream.position`."""
+        found: list[int] = self._bank.positions[[stream.row for stream in streams]].tolist()
+        return found
+
     def wait(self, future: Future[Any]) -> Any:
         """The result of a call of this pool; takes turns until it is there."""
         while not future.done():
@@ -212,9 +217,12 @@ class Pool:
                     self._turn()
         return future.result()
 
-    def due_ms(self) -> float:
-        """About how long the next tick will take, in milliseconds, by what was measured when the pool was opened."""
-        return self._bank.windows.estimate(self._waiting.steps) * 1e3
+    def due_ms(self, more: int = 0) -> float:
+        """About how long a tick of the steps that wait, and so many more, will take, in milliseconds.
+
+        It goes by what was measured when the pool was opened.
+        """
+        return self._bank.windows.estimate(self._waiting.steps + more) * 1e3
 
     def try_turn(self) -> None:
         """Make a tick here and now, if nobody else is at it; what is longer is left to the pool's thread.

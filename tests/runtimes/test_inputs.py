@@ -93,6 +93,14 @@ def test_a_whole_number_that_does_not_fit_is_not_wrapped(value: int) -> None:
     assert step_array(spec, [-128], 1).tolist() == [[[-128]]]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("x", [1e39, 10**39, np.float64(-1e39)])
+def test_a_number_that_is_too_large_becomes_infinity_without_a_warning(dtype: str, x: float) -> None:
+    with np.errstate(over="raise"):
+        array = step_array(InputSpec("level", (1,), dtype), [float(x)], 1)
+    assert np.isinf(decode_bfloat16(array) if dtype == "bfloat16" else array).all()
+
+
 @pytest.mark.parametrize("x", [3, np.int32(3), [3], [[3]], np.uint8([3]), np.array(3)])
 def test_every_spelling_of_one_token_is_the_same_step(session: Session, x: object) -> None:
     np.testing.assert_array_equal(session.stream().step(x), session.stream().step(3))
