@@ -19,8 +19,8 @@ EVERY_S = 30.0
 def saving_figure(path: Path, folder: Path, streams: int, rounds: int) -> Figure:
     """The share of throughput that saving every stream each 30 s takes.
 
-    A pool that is never idle steps all streams until a saving beside it has ended, and then as often without one. Rounds
-    of both are interleaved. The difference in CPU time of the threads that step is what saving took from them;
+    A pool that is never idle steps all streams until a saving beside it has ended, and then as often without one, in
+    turns. The difference in CPU time of the threads that step is what saving took from them;
     packing, hashing and writing run in another thread, whose CPU time the details give.
     """
     extra_s, other_s, saved_s = asyncio.run(_measure(path, folder, streams, rounds))

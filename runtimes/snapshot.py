@@ -143,6 +143,14 @@ def unpack(data: bytes, fingerprint: str, contract: Contract, batch: int) -> Par
     return Parts({names[key]: value for key, value in tensors.items()}, positions, buffers, facts.get("note", ""))
 
 
+def is_whole(data: bytes) -> bool:
+    """Whether this is a snapshot, of any model, to the last byte what :func:`pack` wrote."""
+    try:
+        return bool(_read(data))
+    except SnapshotError:
+        return False
+
+
 def _read(data: bytes) -> tuple[dict[str, str], dict[str, Array]]:
     """The facts and the tensors of a snapshot that is whole and of a version known here."""
     from safetensors import SafetensorError

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from edgemem.errors import EdgememError
 from edgemem.files import sync_files, sync_folder
+from edgemem.runtimes.snapshot import is_whole
 from edgemem.serve.errors import RequestError
 from edgemem.serve.log import log
 from edgemem.serve.options import ServeOptions
@@ -60,12 +61,20 @@ class Store:
                 f"another server keeps the streams of this model in {folder.parent}.",
                 hint="Stop it, or choose another --state-dir.",
             ) from error
-        shutil.rmtree(self._new, ignore_errors=True)  # what a killed server was writing
-        self._new.mkdir(mode=0o700)
+        self._new.mkdir(exist_ok=True, mode=0o700)
+        self._recover()
 
     def close(self) -> None:
         """Let another server have the folder."""
         os.close(self._handle)
+
+    def _recover(self) -> None:
+        """Take what a server had written when it was killed, if it is whole: it is newer than what was saved before."""
+        for found in self._new.iterdir():
+            if is_whole(found.read_bytes()):
+                os.replace(found, self._path(found.name))
+            else:
+                found.unlink()
 
     def names(self) -> list[str]:
         """The streams that are saved."""
@@ -107,7 +116,8 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Forget a stream."""
-        self._path(name).unlink(missing_ok=True)
+        for path in (self._path(name), self._new / name):
+            path.unlink(missing_ok=True)
 
     def set_aside(self, name: str) -> Path:
         """Keep a damaged file under another name."""
