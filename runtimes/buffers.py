@@ -7,6 +7,7 @@ A model of one item a step, without a front end and without held inputs, keeps n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -172,7 +173,7 @@ def overlapping(spec: InputSpec | OutputSpec) -> BackEnd | None:
     return None if isinstance(end, Framing) else end
 
 
-def item_dtype(spec: InputSpec) -> np.dtype[np.generic]:
+def item_dtype(spec: InputSpec) -> np.dtype[Any]:
     """The dtype in which items of an input are kept."""
     return np.dtype(np.float32) if isinstance(spec.front_end, Stft) else numpy_dtype(spec.dtype)
 

@@ -86,9 +86,9 @@ class Hub:
         """Advance streams by one step each; see :meth:`edgemem.runtimes.pool.Pool.step_soon`."""
         if self._options.wait_ms:
             return await asyncio.wrap_future(self.pool.step_soon(streams, x))
-        if self.connections == 1 and self.pool.due_ms(len(streams)) < _INLINE_MS:
-            if (outcome := self.pool.try_step(streams, x)) is not None:  # there is nobody to share the tick with
-                return outcome
+        shared = self.connections > 1 or self.pool.due_ms(len(streams)) >= _INLINE_MS
+        if not shared and (outcome := self.pool.try_step(streams, x)) is not None:
+            return outcome
         future = self.pool.step_soon(streams, x, wake=False)
         loop = asyncio.get_running_loop()
         if not self._turn_due:  # behind every message that is there already: they share the tick
