@@ -10,6 +10,7 @@ import click
 
 from edgemem.cli.interrupt import Interrupt
 from edgemem.errors import EdgememError, InputError
+from edgemem.machine.systemd import notify
 
 
 class Ending:
@@ -62,6 +63,7 @@ class Ending:
             EdgememError: The state cannot be saved; where another error was held back, that one is raised.
         """
         is_signal = isinstance(self._error, KeyboardInterrupt)
+        notify("STOPPING=1")
         try:
             self._save()
         except EdgememError as failure:

@@ -174,6 +174,7 @@ class Chat:
         self.saver.tick(early=self.is_terminal)
 
     def _is_stopped(self) -> bool:
+        self.saver.beat()
         return self.interrupt.signal is not None
 
     def _close(self, generation: Generation, pieces: list[Piece]) -> None:

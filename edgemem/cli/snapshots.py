@@ -16,6 +16,7 @@ from edgemem.cli.note import Note
 from edgemem.cli.options import option
 from edgemem.errors import EdgememError
 from edgemem.files import check_replaceable
+from edgemem.machine.systemd import Heartbeat, notify
 from edgemem.runtimes import Stream
 
 SAVE_EVERY_S = 60.0
@@ -110,12 +111,20 @@ class Saver:
         note: Gives the note to save with it.
         path: The file; ``None`` saves nothing.
         every_s: A step is saved at the latest this long after it was made.
+
+    Since it knows that a stream is ready, and is called between steps, it also tells systemd so.
     """
 
     def __init__(self, stream: Stream, note: Callable[[], Note], path: Path | None, every_s: float) -> None:
         self._stream, self._note, self._path, self._every_s = stream, note, path, every_s
         self._saved_positions = stream.positions
         self._due_s = time.monotonic() + every_s
+        self._heartbeat = Heartbeat()
+        notify("READY=1")
+
+    def beat(self) -> float:
+        """Tell systemd that the work goes on; the seconds until it is to be told again."""
+        return self._heartbeat.beat()
 
     def tick(self, *, early: bool = False) -> float:
         """Save if it is time; call it between two steps. A save that fails is reported, and tried again later.
@@ -126,9 +135,9 @@ class Saver:
         Returns:
             Seconds until it will be time.
         """
-        now_s = time.monotonic()
+        now_s, beat_s = time.monotonic(), self.beat()
         if now_s < self._due_s and not (early and math.isfinite(self._due_s)):
-            return self._due_s - now_s
+            return min(beat_s, self._due_s - now_s)
         self._due_s = now_s + self._every_s
         if (self._stream.positions != self._saved_positions).any():
             try:
@@ -137,7 +146,7 @@ class Saver:
                 click.echo(f"Warning: {error}", err=True)
             took_s = time.monotonic() - now_s  # the next one begins earlier, by what it may take
             self._due_s -= min(2 * took_s, self._every_s / 2)
-        return max(0.0, self._due_s - time.monotonic())
+        return min(beat_s, max(0.0, self._due_s - time.monotonic()))
 
     def save(self) -> None:
         """Save the stream, if a file was named.

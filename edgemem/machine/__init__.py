@@ -7,4 +7,5 @@
 :mod:`.mappings`     what is mapped where in this process
 :mod:`.huge_pages`   huge pages for the weights of an engine
 :mod:`.paging`       memory that a mapped file can give again
+:mod:`.systemd`      telling systemd that this process is ready, alive or stopping
 """

@@ -16,11 +16,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from edgemem.errors import EdgememError
+from edgemem.machine.systemd import notify
 from edgemem.serve.api import Api
 from edgemem.serve.errors import RequestError, error_json
 from edgemem.serve.host import Host
 from edgemem.serve.log import log
-from edgemem.serve.notify import notify, watchdog
 from edgemem.serve.sockets import Connection
 
 _OPEN = ("/", "/healthz", "/readyz")
@@ -47,7 +47,7 @@ def build_app(host: Host) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(work) for work in (host.save(), host.park(), host.tidy(), watchdog())]
+        tasks = [asyncio.create_task(work) for work in (host.save(), host.park(), host.tidy(), host.watchdog())]
         notify("READY=1")
         log("ready", models=list(host.models), streams={n: len(m.hub.entries) for n, m in host.models.items()})
         yield

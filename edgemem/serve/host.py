@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from edgemem.bundle import open_bundle
 from edgemem.errors import EdgememError
 from edgemem.machine.memory import give_back_free_memory
+from edgemem.machine.systemd import Heartbeat
 from edgemem.overrides import override
 from edgemem.runtimes import Session
 from edgemem.runtimes import open as open_session
@@ -31,7 +33,7 @@ from edgemem.text import open_chat_template, open_tokenizer
 from edgemem.text.prefixes import Prefixes, PrefixRead
 
 _PREFIX_BYTES = 256 << 20
-_TIDY_S, _LEAST_PAUSE_S = 3.0, 0.05
+_TIDY_S, _LEAST_PAUSE_S, _LATE_S = 3.0, 0.05, 0.5
 
 
 class KeptPrefixes(Prefixes):
@@ -141,8 +143,9 @@ class Host:
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
             began_s = time.monotonic()
             await self._each(lambda hub: hub.save_all())
-            # The next one begins earlier, by what it may take.
-            due_s = began_s + max(every_s / 2, every_s - 2 * (time.monotonic() - began_s))
+            # The next one begins earlier, by what it may take, and by what a busy machine may delay it.
+            early_s = max(2 * (time.monotonic() - began_s), min(_LATE_S, every_s / 4))
+            due_s = began_s + max(every_s / 2, every_s - early_s)
 
     async def park(self) -> None:
         """Park idle streams, until cancelled."""
@@ -156,6 +159,14 @@ class Host:
                 await work(model.hub)
             except Exception as error:  # whatever it is, the next time may do better
                 log("keeping_failed", model=model.name, error=f"{type(error).__name__}: {error}")
+
+    async def watchdog(self) -> None:
+        """Tell systemd that the event loop and every pool do their work, until cancelled or nobody waits for it."""
+        heartbeat = Heartbeat()
+        while math.isfinite(heartbeat.every_s):
+            for model in self.models.values():  # a pool whose engine hangs answers no more
+                await asyncio.wrap_future(model.hub.pool.call(lambda: None))
+            await asyncio.sleep(heartbeat.beat())
 
     async def tidy(self) -> None:
         """Give the memory that clients took and left back to the system, until cancelled."""

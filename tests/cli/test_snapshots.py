@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import numpy as np
 import pytest
 
 import edgemem
+from edgemem.cli.interrupt import Interrupt
 from edgemem.cli.note import Note
 from edgemem.cli.snapshots import Saver, SnapshotOptions, duration_s
 from edgemem.errors import EdgememError
 from tests.handmade import RECITED, write_reciter
+from tests.service import under_systemd
 
 from .conftest import end_by_signal
 
@@ -160,6 +163,28 @@ def test_a_saver_saves_what_is_new_when_it_is_time(
         with pytest.raises(EdgememError, match="full"):
             saver.save()
         assert Saver(stream, Note, tmp_path / "state", math.inf).tick(early=True) == math.inf
+
+
+def test_systemd_hears_that_a_stream_is_ready_works_and_stops(
+    summer: Path, invoke: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = under_systemd(monkeypatch, tmp_path, watchdog_s=60)
+    assert invoke("run", summer, "--state", tmp_path / "state", input="1,2\n" * 9).exit_code == 0
+    assert [messages.get(0) for _ in range(4)] == ["READY=1", "WATCHDOG=1", "STOPPING=1", None]
+
+
+def test_the_watchdog_is_told_while_no_input_arrives(
+    summer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = under_systemd(monkeypatch, tmp_path, watchdog_s=0.1)
+    reader, writer = os.pipe()
+    with edgemem.open(summer, threads=1) as session, os.fdopen(reader, "rb") as pipe:
+        saver = Saver(session.stream(), Note, None, math.inf)
+        threading.Timer(0.3, os.close, [writer]).start()
+        assert list(Interrupt().blocks(pipe, "the sensor", saver.tick)) == []
+    told = list(iter(lambda: messages.get(0), None))
+    assert told[0] == "READY=1"
+    assert told.count("WATCHDOG=1") >= 3
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("60s", 60), ("1.5", 1.5), ("5m", 300), ("2h", 7200)])

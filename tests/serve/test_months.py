@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from websockets.sync.client import connect
 
 from edgemem.errors import EdgememError
 from edgemem.serve import Host, ServeOptions
-from edgemem.serve.notify import notify
 from tests.handmade import write_looker
 from tests.serve.conftest import Running, ask, running
+from tests.service import under_systemd
 
 
 def step(server: Running, name: str, x: list[float]) -> Any:
@@ -105,13 +105,24 @@ def test_a_thousand_parked_streams_are_ready_at_once(summer: Path, tmp_path: Pat
         assert step(server, "s617", [1, 2])["outputs"] == [2, 4]
 
 
-def test_systemd_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert not notify("READY=1")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
-        receiver.bind(str(tmp_path / "notify"))
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        assert notify("READY=1")
-        assert receiver.recv(100) == b"READY=1"
+def test_the_watchdog_is_told_while_the_pools_work_and_not_when_one_hangs(
+    summer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = under_systemd(monkeypatch, tmp_path, watchdog_s=0.2)
+    hang = threading.Event()
+    with running([summer]) as server:
+        assert messages.get(10) == "READY=1"
+        for _ in range(3):
+            assert messages.get(10) == "WATCHDOG=1"
+        server.host.models["summer"].hub.pool.call(hang.wait)  # the thread that steps, and not the event loop
+        while messages.get(0.5):
+            pass
+        assert server.request("GET", "/healthz")[0] == 200
+        hang.set()
+        assert messages.get(10) == "WATCHDOG=1"
+    while (message := messages.get(10)) == "WATCHDOG=1":
+        pass
+    assert message == "STOPPING=1"
 
 
 def test_two_servers_do_not_share_a_folder(summer: Path, tmp_path: Path) -> None:
