@@ -6,7 +6,8 @@
 # make test-all       the same with the tests that take minutes
 # make fuzz           300,000 mutated files (CASES=N: so many), and hostile command lines
 # make mutants        change every node and constant of some graphs: the check must notice
-# make rehearse       run the commands of docs/jetson.md on an emulated aarch64 board (qemu 10, mmdebstrap, a cross gcc)
+# make rehearse       run the commands of docs/jetson.md on emulated boards (qemu 10, mmdebstrap, a cross gcc, python3.10 to 3.12)
+# make docs-run       run every command of the README and of docs/ in a fresh environment (PAGES="run.md serve.md": these)
 # make soak           a million steps, past 2^24, 2^31, 2^32 and 2^53
 # make triton         a real Triton server streams bundles: 1,000 sequences, a kill, a move to another server
 # make test-gpu       the tests that need an NVIDIA GPU, with the TensorRT that is installed
@@ -41,7 +42,7 @@ endif
 NATIVE := runtimes/native/libedgemem_native.so
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-text demo-quick example-vad example-denoise test test-all lint types unit fuzz mutants soak rehearse triton test-gpu format docs figures wheel clean
+.PHONY: demo demo-text demo-quick example-vad example-denoise test test-all lint types unit fuzz mutants soak rehearse docs-run triton test-gpu format docs figures wheel clean
 
 demo: $(VENV)/.demo-installed
 	$(CALMLY) python examples/beats.py --out $(OUT)/beats $(TRAIN_BEATS)
@@ -106,6 +107,9 @@ $(VENV)-triton/.installed: tests/triton/requirements.txt
 
 rehearse: $(VENV)/.dev-installed
 	PYTHON="$(BIN)/python" boards/rehearse.sh
+
+docs-run: $(VENV)/.dev-installed
+	python -m tests.docs.fresh $(PAGES)
 
 test-gpu: $(VENV)/.dev-installed
 	pytest tests/gpu

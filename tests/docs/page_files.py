@@ -6,6 +6,7 @@ Each is made once for a machine (``tests/docs/fresh.py``), and copied into the c
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -53,9 +54,10 @@ def _edgemem(command: str) -> Maker:
     """What a command writes; ``{NAME}`` is a file of this table, and ``{}`` the path to write."""
 
     def make(path: Path, get: Callable[[str], Path]) -> None:
-        words = [get(word[1:-1]) if word[0] == "{" and word != "{}" else word for word in command.split()]
+        command_line = re.sub(r"{(.*?)}", lambda found: str(get(found[1]) if found[1] else path), command)
+        words = command_line.split()
         program = [sys.executable, *(["-m", "edgemem"] if words[0] != "examples/text.py" else [])]
-        subprocess.run([*program, *(path if word == "{}" else word for word in words)], cwd=ROOT, check=True)
+        subprocess.run([*program, *words], cwd=ROOT, check=True)
 
     return make
 
@@ -126,7 +128,7 @@ FILES: dict[str, Maker] = {
     "chat": _chat,
     "own-bundle": _edgemem("export examples.own_model:lstm --out {}"),
     "summer": _summer,
-    "state.edgemem": _edgemem("run {denoiser} --audio {noisy.wav} --out /dev/null --snapshot {}"),
+    "state.edgemem": _edgemem("run {denoiser} --audio {noisy.wav} --out {}.wav --snapshot {}"),
 }
 
 SENTENCES, MOTION = ("demo/text", "demo/bundle"), ("own-bundle", "samples.csv", "sensor.csv", "motion.csv")

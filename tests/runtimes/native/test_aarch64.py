@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,15 +20,19 @@ COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", ("qemu-aarch64", "-L", "/usr/aarch
 ELEMENTS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
 
 
+def compiled(made: Path, compiler: str, level: str, *flags: str) -> Path:
+    """The program, for one processor."""
+    if shutil.which(compiler) is None or shutil.which(EMULATOR[0]) is None:
+        pytest.skip(f"{compiler} or {EMULATOR[0]} is not installed")
+    sources = [Path(__file__).with_name("driver.c"), *(build.SOURCES / name for name in build.FOR_EACH_LEVEL)]
+    options = [f"-DLEVEL={level}", f"-DKERNELS=kernels_{level}", f"-I{build.SOURCES}", *flags]
+    subprocess.run([compiler, *build.FLAGS, *options, *map(str, sources), "-lm", "-o", str(made)], check=True)
+    return made
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> Path:
-    if shutil.which(COMPILER) is None or shutil.which(EMULATOR[0]) is None:
-        pytest.skip(f"{COMPILER} or {EMULATOR[0]} is not installed")
-    made = tmp_path_factory.mktemp("aarch64") / "driver"
-    sources = [Path(__file__).with_name("driver.c"), *(build.SOURCES / name for name in build.FOR_EACH_LEVEL)]
-    options = ["-DLEVEL=neon", "-DKERNELS=kernels_neon", f"-I{build.SOURCES}"]
-    subprocess.run([COMPILER, *build.FLAGS, *options, *map(str, sources), "-lm", "-o", str(made)], check=True)
-    return made
+    return compiled(tmp_path_factory.mktemp("aarch64") / "driver", COMPILER, "neon")
 
 
 def shape_after(call: Call, name: str) -> tuple[int, ...]:
@@ -95,3 +100,20 @@ def test_the_kernels_of_aarch64_compute_the_formulas(program, width, time, ring)
         call = make_call(memories, position=[3, 2**41 + 7], seed=index, given=given, **options)
         run = subprocess.run([*EMULATOR, str(program)], input=packed(call), stdout=subprocess.PIPE, check=True)
         hold(call, unpacked(call, run.stdout), tolerance=2e-3 if ring is np.float16 else 5e-6)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="compares with the kernels of x86-64")
+def test_without_contraction_both_processors_compute_the_same_bits(tmp_path):
+    """What is left between the two builds is that NEON multiplies and adds with one rounding."""
+    there = compiled(tmp_path / "aarch64", COMPILER, "neon", "-ffp-contract=off")
+    here = compiled(tmp_path / "x86-64", "gcc", "sse2", "-ffp-contract=off", "-msse2")
+    for index, memories in enumerate(LISTS):
+        given = ("plain", "rotated")[index % 2]
+        options = {"time": 3, "groups": 3, "width": 24, "window": 40, "ring": np.float32}
+        data = packed(make_call(memories, position=[3, 2**41 + 7], seed=index, given=given, **options))
+        outputs = [
+            subprocess.run([*command, str(program)], input=data, stdout=subprocess.PIPE, check=True).stdout
+            for command, program in ((EMULATOR, there), ((), here))
+        ]
+        assert outputs[0] == outputs[1], memories
