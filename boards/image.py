@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
+_PATH = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BOUND = ("/opt/wheels", "/opt/pypi", "/opt/pypi-more")
 """Folders of packages that pip's settings may name."""
 
@@ -56,7 +57,7 @@ def _inside(root: Path, command: list[str], environment: dict[str, str], user: s
     script += f' && exec chroot --userspec={user} {root} "$@"'
     subprocess.run(
         ["unshare", "--mount", "--fork", "sh", "-c", script, "sh", *command],
-        env={"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **environment},
+        env={"PATH": _PATH, **environment},
         check=True,
     )
 
@@ -129,7 +130,7 @@ class Builder:
             CalledProcessError: It ends with another code than 0.
         """
         root, words = self.build(name), dict(self.stages[name].lines)
-        environment = dict(word.split("=", 1) for word in shlex.split(words["ENV"].replace("$PATH", "/usr/bin:/bin")))
+        environment = dict(word.split("=", 1) for word in shlex.split(words["ENV"].replace("$PATH", _PATH)))
         command = shlex.join([*shlex.split(words["ENTRYPOINT"].strip("[]").replace(",", " ")), *arguments])
         _inside(root, ["sh", "-c", f"cd {words['WORKDIR']} && {command}"], environment, user or words["USER"])
 
