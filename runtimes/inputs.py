@@ -51,11 +51,13 @@ def step_reader(spec: InputSpec, batch: int) -> Callable[[Any], Array]:
     rows, items, shape = (batch, spec.step_items, *spec.item_shape), spec.step_items, spec.item_shape
     known = {rows, *([(batch, *shape)] if items == 1 else []), *([rows[1 + (items == 1) :]] if batch == 1 else [])}
     dtype = item_dtype(spec)
-    if spec.is_tokens or spec.dtype == "bfloat16":  # which are checked, or converted
+    size = spec.vocab_size
+    if spec.dtype == "bfloat16":  # which is converted
         known = set()
 
     def read(x: Any) -> Array:
-        if type(x) is np.ndarray and x.dtype == dtype and x.shape in known:
+        good = type(x) is np.ndarray and x.dtype == dtype and x.shape in known
+        if good and (size is None or _is_within(x, size)):
             found: Array = x.reshape(rows)
             return found
         return step_array(spec, named((spec,), x, "step")[spec.name], batch)

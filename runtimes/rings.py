@@ -36,6 +36,7 @@ class Rings:
         self._layout = layout
         self._views = [self._arrays(group) for group in layout.groups] if on_host else None
         batch = layout.batch
+        self._rows = np.arange(batch)
         self.append_step = tuple((self._step_copier(group, 0, batch), group.shape[1]) for group in layout.groups)
         self._append_row = tuple([self._step_copier(g, row, 1) for row in range(batch)] for g in layout.groups)
 
@@ -63,11 +64,11 @@ class Rings:
             rows: Indices, int64 ``[K]``, or a slice.
             positions: Of those rows, before the call, int64 ``[K]``.
         """
-        if self._views is not None:
+        if self._views is not None and len(positions) > 1:
             for ring, entries, starts, window in self._views:
                 ring[:, starts[rows] + (positions % window)[:, np.newaxis]] = entries[:, rows]
             return
-        chosen = np.arange(self._layout.batch)[rows].tolist()
+        chosen = self._rows[rows].tolist()
         for appends, (_, window) in zip(self._append_row, self.append_step, strict=True):
             for row, position in zip(chosen, positions.tolist(), strict=True):
                 appends[row](position % window)

@@ -70,6 +70,7 @@ class Hub:
         self.name, self.session, self.store = name, session, store
         self.pool = session.pool(options.slots, wait_ms=options.wait_ms)
         self._options = options
+        self._inline = self.pool.steps_within(_INLINE_MS)
         self.connections = 0
         self._turn_due = False
         self._most = options.most_streams
@@ -86,8 +87,8 @@ class Hub:
         """Advance streams by one step each; see :meth:`edgemem.runtimes.pool.Pool.step_soon`."""
         if self._options.wait_ms:
             return await asyncio.wrap_future(self.pool.step_soon(streams, x))
-        shared = self.connections > 1 or self.pool.due_ms(len(streams)) >= _INLINE_MS
-        if not shared and (outcome := self.pool.try_step(streams, x)) is not None:
+        alone = self.connections == 1 and len(streams) <= self._inline  # nobody could share the tick
+        if alone and (outcome := self.pool.try_step(streams, x)) is not None:
             return outcome
         future = self.pool.step_soon(streams, x, wake=False)
         loop = asyncio.get_running_loop()
@@ -99,7 +100,7 @@ class Hub:
 
     def _turn(self) -> None:
         self._turn_due = False
-        if self.pool.due_ms() < _INLINE_MS:
+        if self.pool.due <= self._inline:
             self.pool.try_turn()
         else:
             self.pool.wake()

@@ -52,7 +52,7 @@ class Bank:
         self._policy = NanPolicy(on_nan, contract, lane.buffers, session.guard)
         self.used: NDArray[np.bool_] = np.zeros(rows, bool)
         self.direct: NDArray[np.bool_] = np.zeros(rows, bool)
-        self._all = np.arange(rows)
+        self._all, self._open = np.arange(rows), 0
         self.guest = session.stream(on_nan=on_nan)
         self._ends = Buffers(contract, 1)  # for models that keep nothing there, of any number of rows
         lane.reset(None)
@@ -75,12 +75,14 @@ class Bank:
         if self.used[row]:
             return -1
         self.used[row] = True
+        self._open += 1
         self._lane.reset([row])
         return row
 
     def close(self, row: int) -> None:
         """Give a row back."""
         self.used[row] = False
+        self._open -= 1
 
     def copy(self, row: int, into: int) -> None:
         """Make one row a copy of another."""
@@ -155,13 +157,15 @@ class Bank:
     def _at(self, rows: Rows) -> Rows | slice:
         """The same rows as a slice, if they lie one behind the other: numpy copies that much faster."""
         first, count = int(rows[0]), len(rows)
+        if count == 1:
+            return slice(first, first + 1)
         together = self._all[first : first + count]
         return slice(first, first + count) if rows.tobytes() == together.tobytes() else rows
 
     def _others(self, done: Rows | slice) -> Rows | None:
         """The rows in use that are not done; ``None`` where they are more than half of all in use."""
         count = done.stop - done.start if isinstance(done, slice) else len(done)
-        if 2 * count <= np.count_nonzero(self.used):
+        if 2 * count <= self._open:
             return None
         others = self.used.copy()
         others[done] = False

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgemem.errors import EdgememError, InputError, PoolFullError
-from edgemem.runtimes.inputs import named, step_array
+from edgemem.runtimes.inputs import named, step_array, step_reader
 from edgemem.runtimes.memory import Array
 from edgemem.runtimes.on_nan import OnNan
 from edgemem.runtimes.pool.bank import Bank, Rows
@@ -74,6 +74,7 @@ class Pool:
             raise InputError(f"wait_ms must be from 0 to 60,000, got {wait_ms!r}.")
         self.session, self.contract = session, session.contract
         self._data = session.contract.data
+        self._readers: dict[int, Callable[[Any], Array]] = {}
         self.chunk = min(chunk or session.max_time, session.max_time)
         self._wait_s = wait_ms / 1e3
         self._bank = Bank(session, slots, on_nan)
@@ -181,8 +182,12 @@ class Pool:
         own = [stream.row for stream in streams if stream.pool is self]
         if not own or len(set(own)) < len(streams):
             raise InputError("a step takes streams of this pool, 1 or more, none twice.")
+        rows, first = np.array(own), self._data[0]
+        if len(self._data) == 1:
+            read = self._readers.get(len(own)) or self._readers.setdefault(len(own), step_reader(first, len(own)))
+            return rows, {first.name: read(x)}
         given = named(self._data, x, "step")
-        return np.array(own), {spec.name: step_array(spec, given[spec.name], len(own)) for spec in self._data}
+        return rows, {spec.name: step_array(spec, given[spec.name], len(own)) for spec in self._data}
 
     def _step_soon(
         self, streams: Sequence[PoolStream], rows: Rows, items: Mapping[str, Array], *, wake: bool
@@ -217,12 +222,14 @@ class Pool:
                     self._turn()
         return future.result()
 
-    def due_ms(self, more: int = 0) -> float:
-        """About how long a tick of the steps that wait, and so many more, will take, in milliseconds.
+    @property
+    def due(self) -> int:
+        """Steps that the next tick will make."""
+        return self._waiting.steps
 
-        It goes by what was measured when the pool was opened.
-        """
-        return self._bank.windows.estimate(self._waiting.steps + more) * 1e3
+    def steps_within(self, time_ms: float) -> int:
+        """Steps of a tick that takes so many milliseconds at most, by what was measured when the pool was opened."""
+        return self._bank.windows.rows_within(time_ms / 1e3)
 
     def try_turn(self) -> None:
         """Make a tick here and now, if nobody else is at it; what is longer is left to the pool's thread.

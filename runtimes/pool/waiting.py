@@ -78,7 +78,7 @@ class Waiting:
 
     def put_steps(self, ticket: Ticket, rows: NDArray[np.int64], streams: Sequence[PoolStream]) -> None:
         """Take the steps of one call, row by row of its ticket; errors as :meth:`put`."""
-        if self.takes(rows, streams):
+        if self._idle[rows].all() and self.takes(rows, streams):
             self._begin()
             self._idle[rows] = False
             self._grouped[rows] = True
@@ -87,9 +87,9 @@ class Waiting:
             self.put([(stream, Step(ticket, place)) for place, stream in enumerate(streams)])
 
     def takes(self, rows: NDArray[np.int64], streams: Sequence[PoolStream]) -> bool:
-        """Whether those streams can step together at once: all are open, and nothing else waits for one of them."""
-        free = np.count_nonzero(self._idle[rows] & self._direct[rows])
-        return free == len(rows) and not self.closed and not [stream for stream in streams if stream.closed]
+        """Whether those streams can step together: all are open, and none must step by itself."""
+        together = np.count_nonzero(self._direct[rows]) == len(rows)
+        return together and not self.closed and not [stream for stream in streams if stream.closed]
 
     def put(self, requests: Sequence[tuple[PoolStream, Request]], *, always: bool = False) -> None:
         """Take requests: all of them or none.

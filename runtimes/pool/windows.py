@@ -68,6 +68,8 @@ class Windows:
 
     def cover(self, rows: NDArray[np.int64] | slice) -> list[Window]:
         """The windows that hold every one of those rows: int64 ``[K]``, or a slice."""
+        if isinstance(rows, slice) and rows.stop - rows.start == 1 and not self._whole:
+            return [(rows.start, 1)]
         ready: NDArray[np.bool_] = np.zeros(self._rows, bool)
         ready[rows] = True
         key = ready.tobytes()
@@ -80,9 +82,9 @@ class Windows:
             found = self._covers[key] = self._best(key, 0, 1 << (self._rows - 1).bit_length())[1]
         return found
 
-    def estimate(self, ready: int) -> float:
-        """About how many seconds it takes to advance so many rows, if they are neighbours."""
-        return self._seconds(max(1, min(ready, self._rows)))
+    def rows_within(self, seconds: float) -> int:
+        """About how many neighbouring rows advance within so many seconds; 0 where not even one does."""
+        return max((size for size, taken in self.seconds.items() if taken <= seconds), default=0)
 
     def _best(self, ready: bytes, first: int, size: int) -> tuple[float, list[Window]]:
         """The windows within ``size`` rows that take the least time, and that time."""
