@@ -232,6 +232,8 @@ def _exchange(one: Path, other: Path) -> bool:
 def sync_files(paths: Sequence[Path]) -> None:
     """Write what files hold to the disk: many of one file system at once, where the system can (Linux).
 
+    A file that is gone is left out.
+
     Raises:
         OSError: The disk does not take it.
     """
@@ -240,7 +242,10 @@ def sync_files(paths: Sequence[Path]) -> None:
     except (OSError, AttributeError):
         many = None
     for path in paths:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
         try:
             if many is not None and many(handle) == 0:
                 return

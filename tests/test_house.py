@@ -30,7 +30,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("text",),
     ("adopt",),
     ("export", "triton"),
-    ("bench", "client", "serve"),
+    ("bench", "client"),
+    ("serve",),
     ("cli",),
     ("__main__",),
 )

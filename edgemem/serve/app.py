@@ -47,7 +47,7 @@ def build_app(host: Host) -> ASGIApp:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(work) for work in (host.save(), host.park(), host.tidy(), host.watchdog())]
+        tasks = [asyncio.create_task(chore()) for chore in host.chores]
         notify("READY=1")
         log("ready", models=list(host.models), streams={n: len(m.hub.entries) for n, m in host.models.items()})
         yield

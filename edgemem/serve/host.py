@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgemem.bench.devices.found import devices_of
+from edgemem.bench.devices.meter import Meter
 from edgemem.bundle import open_bundle
 from edgemem.errors import EdgememError
 from edgemem.machine.memory import give_back_free_memory
@@ -33,7 +35,7 @@ from edgemem.text import open_chat_template, open_tokenizer
 from edgemem.text.prefixes import Prefixes, PrefixRead
 
 _PREFIX_BYTES = 256 << 20
-_TIDY_S, _LEAST_PAUSE_S, _LATE_S = 3.0, 0.05, 0.5
+_TIDY_S, _LEAST_PAUSE_S, _LATE_S, _METER_S = 3.0, 0.05, 0.5, 1.0
 
 
 class KeptPrefixes(Prefixes):
@@ -100,12 +102,23 @@ class Host:
         bundles: Their folders; a model is called like its folder.
         options: Limits, and where states are kept.
         threads: Threads of each engine; ``None`` leaves it to the engine.
+        root: The machine's ``/``, where its power sensors are.
+
+    Attributes:
+        options: As given.
+        metrics: Figures for Prometheus.
+        models: By name.
+        workers: Threads that generate texts.
+        stopping: Whether the server is to end.
+        chores: What runs beside the requests; each is cancelled in the end.
 
     Raises:
         EdgememError: A bundle cannot be opened, two have one name, or the state folder holds states of others.
     """
 
-    def __init__(self, bundles: Sequence[Path], options: ServeOptions, *, threads: int | None = None) -> None:
+    def __init__(
+        self, bundles: Sequence[Path], options: ServeOptions, *, threads: int | None = None, root: Path = Path("/")
+    ) -> None:
         self.options, self.metrics = options, Metrics()
         opened = {path.resolve().name: open_bundle(path) for path in bundles}
         if len(opened) < len(bundles):
@@ -115,8 +128,12 @@ class Host:
             name: Model(Hub(name, open_session(bundle, threads=threads), options, stores.get(name)))
             for name, bundle in opened.items()
         }
+        sessions = [model.hub.session for model in self.models.values()]
+        session = next((session for session in sessions if session.device == "cuda"), sessions[0])
+        self._meter = Meter(devices_of(session, session.stream(), root).sensors)
         self.workers = ThreadPoolExecutor(options.slots, "edgemem-text")
         self.stopping = False
+        self.chores = (self.save, self.park, self.tidy, self.measure, self.watchdog)
 
     def model(self, name: object = None) -> Model:
         """A model by its name; the first without one.
@@ -139,10 +156,13 @@ class Host:
         """Save streams so that a step is on disk ``save_every_s`` after it was made, until cancelled."""
         every_s = self.options.save_every_s
         due_s = time.monotonic() + every_s / 2  # nobody knows yet how long it takes
+        settling = asyncio.ensure_future(asyncio.sleep(0))
         while True:
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
             began_s = time.monotonic()
             await self._each(lambda hub: hub.save_all())
+            if settling.done():
+                settling = asyncio.ensure_future(self._each(lambda hub: hub.settle()))
             # The next one begins earlier, by what it may take, and by what a busy machine may delay it.
             early_s = max(2 * (time.monotonic() - began_s), min(_LATE_S, every_s / 4))
             due_s = began_s + max(every_s / 2, every_s - early_s)
@@ -159,6 +179,15 @@ class Host:
                 await work(model.hub)
             except Exception as error:  # whatever it is, the next time may do better
                 log("keeping_failed", model=model.name, error=f"{type(error).__name__}: {error}")
+
+    async def measure(self) -> None:
+        """Add up the joules of the machine's sensors, until cancelled; ends where there are none."""
+        if not self._meter.sensors:
+            return
+        while True:
+            for sensor, joules in await asyncio.to_thread(lambda: list(self._meter.rises())):
+                self.metrics.joules.labels(sensor.name, sensor.covers).inc(joules)
+            await asyncio.sleep(_METER_S)
 
     async def watchdog(self) -> None:
         """Tell systemd that the event loop and every pool do their work, until cancelled or nobody waits for it."""
@@ -178,6 +207,7 @@ class Host:
         self.stopping = True
         for model in self.models.values():
             await model.hub.save_all()
+            await model.hub.settle()
         await asyncio.to_thread(self.workers.shutdown, cancel_futures=True)
         for model in self.models.values():
             model.hub.session.close()

@@ -242,6 +242,12 @@ class Hub:
             log("save_failed", stream=name, model=self.name, reason=str(error).splitlines()[0])
         return len(failed)
 
+    async def settle(self) -> None:
+        """Have the disk write down what was saved."""
+        if self.store is not None:
+            for name, error in (await asyncio.to_thread(self.store.settle)).items():
+                log("save_failed", stream=name, model=self.name, reason=str(error))
+
     async def _write_down(self, entries: Sequence[Entry]) -> dict[str, Exception]:
         """Write the states of streams that have moved to disk, in a thread; which failed, and why.
 

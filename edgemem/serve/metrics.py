@@ -23,6 +23,9 @@ class Metrics:
         self.first_token = Histogram(
             "edgemem_first_token_seconds", "Time to the first token of a text.", registry=registry, buckets=_SECONDS
         )
+        self.joules = Counter(
+            "edgemem_joules", "Energy by sensor. Some sensors feed others.", ["sensor", "covers"], registry=registry
+        )
         self.tokens = Counter("edgemem_tokens", "Tokens read and generated.", ["kind"], registry=registry)
         self.errors = Counter("edgemem_errors", "Requests that failed, by error.", ["code"], registry=registry)
         self.late = Counter("edgemem_deadlines_missed", "Steps that took longer than the deadline.", registry=registry)

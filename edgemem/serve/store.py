@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
 import shutil
+import threading
 from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
@@ -39,6 +41,9 @@ def checked_name(name: object) -> str:
 class Store:
     """The saved states of one model's streams.
 
+    A state that was written outlives this process, in the folder ``new``. Once the disk has it, it outlives a power cut
+    too, and goes from ``settling`` to its place. So a slow disk holds up nobody who writes.
+
     Args:
         folder: The folder of this model.
 
@@ -50,7 +55,7 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._new = folder, folder / "new"
+        self.folder, self._new, self._settling = folder, folder / "new", folder / "settling"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -61,49 +66,53 @@ class Store:
                 f"another server keeps the streams of this model in {folder.parent}.",
                 hint="Stop it, or choose another --state-dir.",
             ) from error
-        self._new.mkdir(exist_ok=True, mode=0o700)
-        self._recover()
+        self._settle_lock = threading.Lock()
+        for place in (self._new, self._settling):
+            place.mkdir(exist_ok=True, mode=0o700)
+            for found in place.iterdir():  # a killed server wrote it
+                if not found.name.endswith(_SUFFIX) or not is_whole(found.read_bytes()):
+                    found.unlink()
 
     def close(self) -> None:
         """Let another server have the folder."""
         os.close(self._handle)
 
-    def _recover(self) -> None:
-        """Take what a server had written when it was killed, if it is whole: it is newer than what was saved before."""
-        for found in self._new.iterdir():
-            if is_whole(found.read_bytes()):
-                os.replace(found, self._path(found.name))
-            else:
-                found.unlink()
-
     def names(self) -> list[str]:
         """The streams that are saved."""
-        return sorted(path.name[: -len(_SUFFIX)] for path in self.folder.glob(f"*{_SUFFIX}"))
+        found = {path.name for place in self._places("") for path in place.glob(f"*{_SUFFIX}")}
+        return sorted(name[: -len(_SUFFIX)] for name in found)
 
     def write(self, states: Mapping[str, bytes]) -> dict[str, OSError]:
-        """Save streams, each whole or not at all; which could not be saved, and why.
-
-        What the disk is asked to write down is asked once for all, which is most of the cost.
-        """
+        """Save streams, each whole or not at all; which could not be saved, and why. :meth:`settle` must follow."""
         failed = dict[str, OSError]()
         for name, data in states.items():
+            new = f"{self._new}/{checked_name(name)}"
             try:
-                with FileIO(f"{self._new}/{name}", "w") as file:
+                with FileIO(new, "w") as file:
                     while data:
                         data = data[file.write(data) :]
+                os.replace(new, new + _SUFFIX)
             except OSError as error:
                 failed[name] = error
-        written = [name for name in states if name not in failed]
-        try:
-            sync_files([self._new / name for name in written])
-        except OSError as error:
-            return dict.fromkeys(states, error)
-        for name in written:
-            try:
-                os.replace(f"{self._new}/{name}", self._path(name))
-            except OSError as error:
-                failed[name] = error
-        sync_folder(self.folder)
+        return failed
+
+    def settle(self) -> dict[str, OSError]:
+        """Have the disk write down what was saved, asked once for all streams; which failed, and why."""
+        failed = dict[str, OSError]()
+        with self._settle_lock:
+            for new in list(self._new.glob(f"*{_SUFFIX}")):
+                with contextlib.suppress(FileNotFoundError):  # the stream was forgotten
+                    os.replace(new, self._settling / new.name)
+            moved = list(self._settling.iterdir())
+            sync_files(moved)
+            for path in moved:
+                try:
+                    os.replace(path, self.folder / path.name)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    failed[path.stem] = error
+            sync_folder(self.folder)
         return failed
 
     def read(self, name: str) -> bytes:
@@ -112,20 +121,25 @@ class Store:
         Raises:
             OSError: It cannot be read.
         """
-        return self._path(name).read_bytes()
+        *newer, settled = self._places(checked_name(name) + _SUFFIX)
+        for path in newer:
+            with contextlib.suppress(FileNotFoundError):
+                return path.read_bytes()
+        return settled.read_bytes()
 
     def remove(self, name: str) -> None:
         """Forget a stream."""
-        for path in (self._path(name), self._new / name):
+        for path in self._places(checked_name(name) + _SUFFIX):
             path.unlink(missing_ok=True)
 
     def set_aside(self, name: str) -> Path:
         """Keep a damaged file under another name."""
-        path = self._path(name)
+        path = next(path for path in self._places(checked_name(name) + _SUFFIX) if path.exists())
         return path.replace(path.with_suffix(".damaged"))
 
-    def _path(self, name: str) -> Path:
-        return self.folder / (checked_name(name) + _SUFFIX)
+    def _places(self, name: str) -> tuple[Path, Path, Path]:
+        """Where a file may be, in the order in which it moves."""
+        return self._new / name, self._settling / name, self.folder / name
 
 
 def open_stores(options: ServeOptions, fingerprints: dict[str, str]) -> dict[str, Store]:

@@ -29,8 +29,8 @@ from tests.handmade import write_reciter, write_summer
 class Running:
     """A server that answers."""
 
-    def __init__(self, folders: list[Path], **options: Any) -> None:
-        self.host = Host(folders, ServeOptions(port=0, **options), threads=1)
+    def __init__(self, folders: list[Path], root: Path = Path("/"), **options: Any) -> None:
+        self.host = Host(folders, ServeOptions(port=0, **options), threads=1, root=root)
         listener = socket.create_server(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.bench.devices.recorded import ina3221
 from tests.cli.test_run_chat import REPLIES, USER, write_talker
 from tests.handmade import RECITED
 from tests.serve.conftest import Running, running
@@ -255,6 +257,23 @@ def test_other_addresses_and_bodies(texts: Running) -> None:
     headers = {"Content-Type": "text/plain"}
     assert texts.request("POST", "/v1/completions", b"{}", **headers)[0] == 415
     assert texts.request("POST", "/v1/completions", {}, Origin="http://evil.example")[0] == 403
+
+
+def test_joules_are_counted_where_the_machine_has_sensors(
+    reciter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgemem.serve.host._METER_S", 0.01)
+    ina3221(tmp_path, "40", 1, {1: ("VDD_IN", 5000, 1000), 2: ("VDD_SOC", 5000, 200)})  # 5 W and 1 W
+    started = time.monotonic()
+    with running([reciter], root=tmp_path) as server:
+        deadline = started + 10
+        while 'covers="the whole module"' not in (text := server.request("GET", "/metrics")[1]):
+            assert time.monotonic() < deadline
+        found = {sensor: float(value) for sensor, value in re.findall(r'joules_total{.*sensor="(.*?)"} (.*)', text)}
+        assert set(found) == {"VDD_IN", "VDD_SOC"}
+        assert 0 < found["VDD_IN"] < 5 * (time.monotonic() - started)
+    with running([reciter], root=tmp_path / "bare") as server:
+        assert "joules_total{" not in server.request("GET", "/metrics")[1]
 
 
 def test_metrics_and_the_page(texts: Running) -> None:

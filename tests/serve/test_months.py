@@ -138,7 +138,7 @@ def test_a_stream_that_cannot_be_saved_is_one_stream(
             step(server, name, [1, 2])
         folder = server.host.models["summer"].hub.store.folder  # type: ignore[union-attr]
         (folder / "one.state").mkdir()
-    assert [path.name for path in state_files(tmp_path) if path.is_file()] == ["two.state"]
+    assert [path.name for path in folder.glob("*.state") if path.is_file()] == ["two.state"]
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert [line["stream"] for line in lines if line["event"] == "save_failed"] == ["one"]
 
@@ -160,7 +160,7 @@ def test_what_a_killed_server_had_written_is_taken_if_it_is_whole(summer: Path, 
             step(server, name, x)
     one, two = state_files(tmp_path)
     for name, data in (("one", two.read_bytes()), ("two", one.read_bytes()[:-1])):  # before they took their places
-        (one.parent / "new" / name).write_bytes(data)
+        (one.parent / "new" / f"{name}.state").write_bytes(data)
     with running([summer], state_dir=tmp_path) as server:
         assert step(server, "one", [0, 0])["outputs"] == [3, 4]
         assert step(server, "two", [0, 0])["outputs"] == [3, 4]

@@ -9,6 +9,7 @@
 :mod:`.nvml`              desktop and server GPUs of NVIDIA
 :mod:`.found`             all sources of this machine as one
 :mod:`.energy`            a thread that samples, and joules with their error
+:mod:`.meter`             joules since a start, for as long as a process runs
 :mod:`.events`            GPU time, copies and host time of a step, by CUDA events
 :mod:`.bandwidth`         how fast a GPU copies: the floor of a step on it
 :mod:`.memory`            memory of this process, if host and GPU share theirs
