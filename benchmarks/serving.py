@@ -209,12 +209,19 @@ async def many_streams(address: str, seconds: float) -> list[Figure]:
     late: list[float] = []
     lost = 0
 
+    opened, all_open = 0, asyncio.Event()
+
     async def load(index: int) -> int:
+        nonlocal opened
         names = [f"c{index}-{number}" for number in range(each)]
         sent = 0
         async with connect(f"{address}/v1/streams", compression=None, max_size=None) as connection:
             await connection.send(json.dumps({"op": "open", "streams": names}))
             await connection.recv()
+            opened += 1
+            if opened == CONNECTIONS:
+                all_open.set()
+            await all_open.wait()
             header = json.dumps({"streams": names, "dtype": "int64", "shape": [each]}).encode()
             message = len(header).to_bytes(4, "little") + header + np.full(each, 65, np.int64).tobytes()
             due = time.perf_counter() + index / CONNECTIONS / HERTZ
@@ -262,7 +269,7 @@ async def attack(address: str, connects: int) -> None:
         writer.close()
         del reader
     for payload in ("x" * (2 << 20), "{" * 100_000, json.dumps({"x": "a"}), json.dumps({"op": "feed", "x": [300]})):
-        with contextlib.suppress(WebSocketException):
+        with contextlib.suppress(WebSocketException, TimeoutError, asyncio.TimeoutError):
             async with stream(address, "mallory") as connection:
                 for _ in range(20):
                     await connection.send(payload)

@@ -64,6 +64,13 @@ class Buffers:
                 array[slice(None) if rows is None else list(rows)] = empty
         self.settle()
 
+    def forget_held(self, names: Sequence[str]) -> None:
+        """Forget those inputs that were given once."""
+        if names:
+            for name in names:
+                self.arrays.pop(HELD + name, None)
+            self.settle()
+
     def settle(self) -> None:
         """Find out what ``waits``, after arrays were changed."""
         left = (self.arrays[f"left_count.{spec.name}"] for spec in self._contract.data if spec.step_items > 1)

@@ -64,6 +64,7 @@ class Hub:
 
     Attributes:
         connections: WebSockets that may ask for steps.
+        opening: Held while several streams are attached: they get slots side by side, which step as one call.
     """
 
     def __init__(self, name: str, session: Session, options: ServeOptions, store: Store | None) -> None:
@@ -72,6 +73,7 @@ class Hub:
         self._options = options
         self._inline = self.pool.steps_within(_INLINE_MS)
         self.connections = 0
+        self.opening = asyncio.Lock()
         self._turn_due = False
         self._most = options.most_streams
         if store is None:
@@ -163,7 +165,9 @@ class Hub:
         """A slot; where all are taken, the stream that was idle longest is parked for it."""
         while True:
             try:
-                return await asyncio.wrap_future(self.pool.open_soon())
+                future = self.pool.open_soon(wake=False)
+                self._turn()
+                return future.result() if future.done() else await asyncio.wrap_future(future)
             except PoolFullError:
                 idle = [entry for entry in self.entries.values() if entry.owner is None and entry.stream is not None]
                 idle = [entry for entry in idle if not entry.lock.locked()]

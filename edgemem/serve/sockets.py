@@ -166,7 +166,8 @@ class Connection:
         found = [known[name] for name in names if isinstance(name, str) and name in known]
         if len(found) == len(names) and not [entry for entry in found if not self._has(entry)]:
             return found
-        return [await self._entry(name) for name in names]
+        async with self._hub.opening:
+            return [await self._entry(name) for name in names]
 
     async def _open(self, message: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         if "streams" not in message:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgemem.contract import InputSpec
 from edgemem.errors import EdgememError, InputError, NonFiniteError
-from edgemem.runtimes.buffers import LAST, Buffers
+from edgemem.runtimes.buffers import HELD, LAST, Buffers
 from edgemem.runtimes.guard import check_new
 from edgemem.runtimes.lane import Lane
 from edgemem.runtimes.memory import Array
@@ -53,6 +53,7 @@ class Bank:
         self.used: NDArray[np.bool_] = np.zeros(rows, bool)
         self.direct: NDArray[np.bool_] = np.zeros(rows, bool)
         self._all, self._open = np.arange(rows), 0
+        self._given = {spec.name: np.zeros(rows, bool) for spec in contract.held}  # which rows were given it
         self.guest = session.stream(on_nan=on_nan)
         self._ends = Buffers(contract, 1)  # for models that keep nothing there, of any number of rows
         lane.reset(None)
@@ -77,6 +78,9 @@ class Bank:
         self.used[row] = True
         self._open += 1
         self._lane.reset([row])
+        for given in self._given.values():
+            given[row] = False
+        self.direct[row] = not self._given
         return row
 
     def close(self, row: int) -> None:
@@ -89,11 +93,13 @@ class Bank:
         self._lane.arena.copy_rows(self._lane.arena, [row], into)
         self._lane.buffers.copy_rows(self._lane.buffers, [row], into)
         self._lane.write_held()
-        self.direct[into] = self.direct[row]
+        for flags in (self.direct, *self._given.values()):
+            flags[into] = flags[row]
 
     def lend(self, row: int) -> None:
         """Copy a row to the guest."""
         self.guest._lane.copy([(self._lane, [row])])
+        self.guest._buffers.forget_held([name for name, given in self._given.items() if not given[row]])
 
     def take_back(self, row: int) -> None:
         """Copy the guest to a row."""
@@ -103,6 +109,8 @@ class Bank:
         lane.engine.finish()
         lane.buffers.copy_rows(guest.buffers, [0], row)
         lane.write_held()
+        for name, given in self._given.items():
+            given[row] = HELD + name in guest.buffers.arrays
         self.direct[row] = not (guest.ended or guest.buffers.waits)
 
     def goes_alone(self, rows: Rows, items: Mapping[str, Array]) -> list[bool]:

@@ -20,7 +20,9 @@ Slices = Generator[None, None, Any]
 
 
 def opened(bank: Bank, row: int, held: Mapping[str, Any] | None, parts: snapshot.Parts | None) -> None:
-    """Set up a row."""
+    """Set up a row that was just opened."""
+    if held is None and parts is None:
+        return
     guest = bank.guest
     bank.lend(row)
     if parts is not None:

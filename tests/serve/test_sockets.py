@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,24 @@ def test_one_message_has_rows_of_several_streams(server: Running) -> None:
         assert reply["outputs"] == [[4, 0], [2, 1]]
         for name in names:
             ask(socket, op="close", stream=name)
+
+
+def test_streams_that_come_back_together_lie_side_by_side(summer: Path) -> None:
+    groups = [[f"{letter}{number}" for number in range(4)] for letter in "ab"]
+    with running([summer], slots=8, idle_s=0.05) as server:
+        hub = server.host.model().hub
+        with server.connect("") as socket:
+            for names in zip(*groups, strict=True):  # a0, b0, a1, …
+                ask(socket, op="open", streams=list(names))
+        while hub.figures()["streams"]:
+            time.sleep(0.02)
+        with server.connect("") as first, server.connect("") as second:
+            for socket, names in zip((first, second), groups, strict=True):
+                socket.send(json.dumps({"op": "open", "streams": names}))
+            for socket in (first, second):
+                assert json.loads(socket.recv(10))["positions"] == [0] * 4
+            rows = [[hub.entries[name].stream.row for name in names] for names in groups]  # type: ignore[union-attr]
+            assert sorted(rows) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_binary_messages(server: Running) -> None:

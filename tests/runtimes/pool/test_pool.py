@@ -311,6 +311,20 @@ def test_slots_are_limited_and_given_back(session: Session) -> None:
         np.testing.assert_array_equal(again.step(1), session.stream().step(1))
 
 
+def test_a_slot_keeps_nothing_of_the_stream_before(folder: Path) -> None:
+    contract, proto = two_tensor_model()
+    bundle = tiny.save_bundle(folder / "two_tensors_slots", contract, proto)
+    with edgemem.open(bundle.path, threads=1, device="cpu") as session, session.pool(2) as pool:
+        x = items(session, np.random.default_rng(0), 1)
+        pool.open(VOICE).close()
+        with pool.open() as stream, pool.open(VOICE):  # the first takes the slot over
+            with pytest.raises(InputError, match="voice"):
+                stream.step(x)
+            stream.hold(VOICE)
+            wanted = session.stream(held=VOICE).step(x)
+            assert same(stream.step(x), wanted, exact=False)
+
+
 def test_a_bad_snapshot_takes_no_slot_and_leaves_the_stream_as_it_was(session: Session) -> None:
     with session.pool(1) as pool:
         with pytest.raises(SnapshotError):
