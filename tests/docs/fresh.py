@@ -27,12 +27,13 @@ from tests.docs.pages import ROOT
 
 README = ROOT / "README.md"
 COMMAND_PAGES = [README, *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "jetson.md")]
-BLOCK_S = 900
+BLOCK_S = 1800
 _KEPT = ("PIP_", "OMP_", "LANG", "EDGEMEM_NATIVE")
 STAYS_UP = {"edgemem serve": "listening", "python examples/mqtt.py": "Streams"}
 """Commands that do not end, and what they print when they are ready."""
+BROKER = ("/usr/sbin/mosquitto", "-p", "1883")
 STAND_INS = {
-    "arecord": 'head --bytes=64000 "$HOME/recording.s16le"',  # a microphone: two seconds
+    "arecord": 'head --bytes=63984 "$HOME/recording.s16le"',  # a recorder: two seconds
     "aplay": "cat > /dev/null",
     "tail": 'timeout 5 /usr/bin/tail "$@" || [ $? = 124 ]',  # tail -f does not end
 }
@@ -107,6 +108,8 @@ class Machine:
         # Linked, not copied: pip replaces files, it does not write into them.
         subprocess.run(["cp", "--archive", "--link", self.folder / "base", self.folder / "venv"], check=True)
         write_files(page, self.folder)
+        if page.name == "fleet.md":
+            self.servers.append(subprocess.Popen(BROKER, stderr=subprocess.DEVNULL, start_new_session=True))
         try:
             yield
         finally:

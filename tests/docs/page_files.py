@@ -57,7 +57,8 @@ def _edgemem(command: str) -> Maker:
         command_line = re.sub(r"{(.*?)}", lambda found: str(get(found[1]) if found[1] else path), command)
         words = command_line.split()
         program = [sys.executable, *(["-m", "edgemem"] if words[0] != "examples/text.py" else [])]
-        subprocess.run([*program, *words], cwd=ROOT, check=True)
+        done = subprocess.run([*program, *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command_line}\n{done.stderr}"
 
     return make
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from boards.blocks import Block, blocks_of
-from tests.docs.fresh import COMMAND_PAGES, Machine, run_page
+from tests.docs.fresh import BROKER, COMMAND_PAGES, Machine, run_page
 from tests.docs.page_files import FILES
 from tests.docs.page_files import PAGES as FILES_OF
 from tests.docs.pages import ROOT, blocks
@@ -67,6 +67,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 @pytest.mark.long
 @pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: page.name)
 def test_no_command_fails_when_it_is_run_literally_in_a_fresh_environment(page: Path, machine: Machine):
-    if page.name == "fleet.md" and shutil.which("mosquitto", path="/usr/sbin:/usr/bin") is None:
+    if page.name == "fleet.md" and shutil.which(BROKER[0]) is None:
         pytest.skip("the broker mosquitto is not installed")
     assert [outcome.problem for outcome in run_page(machine, page) if outcome.problem] == []
