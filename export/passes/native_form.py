@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgemem.export.passes.gates import join_gates
+from edgemem.export.passes.layers import join_layers
 from edgemem.export.passes.narrow_rings import read_narrow_rings
 from edgemem.export.passes.native_products import own_products
 from edgemem.export.passes.norms import join_norms
@@ -38,6 +39,8 @@ def native_form(model: ir.Model) -> ir.Model | None:
     join_norms(copy)
     own_products(copy)
     drop_reshapes(copy)
+    remove_dead(copy)  # so that what is left of joined nodes uses nothing
+    join_layers(copy)
     copy.graph.sort()  # what rounds an entry that came ready stood before the operator that gives it now
     remove_dead(copy)
     if all(node.domain != DOMAIN for node in copy.graph):

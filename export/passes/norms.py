@@ -91,7 +91,7 @@ def _norm_at(node: ir.Node) -> _Norm | None:
             if grouped is None:
                 return _Norm(node, x, weight, value)
             whole = input_of(made_by(x, "Reshape"), 0)  # into one group, and back
-            if whole is not None and _same_shape(whole, node.outputs[0]) and _last(whole) == _last(x):
+            if whole is not None and same_shape(whole, node.outputs[0]) and _last(whole) == _last(x):
                 return _Norm(node, whole, weight, value)
     return None
 
@@ -116,7 +116,7 @@ def _is_mean_square(value: ir.Value | None, x: ir.Value) -> bool:
 def _join(graph: ir.Graph, norm: _Norm) -> None:
     adding = made_by(norm.x, "Add")
     parts = [] if adding is None else list(adding.inputs)
-    is_sum = len(parts) == 2 and all(_same_shape(part, norm.x) for part in parts)
+    is_sum = len(parts) == 2 and all(same_shape(part, norm.x) for part in parts)
     inputs = [parts[0], norm.weight, parts[1]] if is_sum else [norm.x, norm.weight]
     operator = ir.node(NORM, inputs, {"eps": norm.eps}, domain=DOMAIN, version=1, num_outputs=1 + is_sum)
     graph.insert_before(adding if is_sum and adding is not None else norm.product, operator)
@@ -124,10 +124,11 @@ def _join(graph: ir.Graph, norm: _Norm) -> None:
         replace_value(old, new)
 
 
-def _same_shape(value: ir.Value | None, x: ir.Value) -> bool:
+def same_shape(value: ir.Value | None, x: ir.Value) -> bool:
+    """Whether a value that is computed is known to have the shape of ``x``."""
     if value is None or value.is_initializer():
         return False
-    mine, wanted = value.meta.get("shape") or value.shape, x.meta.get("shape")
+    mine, wanted = value.meta.get("shape") or value.shape, x.meta.get("shape") or x.shape
     return mine is not None and wanted is not None and list(mine) == list(wanted)
 
 

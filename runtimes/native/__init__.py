@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgemem.runtimes.native.build import LIBRARY
 
-VERSION = 2
+VERSION = 3
 """Of what the operators take and give. A library of another version is not used."""
 
 

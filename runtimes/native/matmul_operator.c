@@ -2,7 +2,7 @@
 // Inputs: x, w [K, N] ([N, K] where the attribute transposed is 1), add [N] or [..., N] (optional). Output [..., N].
 #include <stdlib.h>
 
-#include "operator.h"
+#include "stages.h"
 
 #define NAME "edgemem::MatMul: "
 
@@ -11,52 +11,18 @@ struct matmul {
   int64_t transposed;
 };
 
-struct call {
-  struct product product;
-  const struct kernels *kernels;
-};
-
-static void one_panel(void *data, size_t index) {
-  const struct call *call = data;
-  call->kernels->multiply(&call->product, (int64_t)index);
-}
-
-static OrtStatus *read_add(const OrtKernelContext *context, const int64_t *dims, size_t rank, struct product *product) {
-  struct tensor add = {0};
-  size_t inputs = 0;
-  TRY(ort->KernelContext_GetInputCount(context, &inputs));
-  if (inputs > 2) TRY(read_input(context, 2, &add));
-  if (!add.data) return NULL;
-  bool one_row = add.rank == 1;
-  TRY(expect(&add, NAME, 2, "add", ORT_FLOAT32, one_row ? dims + rank - 1 : dims, one_row ? 1 : rank));
-  product->add = add.data;
-  product->add_row = one_row ? 0 : product->columns;
-  return NULL;
-}
-
 static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
   const struct matmul *matmul = kernel;
-  struct tensor x, w;
-  struct call call = {0};
-  struct product *product = &call.product;
+  struct tensor x;
+  struct product product = {.transposed = matmul->transposed};
   TRY(read_input(context, 0, &x));
-  TRY(read_input(context, 1, &w));
   if (x.rank < 1) return failure(NAME "x is a scalar, and must have an axis");
-  product->depth = x.dims[x.rank - 1];
-  product->columns = w.rank == 2 ? w.dims[!matmul->transposed] : 0;
-  const int64_t columns = product->columns, depth = product->depth;
-  const int64_t as_is[2] = {depth, columns}, turned[2] = {columns, depth};
-  TRY(expect(&w, NAME, 1, "w", ORT_FLOAT32, matmul->transposed ? turned : as_is, 2));
-  product->rows = rows_of(&x);
-  product->transposed = matmul->transposed;
-  x.dims[x.rank - 1] = columns;
-  TRY(read_add(context, x.dims, x.rank, product));
-  product->x = x.data, product->w = w.data;
-  TRY(make_output(context, 0, x.dims, x.rank, (void **)&product->out));
-  product->panel = columns <= 512 ? 256 : 512;
-  call.kernels = matmul->kernels;
-  int64_t panels = (columns + product->panel - 1) / product->panel;
-  return run_tasks(context, one_panel, &call, panels, product->rows * depth * columns);
+  product.rows = rows_of(&x), product.depth = x.dims[x.rank - 1], product.x = x.data;
+  TRY(read_matrix(context, NAME, 1, "w", &product));
+  x.dims[x.rank - 1] = product.columns;
+  TRY(read_add(context, NAME, 2, x.dims, x.rank, &product));
+  TRY(make_output(context, 0, x.dims, x.rank, (void **)&product.out));
+  return run_product(context, matmul->kernels, &product);
 }
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {

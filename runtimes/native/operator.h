@@ -15,6 +15,7 @@ extern bool ort_gives_references;  // it has GetTensorElementTypeAndShapeDataRef
 extern const struct kernels *const *levels;
 
 extern const OrtCustomOp memory_attention_operator, swiglu_operator, rms_norm_operator, matmul_operator;
+extern const OrtCustomOp norm_matmul_operator, gated_mlp_operator;
 extern const OrtCustomOp causal_conv_operator, selective_state_operator, gated_delta_operator, weighted_past_operator;
 
 struct tensor {

@@ -2,27 +2,12 @@
 // Outputs: (x + delta) / sqrt(mean((x + delta)^2) + eps) * weight, and x + delta (optional).
 #include <stdlib.h>
 
-#include "operator.h"
+#include "stages.h"
 
 struct norm {
   const struct kernels *kernels;
   float epsilon;
 };
-
-struct rms_norm {
-  const struct kernels *kernels;
-  const float *x, *delta, *weight;
-  float epsilon;
-  float *out, *sum;
-  int64_t width;
-};
-
-static void one_row(void *data, size_t row) {
-  const struct rms_norm *call = data;
-  int64_t first = (int64_t)row * call->width;
-  call->kernels->rms_norm(call->x + first, call->delta ? call->delta + first : NULL, call->weight, call->epsilon,
-                          call->out + first, call->sum ? call->sum + first : NULL, call->width);
-}
 
 static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
   const struct norm *norm = kernel;
@@ -41,8 +26,7 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
                           NULL, NULL, width};
   TRY(make_output(context, 0, x.dims, x.rank, (void **)&call.out));
   if (outputs > 1) TRY(make_output(context, 1, x.dims, x.rank, (void **)&call.sum));
-  int64_t rows = rows_of(&x);
-  return run_tasks(context, one_row, &call, rows, rows * width * 4);
+  return run_rms_norm(context, &call, rows_of(&x));
 }
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {

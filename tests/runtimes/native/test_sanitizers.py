@@ -19,7 +19,17 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour(tmp_path):
     if not os.path.isabs(runtime):
         pytest.skip(f"{command[0]} has no AddressSanitizer")
     assert build.build(tmp_path / build.LIBRARY, FLAGS) is None
-    names = ("memory_attention", "elementwise", "errors", "levels", "rings", "tables", "matmul", "recurrences")
+    names = (
+        "memory_attention",
+        "elementwise",
+        "errors",
+        "levels",
+        "rings",
+        "tables",
+        "matmul",
+        "layers",
+        "recurrences",
+    )
     tests = [f"tests/runtimes/native/test_{name}.py" for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
