@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 #
-# Images that stream bundles. They have not been built yet: report it if one fails.
+# Images that stream bundles. Docker has not built them yet: report it if one fails. The lines of the target cpu were run in
+# a fresh Debian (boards/image.py).
 #
 #   docker build --target cpu    -t edgemem:cpu .
 #   docker build --target gpu    -t edgemem:gpu .         any x86-64 machine with an NVIDIA GPU

@@ -27,6 +27,11 @@ STAND_IN = os.environ.get("EDGEMEM_GPU_STAND_IN") == "1"
 ENGINES = {"tensorrt": TrtSession, "tensorrt-rtx": RtxSession}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Beside an installed wheel there is no pyproject.toml that declares the mark."""
+    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU and its driver")
+
+
 @dataclass
 class Gpu:
     """Opens sessions of one runtime on the GPU; ``open(bundle, max_batch=, top_k=, cuda_graphs=, guard=)``."""
