@@ -47,10 +47,10 @@ def unpack(data: bytes) -> tuple[dict[str, Any], Array | bytes]:
         raise ValueError("its header is longer than the message.")
     header, dtype, shape = (_known_header if end <= _SHORT else _header)(data[_LENGTH:end])
     if dtype is None:
-        return {**header}, data[end:]
+        return header, data[end:]
     if math.prod(shape) * dtype.itemsize != len(data) - end:
         raise ValueError(f"{dtype} of shape {shape} does not fill {len(data) - end} bytes.")
-    return {**header}, np.frombuffer(data, dtype, offset=end).reshape(shape)
+    return header, np.frombuffer(data, dtype, offset=end).reshape(shape)
 
 
 def _header(packed: bytes) -> tuple[dict[str, Any], np.dtype[Any] | None, list[int]]:

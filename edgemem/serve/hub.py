@@ -89,9 +89,6 @@ class Hub:
         """Advance streams by one step each; see :meth:`edgemem.runtimes.pool.Pool.step_soon`."""
         if self._options.wait_ms:
             return await asyncio.wrap_future(self.pool.step_soon(streams, x))
-        alone = self.connections == 1 and len(streams) <= self._inline  # nobody could share the tick
-        if alone and (outcome := self.pool.try_step(streams, x)) is not None:
-            return outcome
         future = self.pool.step_soon(streams, x, wake=False)
         loop = asyncio.get_running_loop()
         if not self._turn_due:  # behind every message that is there already: they share the tick
@@ -99,6 +96,12 @@ class Hub:
             loop.call_soon(self._turn)
         await asyncio.sleep(0)
         return future.result() if future.done() else await asyncio.wrap_future(future)
+
+    def try_step(self, streams: Sequence[PoolStream], x: Any) -> Outcome | None:
+        """The same here and now, where nobody could share the tick; ``None`` where somebody could."""
+        if self.connections > 1 or len(streams) > self._inline or self._options.wait_ms:
+            return None
+        return self.pool.try_step(streams, x)
 
     def _turn(self) -> None:
         self._turn_due = False

@@ -48,8 +48,12 @@ class Connection:
                 event = await self._socket.receive()
                 if event["type"] == "websocket.disconnect":
                     return
-                reply = await self._answer(event.get("text"), event.get("bytes"))
-                await self._socket.send({"type": "websocket.send", **reply})
+                started_s = time.perf_counter()
+                op, written = await self._answer(event.get("text"), event.get("bytes"))
+                took_s = time.perf_counter() - started_s
+                kind = "bytes" if isinstance(written, bytes) else "text"
+                await self._socket.send({"type": "websocket.send", kind: written})
+                self._count(op, took_s)  # which the client need not wait for
         except (WebSocketDisconnect, RuntimeError):
             return  # the client went, or another connection took its stream over
         finally:
@@ -97,18 +101,18 @@ class Connection:
         self._entries[entry.name] = entry
         return entry
 
-    async def _entry(self, name: object) -> Entry:
-        """A stream of this connection; one that it does not have yet is opened or resumed."""
+    def _known(self, name: object) -> Entry | None:
+        """A stream that this connection has, in the pool."""
         entry = self._entries.get(name) if isinstance(name, str) else None
-        if entry is None or not self._has(entry):
-            if name is None:
-                raise RequestError("no_stream", "the message names no stream.", hint='Add "stream": a name.')
-            entry = await self._attach(name)
+        if entry is None or entry.owner is not self or entry.stream is None or entry.stream.closed:
+            return None
         return entry
 
-    def _has(self, entry: Entry) -> bool:
-        """Whether a stream is this connection's, and in the pool."""
-        return entry.owner is self and entry.stream is not None and not entry.stream.closed
+    async def _entry(self, name: object) -> Entry:
+        """A stream of this connection; one that it does not have yet is opened or resumed."""
+        if name is None:
+            raise RequestError("no_stream", "the message names no stream.", hint='Add "stream": a name.')
+        return self._known(name) or await self._attach(name)
 
     def _admit(self) -> None:
         """Count a message against the rate."""
@@ -122,10 +126,14 @@ class Connection:
             )  # fmt: skip
         self._allowed -= 1
 
-    async def _answer(self, text: str | None, data: bytes | None) -> dict[str, Any]:
-        """The reply to one message, an error included."""
-        started_s, message, metrics = time.perf_counter(), dict[str, Any](), self._host.metrics
-        op = "step"
+    def _count(self, op: object, took_s: float) -> None:
+        self._host.metrics.latency[str(op) if op in OPS else "unknown"].observe(took_s)
+        if op == "step" and took_s > self._host.options.deadline_ms / 1e3:
+            self._host.metrics.late.inc()
+
+    async def _answer(self, text: str | None, data: bytes | None) -> tuple[object, str | bytes]:
+        """What a message asked for, and the reply, an error included."""
+        message, op = dict[str, Any](), "step"
         try:
             self._admit()
             message = parse_message(text, data)
@@ -134,18 +142,12 @@ class Connection:
                 raise RequestError("unknown_op", f"there is no op {str(op)[:40]!r}.", hint=f"Ops: {', '.join(OPS)}.")
             reply, outputs = await getattr(self, f"_{op}")(message)
         except Exception as error:
-            code = error_code(error)
-            metrics.errors.labels(code).inc()
+            self._host.metrics.errors.labels(error_code(error)).inc()
             if not isinstance(error, EdgememError):
                 log("internal_error", op=str(op), error=f"{type(error).__name__}: {error}")
             reply, outputs = {"error": error_json(error), **self._position_of(message)}, None
-        took_s = time.perf_counter() - started_s
-        metrics.latency[op if op in OPS else "unknown"].observe(took_s)
-        if op == "step" and took_s > self._host.options.deadline_ms / 1e3:
-            metrics.late.inc()
         reply = {"op": op, **({"seq": message["seq"]} if "seq" in message else {}), **reply}
-        written = write_message(reply, outputs, binary=message.get("binary", data is not None))
-        return {"bytes": written} if isinstance(written, bytes) else {"text": written}
+        return op, write_message(reply, outputs, binary=message.get("binary", data is not None))
 
     def _position_of(self, message: dict[str, Any]) -> dict[str, Any]:
         """Where the stream of a message that failed stands."""
@@ -156,16 +158,16 @@ class Connection:
     # Ops: each gives the reply and what goes beside it.
 
     async def _one(self, message: dict[str, Any]) -> Entry:
-        return await self._entry(message.get("stream", self._name))
+        name = message.get("stream", self._name)
+        return self._known(name) or await self._entry(name)
 
     async def _several(self, message: dict[str, Any]) -> list[Entry]:
         names = message["streams"]
         if not isinstance(names, list) or not names or len(names) > self._host.options.client_streams:
             raise RequestError("bad_streams", "streams is a list of names, 1 or more.")
-        known = self._entries
-        found = [known[name] for name in names if isinstance(name, str) and name in known]
-        if len(found) == len(names) and not [entry for entry in found if not self._has(entry)]:
-            return found
+        known = [entry for name in names if (entry := self._known(name)) is not None]
+        if len(known) == len(names):
+            return known
         async with self._hub.opening:
             return [await self._entry(name) for name in names]
 
@@ -180,7 +182,8 @@ class Connection:
         several = "streams" in message
         entries = await self._several(message) if several else [await self._one(message)]
         streams = [entry.stream for entry in entries if entry.stream is not None]
-        outcome = await self._hub.step(streams, _data(message))
+        data = _data(message)
+        outcome = self._hub.try_step(streams, data) or await self._hub.step(streams, data)
         if several:
             errors = {entries[place].name: error_json(error) for place, error in outcome.errors.items()}
             reply = {"streams": message["streams"], "positions": self._hub.pool.positions(streams)}
