@@ -47,6 +47,9 @@ class DecoderConfig:
         max_chunk: Most time steps of one call on a device; a ring or a memory may lower it.
         tokenizer: ``"bytes"``, or ``None`` for the checkpoint's ``tokenizer.json``, if it has one.
         input_meaning: One line for people: what a token or a feature row is.
+        share_with: For each layer the number of an earlier layer whose memories it reads with its own queries, instead
+            of keeping its own; ``None`` for its own. So ``[None, 0]`` halves the state (cross-layer attention, Brandon
+            et al. 2024). ``None`` for all: no layer shares.
         dtype: Of the weight matrices, their products, and the window's keys and values: ``"float32"``,
             ``"float16"`` or ``"bfloat16"``. Norms, softmax, summaries and phases are always float32.
     """
@@ -67,6 +70,7 @@ class DecoderConfig:
     max_chunk: int = 256
     tokenizer: str | None = None
     input_meaning: str = ""
+    share_with: list[int | None] | None = None
     dtype: FloatDType = "float32"
 
     def __post_init__(self) -> None:
@@ -101,7 +105,24 @@ class DecoderConfig:
             raise ConfigError(f"input_meaning must be text, got {self.input_meaning!r}.")
         if self.dtype not in get_args(FloatDType):
             raise ConfigError(f"dtype {self.dtype!r} is not one of {', '.join(get_args(FloatDType))}.")
-        self.layer_memories()
+        self._check_sharing(self.layer_memories())
+
+    def _check_sharing(self, memories: list[list[MemorySpec]]) -> None:
+        shared = self.sources
+        if not isinstance(shared, list) or len(shared) != self.layers:
+            raise ConfigError(f"share_with must hold one entry for each of the {self.layers} layers, got {shared!r}.")
+        for layer, source in enumerate(shared):
+            if source is None:
+                continue
+            if not isinstance(source, int) or isinstance(source, bool) or not 0 <= source < layer:
+                raise ConfigError(f"share_with: layer {layer} can share with an earlier layer, got {source!r}.")
+            if shared[source] is not None:
+                raise ConfigError(
+                    f"share_with: layer {layer} shares with layer {source}, which has no memories of its own.",
+                    hint=f"Name layer {shared[source]}, whose memories layer {source} reads.",
+                )
+            if memories[layer] != memories[source]:
+                raise ConfigError(f"share_with: layers {layer} and {source} share, but their lists in memory differ.")
 
     @staticmethod
     def _positive(name: str, value: object) -> None:
@@ -121,6 +142,11 @@ class DecoderConfig:
         return self.head_dim or self.d_model // self.heads
 
     @property
+    def sources(self) -> list[int | None]:
+        """For each layer the number of the layer whose memories it reads; ``None``: its own."""
+        return [None] * self.layers if self.share_with is None else self.share_with
+
+    @property
     def hidden_size(self) -> int:
         """Hidden width of the gated MLP."""
         return self.mlp_hidden or -(-self.d_model * 8 // (3 * 32)) * 32
@@ -128,12 +154,12 @@ class DecoderConfig:
     @property
     def parameters(self) -> int:
         """Numbers in the matrices: those of memories, norms and biases are few."""
-        heads = self.heads + self.kv_head_count
-        layer = self.d_model * (2 * heads * self.head_size + 3 * self.hidden_size)
+        layer = self.d_model * (2 * self.heads * self.head_size + 3 * self.hidden_size)
+        pairs = self.d_model * 2 * self.kv_head_count * self.head_size * self.sources.count(None)
         ends = [self.vocab_size or 0, self.features or 0, self.outputs or 0]
         if self.vocab_size is not None and not self.tie_embeddings:
             ends.append(self.vocab_size)
-        return self.layers * layer + self.d_model * sum(ends)
+        return self.layers * layer + pairs + self.d_model * sum(ends)
 
     def layer_memories(self) -> list[list[MemorySpec]]:
         """The list of memories of every layer.

@@ -137,4 +137,4 @@ def _kv_bytes_per_step(contract: Contract, model: DecoderConfig | None) -> tuple
     kept = [state.dtype for state in contract if state.update == "append" or state.growing_axis is not None]
     dtype = kept[0] if kept else contract.output.dtype
     head = model.head_size * element_type(dtype).nbytes + (4 if dtype == "int8" else 0)  # with its scale
-    return 2 * model.layers * model.kv_head_count * head, None
+    return 2 * model.sources.count(None) * model.kv_head_count * head, None

@@ -38,18 +38,23 @@ class Attention(nn.Module):
     Args:
         dims: Sizes of the layer; ``window`` is taken from the list's own window.
         memories: The list, as in a configuration: ``[{"type": "window", "window": 256}, {"type": "cumulative"}]``.
+        source: An earlier layer with the same list, whose memories are read instead of own ones: its keys, values and
+            gates, with this layer's queries. The layer has no states then, and ``qkv`` holds queries alone.
 
     Raises:
         ConfigError: A memory's type or options are wrong, or a memory lacks the one that it stands beside.
     """
 
-    def __init__(self, dims: Dims, memories: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, dims: Dims, memories: Sequence[Mapping[str, Any]], source: Attention | None = None) -> None:
         super().__init__()
+        self._source = () if source is None else (source,)  # in a tuple, it is no submodule of this layer
         windows = [spec.get("window") for spec in memories if spec.get("type") == Window.type_name]
         # A window that is no number is refused where it is built.
         self.dims = replace(dims, window=max((w for w in windows if isinstance(w, int)), default=0))
         self.memories = nn.ModuleDict(
-            {name: build_memory(spec, self.dims) for name, spec in zip(memory_names(memories), memories, strict=True)}
+            {}
+            if source is not None
+            else {n: build_memory(spec, self.dims) for n, spec in zip(memory_names(memories), memories, strict=True)}
         )
         for _, memory in self.named_memories():
             if memory.beside is not None and memory.beside not in {spec["type"] for spec in memories}:
@@ -57,16 +62,18 @@ class Attention(nn.Module):
                     f"memory {memory.type_name!r} needs a {memory.beside!r} in the same list.",
                     hint=f'Add {{"type": "{memory.beside}"}} to the list.',
                 )
-        self.qkv = nn.Parameter(torch.empty(dims.model, (dims.heads + 2 * dims.kv_heads) * dims.head_dim))
+        heads = dims.heads + 2 * dims.kv_heads * (source is None)
+        self.qkv = nn.Parameter(torch.empty(dims.model, heads * dims.head_dim))
         self.out = nn.Parameter(torch.empty(dims.heads * dims.head_dim, dims.model))
-        matrices = sum(isinstance(memory, MatrixMemory) for memory in self.memories.values())
-        self.has_slots = matrices < len(self.memories)
+        read = [memory for _, memory in self.named_memories()]
+        matrices = sum(isinstance(memory, MatrixMemory) for memory in read)
+        self.has_slots = matrices < len(read)
         self.may_see_nothing = self.has_slots and not any(
-            isinstance(memory, SlotMemory) and memory.always_seen for memory in self.memories.values()
+            isinstance(memory, SlotMemory) and memory.always_seen for memory in read
         )
         reads = matrices + self.has_slots
         self.mix = nn.Parameter(torch.zeros(reads, dims.kv_heads, dims.groups)) if reads > 1 else None
-        if len(self.memories) == 1 and isinstance(next(iter(self.memories.values())), Summary):
+        if len(read) == 1 and isinstance(read[0], Summary):
             warnings.warn(
                 f"a {memories[0]['type']} summary alone is degenerate: a softmax over one slot is 1, so the output "
                 "does not depend on the query and the keys get no gradient. List it beside a window or sinks.",
@@ -75,17 +82,18 @@ class Attention(nn.Module):
             )
 
     def named_memories(self) -> Iterator[tuple[str, Memory]]:
-        """Name and memory, in the list's order."""
-        for name, memory in self.memories.items():
+        """Name and memory, in the list's order; those of the layer that is shared with, if there is one."""
+        for name, memory in (self._source or (self,))[0].memories.items():
             assert isinstance(memory, Memory)
             yield name, memory
 
     def states(self) -> tuple[StateSpec, ...]:
-        """The states of all memories, named ``<memory>.<tensor>``."""
+        """The states of all own memories, named ``<memory>.<tensor>``."""
         return tuple(
             replace(spec, name=f"{name}.{spec.name}")
             for name, memory in self.named_memories()
             for spec in memory.states()
+            if not self._source
         )
 
     def forward(self, x: Tensor, clock: Clock, past: States | None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -94,13 +102,14 @@ class Attention(nn.Module):
         Args:
             x: Normalised input ``[B, T, C]``.
             clock: Time of the call.
-            past: The layer's states by name; ``None`` at position 0.
+            past: The states of the memories by name; ``None`` at position 0.
 
         Returns:
-            ``[B, T, C]``, and the new states.
+            ``[B, T, C]``, and the new value of every own state.
         """
         dims, time = self.dims, clock.time
-        qkv, order = self._begin(x, x @ self.qkv, clock, past)
+        x, qkv = self._project(x, clock)
+        qkv, order = self._begin(x, qkv, clock, past)
         chunk = self._chunk(x, qkv, clock)
         slots: list[Slots] = []
         reads: list[Tensor] = []
@@ -121,9 +130,19 @@ class Attention(nn.Module):
         if dims.groups > 1:
             read = read.reshape(batch, dims.heads, time, dims.head_dim)
         merged = read.transpose(1, 2).reshape(batch, time, dims.heads * dims.head_dim)
+        if self._source:  # its source gives the states; the operator gives them again
+            return (end([merged], unused=len(order)) if order else merged) @ self.out, {}
         if order:
             merged = end([merged, *(new[name] for name in order)])
         return merged @ self.out, new
+
+    def _project(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
+        """What gates look at ``[B, T, C]``, and queries, keys and values ``[B, T, (Hq + 2H) D]``."""
+        projected = x @ self.qkv
+        if not self._source:
+            return clock.once(("projected", id(self)), lambda: (x, projected))
+        given, qkv = clock.once(("projected", id(self._source[0])), _not_called)
+        return given, torch.cat([projected, qkv[..., projected.shape[-1] :]], dim=-1)
 
     def _begin(self, x: Tensor, qkv: Tensor, clock: Clock, past: States | None) -> tuple[Tensor, tuple[str, ...]]:
         """Mark where an operator can compute this layer: ``qkv``, and the states in its order (none: it cannot)."""
@@ -170,6 +189,10 @@ class Attention(nn.Module):
         shares = self.mix.softmax(dim=0)[..., None].expand(-1, -1, -1, 1 if self.dims.groups == 1 else time)
         shares = shares.reshape(len(reads), 1, self.dims.kv_heads, -1, 1)
         return torch.stack([read * share.to(read.dtype) for read, share in zip(reads, shares, strict=True)]).sum(dim=0)
+
+
+def _not_called() -> tuple[Tensor, Tensor]:
+    raise AssertionError("the layer that this one shares with has not been called with this clock")
 
 
 def _rotary_tables(clock: Clock, dims: Dims) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from edgemem.memories.summary import Summary
 
 DOMAIN = "edgemem"
 BEGIN, END = "Begin", "End"
-OPERATOR, VIEW = "operator", "view"  # attributes of the marks
+OPERATOR, VIEW, UNUSED = "operator", "view", "unused"  # attributes of the marks
 
 View = Literal["", "reshape", "steps_last"]
 """What is done with the operator's ``[B, T, C]``: nothing, a reshape, or time steps become the last axis."""
@@ -140,14 +140,15 @@ def begin(inputs: Sequence[Tensor | None], attributes: SiteAttributes) -> Tensor
     return _mark(BEGIN, inputs, asdict(attributes))
 
 
-def end(outputs: Sequence[Tensor], view: View = "") -> Tensor:
+def end(outputs: Sequence[Tensor], view: View = "", unused: int = 0) -> Tensor:
     """Mark where it ends: ``outputs`` are the operator's, in its order; the first is what was read, and is returned.
 
     Args:
         outputs: What the operator is to give.
         view: How the first becomes what stands here, if the operator gives it in another shape.
+        unused: How many more outputs the operator has.
     """
-    return _mark(END, outputs, {VIEW: view} if view else {})
+    return _mark(END, outputs, ({VIEW: view} if view else {}) | ({UNUSED: unused} if unused else {}))
 
 
 def is_marking() -> bool:
@@ -155,7 +156,7 @@ def is_marking() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
-def _mark(name: str, inputs: Sequence[Tensor | None], attributes: dict[str, int | float | str]) -> Tensor:
+def _mark(name: str, inputs: Sequence[Tensor | None], attributes: Mapping[str, int | float | str]) -> Tensor:
     first = inputs[0]
     assert first is not None
     return torch.onnx.ops.symbolic(

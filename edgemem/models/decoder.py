@@ -55,7 +55,7 @@ class GatedMLP(nn.Module):
 class Layer(nn.Module):
     """Attention over memories, then the MLP, each on the normalised residual stream."""
 
-    def __init__(self, config: DecoderConfig, memories: list[dict[str, object]]) -> None:
+    def __init__(self, config: DecoderConfig, memories: list[dict[str, object]], source: Layer | None) -> None:
         super().__init__()
         dims = Dims(
             config.d_model,
@@ -66,7 +66,7 @@ class Layer(nn.Module):
             dtype=config.dtype,
         )
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = Attention(dims, memories)
+        self.attention: Attention = Attention(dims, memories, None if source is None else source.attention)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mlp = GatedMLP(config.d_model, config.hidden_size)
 
@@ -102,7 +102,10 @@ class Decoder(nn.Module):
             assert config.outputs is not None
             self.feature_in = nn.Linear(config.features, config.d_model)
             width = config.outputs
-        self.layers = nn.ModuleList(Layer(config, memories) for memories in config.layer_memories())
+        layers: list[Layer] = []
+        for memories, source in zip(config.layer_memories(), config.sources, strict=True):
+            layers.append(Layer(config, memories, None if source is None else layers[source]))
+        self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         tied = config.vocab_size is not None and config.tie_embeddings
         self.head = None if tied else nn.Parameter(torch.empty(config.d_model, width))
@@ -179,10 +182,14 @@ class Decoder(nn.Module):
         else:
             h = self.feature_in(x).to(TORCH_DTYPES[self.config.dtype])
         new: dict[str, Tensor] = {}
-        for name, layer in self._layers():
+        pasts: list[dict[str, Tensor] | None] = []
+        for (name, layer), source in zip(self._layers(), self.config.sources, strict=True):
             past = None
-            if state is not None:
+            if source is not None:
+                past = pasts[source]
+            elif state is not None:
                 past = {spec.name: state[f"{name}.{spec.name}"] for spec in layer.attention.states()}
+            pasts.append(past)
             h, layer_new = layer(h, clock, past)
             new.update({f"{name}.{key}": value for key, value in layer_new.items()})
         if output_indices is not None:

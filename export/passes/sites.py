@@ -11,7 +11,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from edgemem.export.passes.products import add_initializer
 from edgemem.export.passes.values import replace_value
-from edgemem.memories.site import BEGIN, DOMAIN, END, OPERATOR, VIEW
+from edgemem.memories.site import BEGIN, DOMAIN, END, OPERATOR, UNUSED, VIEW
 
 ATTENTION = "MemoryAttention"
 
@@ -65,16 +65,19 @@ def _replace(graph: ir.Graph, begin: ir.Node, end: ir.Node) -> None:
     attributes = dict(begin.attributes)
     name = attributes.pop(OPERATOR, None)
     inputs = list(begin.inputs[1:] if name is not None else begin.inputs)
+    unused = end.attributes.get(UNUSED)
     operator = ir.Node(
         DOMAIN,
         ATTENTION if name is None else name.as_string(),
         inputs,
         list(attributes.values()),
-        num_outputs=len(end.inputs),
+        num_outputs=len(end.inputs) + (0 if unused is None else unused.as_int()),
         version=1,
     )
     graph.insert_before(end, operator)
-    outputs = [_viewed(operator.outputs[0], end), *operator.outputs[1:]]
+    for output in operator.outputs[len(end.inputs) :]:  # nothing else tells their type
+        output.type = ir.TensorType(ir.DataType.FLOAT)
+    outputs = [_viewed(operator.outputs[0], end), *operator.outputs[1 : len(end.inputs)]]
     for old, new in zip(end.inputs, outputs, strict=True):
         assert old is not None
         if old not in inputs:

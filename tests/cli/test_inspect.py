@@ -166,6 +166,13 @@ def test_the_kv_cache_has_the_dtype_of_the_window():
     assert [2 * size for size in halved] == state_bytes_by_context(HYBRID, MODEL)["kv_cache"]
 
 
+def test_the_kv_cache_of_layers_that_share_is_that_of_one():
+    shared = replace(MODEL, share_with=[None, *[0] * (MODEL.layers - 1)])
+    whole, halved = (state_bytes_by_context(HYBRID, model)["kv_cache"] for model in (MODEL, shared))
+    assert [MODEL.layers * size for size in halved] == whole
+    assert MODEL.layers > 1
+
+
 def test_the_growing_cache_of_a_model_is_as_large_as_the_kv_cache_beside_it():
     states = [StateSpec(f"{layer}.full.{tensor}", (4, None, 16)) for layer in "01" for tensor in "kv"]
     memory = state_bytes_by_context(contract_of(*states), MODEL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 import torch
 
@@ -34,6 +35,17 @@ def test_the_exported_graph_computes_what_torch_computes(name, memory_bundle):
 def test_the_sealed_graph_computes_what_torch_computes(name, memory_bundle):
     report = memory_bundle(name, LISTS[name], heads=2, sealed=True).manifest.verification
     assert max(report["step_error"], *report["chunk_errors"].values()) < 2e-5
+
+
+def test_layers_that_share_export_with_the_state_of_one_and_an_operator_each(tmp_path):
+    memory = [{"type": "sinks", "slots": 2}, WINDOW, {"type": "cumulative"}]
+    config = DecoderConfig(16, 2, 4, memory, kv_heads=2, vocab_size=20, share_with=[None, 0])
+    bundle = export_bundle(lively(from_config(config, "sharing")), tmp_path / "bundle")
+    report = bundle.manifest.verification
+    assert max(report["step_error"], *report["chunk_errors"].values()) < 2e-5
+    assert {state.name.split(".")[0] for state in bundle.contract} == {"0"}
+    native = onnx.load(bundle.path / "native.model.onnx", load_external_data=False)
+    assert sum(node.op_type == "MemoryAttention" for node in native.graph.node) == 2
 
 
 class Peak(RecurrentMemory):

@@ -16,7 +16,7 @@ from edgemem.dtypes import numpy_dtype
 from edgemem.models import Decoder, DecoderConfig
 from edgemem.models.decoder import GatedMLP, RMSNorm
 from edgemem.runtimes.torch_reference import TorchSession
-from tests.memories.support import FIXED, advance, chunkings, initial, memory_spec
+from tests.memories.support import FIXED, advance, chunkings, complete, initial, memory_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore::edgemem.memories.LoneSummaryWarning")
 
@@ -61,7 +61,7 @@ def stream(model: Decoder, x: Tensor, sizes: list[int]) -> Tensor:
 def test_any_chunking_equals_the_whole_sequence_for_memories_that_differ_by_layer(
     data: st.DataObject, kv_heads: int, batch: int, time: int
 ) -> None:
-    memories = st.lists(memory_spec(kv_heads, FIXED), min_size=1, max_size=3)
+    memories = st.lists(memory_spec(kv_heads, FIXED), min_size=1, max_size=3).map(complete)
     model = make(memory=[data.draw(memories), data.draw(memories)], kv_heads=kv_heads)
     x = tokens(time, batch)
     with torch.no_grad():
@@ -69,6 +69,18 @@ def test_any_chunking_equals_the_whole_sequence_for_memories_that_differ_by_laye
     chunks = data.draw(chunkings(time, model.contract().max_chunk))
     for sizes in ([1] * time, chunks):
         assert (stream(model, x, sizes) - whole).abs().max() < 1e-5 * max(1.0, float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("chunks", [[1] * 12, [4, 3, 4, 1]])
+def test_layers_that_share_have_the_state_of_one_and_stream_as_the_whole_sequence(chunks: list[int]) -> None:
+    model = make(layers=3, share_with=[None, 0, 0])
+    assert {state.name.split(".")[0] for state in model.contract()} == {"0"}
+    assert model.contract().state_bytes * 3 == make(layers=3).contract().state_bytes
+    x = tokens(12, batch=2)
+    with torch.no_grad():
+        whole, _ = model(x)
+    assert (stream(model, x, chunks) - whole).abs().max() < 1e-5 * max(1.0, float(whole.abs().max()))
+    assert not torch.equal(whole, make(layers=3)(x)[0])
 
 
 @pytest.mark.parametrize("tie", [True, False])
