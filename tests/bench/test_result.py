@@ -147,3 +147,14 @@ def test_a_missing_section_is_a_key_error() -> None:
     assert result.get(Invented) is None
     with pytest.raises(KeyError, match="invented"):
         result[Invented]
+
+
+def test_a_generic_alias_in_a_module_of_sections_is_no_section(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Alias:
+        """Like ``dict[str, int]`` in Python 3.10: a type by its own account, and none for ``issubclass``."""
+
+        __class__ = type  # type: ignore[assignment]
+
+    before = all_sections()
+    monkeypatch.setattr("edgemem.bench.sections.steps.Rows", Alias(), raising=False)
+    assert all_sections() == before

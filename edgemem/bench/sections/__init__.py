@@ -19,6 +19,7 @@ def all_sections() -> list[type[Section]]:
         found += [
             value
             for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Section) and value.__module__ == module.__name__
+            # In Python 3.10 dict[str, int] says that it is a type, and is none of this module.
+            if isinstance(value, type) and value.__module__ == module.__name__ and issubclass(value, Section)
         ]
     return sorted(found, key=lambda kind: kind.place)
