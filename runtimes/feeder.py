@@ -20,6 +20,7 @@ from edgemem.runtimes.memory import Array
 from edgemem.runtimes.on_nan import NanPolicy, finite_items, not_finite
 from edgemem.runtimes.results import Result, Results
 from edgemem.runtimes.step_ends import StepEnds
+from edgemem.wording import counted
 
 
 class Feeder:
@@ -228,7 +229,8 @@ class Feeder:
         for spec in self._contract.data if whole_steps else ():
             if left := self._buffers.left_over(spec).shape[1]:
                 raise InputError(
-                    f"step takes exactly {spec.step_items} items of {spec.name!r}; the stream holds {left} already.",
+                    f"step takes exactly {counted(spec.step_items, 'item')} of {spec.name!r}; "
+                    f"the stream holds {left} already.",
                     hint="Go on with feed(), or end the stream with finish().",
                 )
 
@@ -238,6 +240,6 @@ class Feeder:
             if (left := items[spec.name].shape[1] - steps * spec.step_items) >= spec.step_items:
                 takes = ", ".join(f"{each.step_items} of {each.name}" for each in self._contract.data)
                 raise InputError(
-                    f"{spec.name} runs ahead of the other inputs by {left} items; a step takes {takes}.",
+                    f"{spec.name} runs ahead of the other inputs by {counted(left, 'item')}; a step takes {takes}.",
                     hint="Feed as many steps of every input.",
                 )

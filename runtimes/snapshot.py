@@ -30,6 +30,7 @@ from edgemem.reading import MOST_JSON_BYTES, parse_json
 from edgemem.runtimes.buffers import HELD, LAST, Buffers, item_dtype
 from edgemem.runtimes.memory import Array
 from edgemem.versioned import JsonFormat
+from edgemem.wording import counted
 
 FORMAT = "edgemem.snapshot"
 VERSION = "2"
@@ -132,7 +133,7 @@ def unpack(data: bytes, fingerprint: str, contract: Contract, batch: int) -> Par
         raise SnapshotError(f"the snapshot is malformed: its positions have shape {list(positions.shape)}, wanted [B].")
     if len(positions) != batch:
         raise SnapshotError(
-            f"the snapshot holds {len(positions)} streams, this stream has batch {batch}.",
+            f"the snapshot holds {counted(len(positions), 'stream')}, this stream has batch {batch}.",
             hint=f"Open it with session.stream(batch={len(positions)}).",
         )
     buffers = {key[len(_KEPT) :]: tensors.pop(key) for key in list(tensors) if key.startswith(_KEPT)}

@@ -12,7 +12,7 @@ import pytest
 from tests import house
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "extras", "leftovers"),
+    ("errors", "extras", "leftovers", "wording"),
     ("console", "dtypes", "external_data", "files", "overrides", "plugins", "reading", "unchanged"),
     ("audio", "versioned", "weights_file", "wire"),
     ("contract", "generation_defaults"),

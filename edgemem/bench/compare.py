@@ -15,6 +15,7 @@ from edgemem.bench.sections.steps import Steps
 from edgemem.bench.statistics import Interval
 from edgemem.bench.table import Table
 from edgemem.bench.words import memory, ms, number
+from edgemem.wording import counted
 
 MARGIN = 1.10
 """Two runs of one build differ by some per cent even over their floors. Only what lies beyond counts as a change."""
@@ -30,7 +31,8 @@ class Figure:
         low: Lower bound of its interval; the value itself if there is none.
         high: Upper bound.
         unit: ``"floor"``, ``"ms"`` or ``"bytes"``.
-        decides: Whether a change of it is a verdict: it has an interval, or it is no measured time.
+        decides: Whether a change of it is a verdict: it was measured in turns with the floor and has an interval, or it
+            is no measured time.
     """
 
     name: str
@@ -62,7 +64,9 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """``"worse"``, ``"better"``, or ``""`` where the intervals and the margin leave that open."""
+        """``"worse"``, ``"better"``, or ``""`` where intervals and margin leave that open, or it decides nothing."""
+        if not self.new.decides:
+            return ""
         if self.new.low > self.old.high * MARGIN:
             return "worse"
         return "better" if self.new.high * MARGIN < self.old.low else ""
@@ -83,7 +87,7 @@ class ResultChange:
     @property
     def slower(self) -> bool:
         """Whether a figure that decides got worse."""
-        return any(change.verdict == "worse" for change in self.changes if change.new.decides)
+        return any(change.verdict == "worse" for change in self.changes)
 
     def table(self) -> Table:
         """The figures of both."""
@@ -91,7 +95,10 @@ class ResultChange:
             (change.new.name, change.old.text, change.new.text, f"{number(change.ratio)}×", change.verdict)
             for change in self.changes
         ]
-        note = f"Worse or better: more than {MARGIN - 1:.0%} lie between the intervals."
+        note = (
+            f"Worse or better: more than {MARGIN - 1:.0%} lie between the intervals. Rates, prefill and peak memory "
+            "get no verdict: they were not measured in turns with the floor."
+        )
         columns = ("figure", "old", "new", "new / old", "")
         return Table("change", "Compared with the old result", columns, rows, columns[1:4], [note])
 
@@ -127,7 +134,7 @@ def figures(result: BenchResult) -> Iterator[Figure]:
         yield time("step", steps.latency.percentile_ms(50.0) or steps.latency.mean_ms)
     if rates := result.get(Rates):
         for rate in rates.rows:
-            threads = "" if rate.threads is None else f", {rate.threads} threads" if rate.threads > 1 else ", 1 thread"
+            threads = "" if rate.threads is None else f", {counted(rate.threads, 'thread')}"
             yield time(f"{rate.test}{threads}", rate.step_ms)
     if prefill := result.get(Prefill):
         yield time("a step of the prefill", prefill.p50_ms / prefill.length)

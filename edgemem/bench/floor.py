@@ -16,12 +16,13 @@ from edgemem.bench.measure import Contender
 from edgemem.bench.statistics import CONFIDENCE, Interval
 from edgemem.bench.table import Table
 from edgemem.bench.weights import NumpyPass, OnnxRuntimePass, WeightReads, blas_threads, weight_reads
-from edgemem.bench.words import count, ms, number, spread, times
+from edgemem.bench.words import ms, number, spread, times
 from edgemem.bundle import Bundle
 from edgemem.console import readable_bytes
 from edgemem.errors import EdgememError
 from edgemem.runtimes import Session
 from edgemem.runtimes.cuda import CudaMemory
+from edgemem.wording import counted
 
 FLOOR = "floor"
 
@@ -72,8 +73,8 @@ class Floor:
             [(m.name, ms(m.p50_ms), f"not measured: {m.skipped}" if m.skipped else "") for m in self.methods],
             ("p50",),
             [
-                f"{readable_bytes(self.weight_bytes)} in {count(self.matrices)} matrices ({self.counted}), "
-                f"{number(self.gigabytes_per_second)} GB/s by {self.method}.",
+                f"{readable_bytes(self.weight_bytes)} in {counted(self.matrices, 'matrix', 'matrices')} "
+                f"({self.counted}), {number(self.gigabytes_per_second)} GB/s by {self.method}.",
                 f"A step takes {times(self.step_over_floor)} the floor ({CONFIDENCE:.0%} interval "
                 f"{spread(self.step_over_floor)}).",
                 *self._with_state(),

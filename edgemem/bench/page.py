@@ -26,6 +26,7 @@ from edgemem.extras import how_to_install
 
 TEMPLATE = "page.html.j2"
 _PACKAGES = ("jinja2", "matplotlib")
+_MOST_CARDS = 6
 _CODE = re.compile(r"`([^`]+)`")
 
 
@@ -53,10 +54,19 @@ def render(*results: BenchResult) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["full_rows"] = full_rows
     environment.filters["code"] = lambda text: Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))
     text = resources.files("edgemem.bench").joinpath(TEMPLATE).read_text(encoding="utf-8")
     boards = [_board(result, f"b{number}-" if number else "") for number, result in enumerate(results)]
     return environment.from_string(text).render(boards=boards, overview=_overview(results))
+
+
+def full_rows(cards: int) -> tuple[int, int]:
+    """How many cards a row of a wide page has, and how many places the first card takes: no row is half empty."""
+    each = min(cards, _MOST_CARDS)
+    if cards > _MOST_CARDS:
+        each = min(range(_MOST_CARDS, 3, -1), key=lambda size: -cards % size)
+    return max(1, each), 1 + -cards % max(1, each)
 
 
 def _board(result: BenchResult, prefix: str) -> dict[str, Any]:
@@ -71,6 +81,7 @@ def _board(result: BenchResult, prefix: str) -> dict[str, Any]:
         "result": result,
         "device": environment.device if environment else "",
         "date": environment.date if environment else "",
+        "command": environment.command if environment else "",
         "cards": [card for section in result.measured for card in section.cards(result)],
         "top": [table for table in tables if table.on_top],
         "others": [table for table in tables if not table.on_top],

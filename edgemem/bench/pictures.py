@@ -17,6 +17,7 @@ from edgemem.bench.words import count
 INK, FAINT, GRID, OURS, OTHER, FLOOR, FILL = (f"#0a0b{i:02x}" for i in range(1, 8))
 _VARIABLES = {INK: "ink", FAINT: "faint", GRID: "line", OURS: "ours", OTHER: "other", FLOOR: "floor", FILL: "fill"}
 _WIDTH_INCHES = 5.0
+_HOVER = "hover:"
 _RC = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -43,6 +44,18 @@ _LINEAR_BELOW = 10
 def label(axes: Any, x: float, y: float, text: str, color: str) -> None:
     """Write ``text`` above the end of a line."""
     axes.annotate(text, (x, y), xytext=(0, 8), textcoords="offset points", ha="right", va="bottom", color=color)
+
+
+def hover(artist: Any, text: str) -> None:
+    """Let the page show ``text`` while the pointer is over an artist."""
+    artist.set_gid(f"{_HOVER}{text}")
+
+
+def spots(axes: Any, x: Sequence[float], y: Sequence[float], texts: Sequence[str]) -> None:
+    """Let the page show a text at each point: on an invisible disc, larger than a marker."""
+    for at, height, text in zip(x, y, texts, strict=True):
+        (spot,) = axes.plot([at], [height], marker="o", markersize=13, alpha=0, clip_on=False, zorder=9)
+        hover(spot, text)
 
 
 def level(axes: Any, y: float, text: str, *, right: bool = False) -> None:
@@ -112,6 +125,7 @@ def _page_svg(text: str, name: str) -> str:
     # A style sheet inside the picture would apply to the whole page, which has one for pictures.
     text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
+    text = re.sub(rf'<g id="{_HOVER}([^"]*)">', r"<g><title>\1</title>", text)
     ids = set(re.findall(r' id="([^"]+)"', text))
     text = re.sub(r' id="([^"]+)"', rf' id="{name}-\1"', text)
     text = re.sub(r'(url\(#|href="#)([^")]+)', lambda m: f"{m[1]}{name}-{m[2]}" if m[2] in ids else m[0], text)

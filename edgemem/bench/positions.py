@@ -16,6 +16,7 @@ from edgemem.bench.statistics import Interval
 from edgemem.bench.table import Table
 from edgemem.bench.words import bounds, count, ms, number
 from edgemem.contract import POSITION, Contract
+from edgemem.wording import counted
 
 _UNITS = (("ms", 1e6), ("µs", 1e3), ("ns", 1.0))
 
@@ -57,7 +58,7 @@ class Sweep:
         slope = slope_ns.over(size)
         value = f"Slope: {number(slope.value)} {unit} per 1,000 positions"
         if slope.low is None or slope.high is None:
-            return f"{value}; {slope.rounds} rounds are too few for an interval."
+            return f"{value}. There is no interval after {counted(slope.rounds, 'round')}."
         value += f" ({bounds(slope)}, {slope.rounds} rounds)."
         if slope.low > 0:
             return f"{value} Steps get slower as the stream goes on."

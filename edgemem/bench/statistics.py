@@ -18,6 +18,7 @@ PERCENTS = (50.0, 90.0, 95.0, 99.0, 99.9)
 SAMPLES_BEYOND = 10
 CONFIDENCE = 0.95
 _HISTOGRAM_BINS = 60
+_OUTLIER_SPREADS = 4.0
 _ECDF_POINTS = 201
 _NS_PER_MS = 1e6
 
@@ -141,9 +142,16 @@ def distribution(samples_ns: NDArray[np.int64]) -> Distribution:
 
 
 def _histogram(sorted_ms: NDArray[np.float64]) -> Histogram:
-    """Equal bins up to the 99th percentile. The rest is only counted, since one outlier would flatten all bins."""
+    """Equal bins for all but a few outliers, which are only counted: one of them would flatten all bins.
+
+    Outliers are the slowest percent, and what is farther above the 90th percentile than :data:`_OUTLIER_SPREADS` times
+    its distance from the median; at most a tenth of the samples.
+    """
     beyond = max(SAMPLES_BEYOND, sorted_ms.size // 100) if sorted_ms.size >= needed_samples(95.0) else 0
     low, high = float(sorted_ms[0]), float(sorted_ms[sorted_ms.size - 1 - beyond])
+    if beyond:
+        p50, p90 = (float(np.percentile(sorted_ms, percent)) for percent in (50.0, 90.0))
+        high = min(high, p90 + _OUTLIER_SPREADS * (p90 - p50))
     if high <= low:
         high = max(low * 1.01, low + 1e-6)
     inside = sorted_ms[sorted_ms <= high]

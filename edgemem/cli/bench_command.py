@@ -23,6 +23,7 @@ from edgemem.cli.bench_options import STDOUT, Measuring, Reports
 from edgemem.cli.options import option_group
 from edgemem.console import console, print_json, print_table, printable
 from edgemem.errors import EdgememError
+from edgemem.wording import counted
 
 PAGE = Path("bench.html")
 SLOWER, NOT_COMPARABLE = 1, 3
@@ -128,9 +129,8 @@ def show(on: Console, result: BenchResult, *, full: bool = True) -> None:
         if full or table.brief:
             _show_table(on, table)
     if not full:
-        on.print(
-            f"{len(tables) - sum(table.brief for table in tables)} more tables: --full prints them, --html draws them."
-        )
+        more = counted(len(tables) - sum(table.brief for table in tables), "more table")
+        on.print(f"{more}: --full prints them, --html draws them.")
 
 
 def _show_table(on: Console, table: Table) -> None:

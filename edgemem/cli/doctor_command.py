@@ -21,6 +21,7 @@ from edgemem.machine.cuda import probe_cuda
 from edgemem.machine.facts import facts
 from edgemem.reading import parse_json
 from edgemem.runtimes import Runtime, known_runtimes, native
+from edgemem.wording import counted
 
 _TIMEOUT_S = 180.0
 # Unlike `python -m`, it does not import what lies in the current folder. (`python -P` is for 3.11 and later.)
@@ -191,7 +192,7 @@ def _print_machine(machine: dict[str, Any]) -> None:
     shown = {
         "system": f"{machine['os']} ({machine['architecture']})",
         **({"board": machine["board"]} if machine["board"] else {}),
-        "CPU": f"{machine['cpu'] or 'unknown'}, {machine['usable_cores']} of {machine['cores']} cores",
+        "CPU": f"{machine['cpu'] or 'unknown'}, {machine['usable_cores']} of {counted(machine['cores'], 'core')}",
         "memory": readable_bytes(machine["memory_bytes"]) if machine["memory_bytes"] else "unknown",
         "GPU": "; ".join(machine["gpus"]) or "none found",
         "CUDA": machine["cuda"],

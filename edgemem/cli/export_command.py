@@ -14,6 +14,7 @@ from edgemem.cli.options import MOST_STEPS, count, option_group
 from edgemem.cli.transformers_options import TransformersOptions
 from edgemem.console import console, headed, print_json, readable_bytes
 from edgemem.precision import DEFAULT_BLOCK_SIZE, MEMORY_DTYPES
+from edgemem.wording import counted
 
 _MOST_NOTES = 5
 
@@ -105,7 +106,7 @@ def _print_bundle(bundle: Bundle) -> None:
         headed(
             str(bundle.path),
             f": {readable_bytes(files)}; state {readable_bytes(contract.state_bytes)} a stream in "
-            f"{len(contract.states)} tensors; up to {contract.max_chunk} steps a call.",
+            f"{counted(len(contract.states), 'tensor')}; up to {counted(contract.max_chunk, 'step')} a call.",
         )
     )
     if not bundle.manifest.precision.is_plain:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from edgemem.console import headed, print_table
 from edgemem.errors import MissingDependencyError
 from edgemem.extras import how_to_install
+from edgemem.wording import counted
 
 
 def needs_export_packages(*packages: str) -> None:
@@ -82,10 +83,11 @@ def print_report(on: Console, report: dict[str, Any]) -> None:
     rows += [[name, f"{report['steps']} steps", f"{error:.1e}"] for name, error in report["chunk_errors"].items()]
     rows.append(["states", f"{report['steps']} steps", f"{report['state_error']:.1e}"])
     rows += [[f"from position {name}", "1 call", f"{error:.1e}"] for name, error in report["far_errors"].items()]
+    states = counted(report["graph_states"], "state")
     print_table(
         on,
         f"Equal to torch's full-sequence pass within {report['tolerance']:.0e} of each channel's spread, "
-        f"all {report['graph_states']} states used and changing",
+        f"{'the ' if report['graph_states'] == 1 else 'all '}{states} used and changing",
         ["streamed", "length", "largest difference"],
         rows,
         right=["largest difference"],

@@ -13,6 +13,7 @@ from edgemem.bundle import open_bundle
 from edgemem.cli.description import describe
 from edgemem.console import console, print_json, print_table, readable_bytes, readable_count
 from edgemem.manifest import Manifest
+from edgemem.wording import counted
 
 
 @click.command()
@@ -56,7 +57,7 @@ def _print_bundle(out: Console, facts: Mapping[str, Any], manifest: Manifest) ->
         "output": "; ".join(map(_shown, facts["outputs"])),
         "steps per call": f"1 to {max(graph['time'][1] for graph in facts['graphs']):,}",
         "position": "an input of the graph" if facts["position"] == "input" else "not an input of the graph",
-        "stream ends": f"after {facts['max_position']:,} steps" if facts["max_position"] else "never",
+        "stream ends": f"after {counted(facts['max_position'], 'step')}" if facts["max_position"] else "never",
         "state": state + (", fixed" if facts["has_fixed_size"] else " at position 0, growing"),
         "weights": readable_bytes(totals["weights_bytes"]) if totals["weights_bytes"] else "in the graph",
         "graphs": readable_bytes(totals["graph_bytes"]),

@@ -18,6 +18,7 @@ from edgemem.files import cache_folder
 from edgemem.reading import read_text
 from edgemem.runtimes import Session, Stream
 from edgemem.text.prefixes import Prefixes
+from edgemem.wording import counted
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class PrefixOptions:
                 click.echo(f"Warning: {found.problem}", err=True)
             if found.tokens:
                 what = "restored" if found.restored else "computed"
-                click.echo(f"prefix {found.tokens:,} tokens, {what} in {found.seconds:.3f} s", err=True)
+                click.echo(f"prefix {counted(found.tokens, 'token')}, {what} in {found.seconds:.3f} s", err=True)
             return found.tokens
 
         return read

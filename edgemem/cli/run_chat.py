@@ -26,6 +26,7 @@ from edgemem.text.chat import Conversation
 from edgemem.text.chat_template import open_chat_template
 from edgemem.text.generate import Generation, Piece
 from edgemem.text.tokenizer import open_tokenizer
+from edgemem.wording import counted
 
 HELP = """\
 /reset      forget the conversation
@@ -190,7 +191,7 @@ class Chat:
             return
         click.echo()
         if self.is_terminal and generation.ended_by == "max_tokens":
-            click.echo(f"(cut after {generation.tokens:,} tokens; --max-tokens sets the limit)", err=True)
+            click.echo(f"(cut after {counted(generation.tokens, 'token')}; --max-tokens sets the limit)", err=True)
 
     def _show_notice(self) -> None:
         """Show what the conversation has noticed about its template, once."""

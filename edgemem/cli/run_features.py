@@ -24,6 +24,7 @@ from edgemem.console import console, print_json
 from edgemem.contract import OutputSpec
 from edgemem.errors import NonFiniteError
 from edgemem.runtimes import Session, Stream
+from edgemem.wording import counted
 
 
 def run_features(session: Session, options: RunOptions) -> None:
@@ -58,7 +59,10 @@ def run_features(session: Session, options: RunOptions) -> None:
                 figures = {"rows": rows, "ended_by": end.reason or "end", "rows_per_second": per_second}
                 print_json({**writer.to_json(), **figures, **where(session, stream)})
             else:
-                click.echo(f"{rows:,} rows, {readable_rate(per_second)} rows/s; position {stream.position:,}", err=True)
+                click.echo(
+                    f"{counted(rows, 'row')}, {readable_rate(per_second)} rows/s; position {stream.position:,}",
+                    err=True,
+                )
 
         end.close(report)
 

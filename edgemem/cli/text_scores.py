@@ -16,6 +16,7 @@ from edgemem.errors import InputError
 from edgemem.reading import read_text
 from edgemem.text.scoring import Score, score_text
 from edgemem.text.tokenizer import open_tokenizer
+from edgemem.wording import counted
 
 if TYPE_CHECKING:
     from edgemem.export import Source
@@ -102,7 +103,7 @@ def print_scores(on: Console, scores: Scores) -> None:
     rows = [row(f"bundle, {scores.runtime}", scores.bundle, scores.change)]
     if scores.source is not None:
         rows.insert(0, row("source, float32 torch", scores.source, None))
-    counted = f"{scores.bundle.text_bytes:,} bytes"
+    size = counted(scores.bundle.text_bytes, "byte")
     if not scores.in_bytes:
-        counted = f"{scores.bundle.tokens:,} tokens, {counted}"
-    print_table(on, f"{scores.file.name}: {counted}, as one stream", columns, rows, right=columns[1:])
+        size = f"{counted(scores.bundle.tokens, 'token')}, {size}"
+    print_table(on, f"{scores.file.name}: {size}, as one stream", columns, rows, right=columns[1:])

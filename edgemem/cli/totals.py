@@ -7,6 +7,7 @@ from typing import Any
 
 from edgemem.runtimes import Session, Stream
 from edgemem.text.generate import Generation
+from edgemem.wording import counted
 
 
 @dataclass
@@ -59,8 +60,9 @@ class Totals:
     def summary(self, position: int) -> str:
         """The sums in a line, with the stream's position."""
         return (
-            f"prompt {self.prompt_tokens:,} tokens, {readable_rate(self.prefill_rate)} tokens/s; "
-            f"generated {self.tokens:,} tokens, {readable_rate(self.decode_rate)} tokens/s; position {position:,}"
+            f"prompt {counted(self.prompt_tokens, 'token')}, {readable_rate(self.prefill_rate)} tokens/s; "
+            f"generated {counted(self.tokens, 'token')}, {readable_rate(self.decode_rate)} tokens/s; "
+            f"position {position:,}"
         )
 
 

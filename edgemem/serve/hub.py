@@ -18,6 +18,7 @@ from edgemem.serve.errors import RequestError
 from edgemem.serve.log import log
 from edgemem.serve.options import ServeOptions
 from edgemem.serve.store import Store, checked_name
+from edgemem.wording import counted
 
 _PARKED_BYTES = 1 << 30  # of states that are parked in memory
 _TOGETHER, _TOGETHER_BYTES = 64, 32 << 20  # of states that are saved at once
@@ -125,7 +126,7 @@ class Hub:
             if len(self.entries) >= self._most:
                 raise RequestError(
                     "too_many_streams",
-                    f"the server holds {len(self.entries):,} streams, as many as it may.",
+                    f"the server holds {counted(len(self.entries), 'stream')}, as many as it may.",
                     status=503,
                     hint="Close streams that are done.",
                 )

@@ -16,6 +16,7 @@ from edgemem.serve.hub import Entry
 from edgemem.serve.log import log
 from edgemem.serve.messages import parse_message, write_message
 from edgemem.serve.metrics import OPS
+from edgemem.wording import counted
 
 _TAKEN_OVER, _STOPPING = 4001, 1012
 
@@ -88,7 +89,7 @@ class Connection:
         if len(self._entries) >= self._host.options.client_streams and name not in self._entries:
             raise RequestError(
                 "too_many_streams",
-                f"this connection has {len(self._entries):,} streams open, as many as it may.",
+                f"this connection has {counted(len(self._entries), 'stream')} open, as many as it may.",
                 hint="Close some, or use another connection.",
             )
         known = self._hub.entries.get(name) if isinstance(name, str) else None

@@ -18,6 +18,7 @@ from edgemem.runtimes.snapshot import is_whole
 from edgemem.serve.errors import RequestError
 from edgemem.serve.log import log
 from edgemem.serve.options import ServeOptions
+from edgemem.wording import counted
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SUFFIX = ".state"
@@ -160,7 +161,7 @@ def open_stores(options: ServeOptions, fingerprints: dict[str, str]) -> dict[str
     others = {path: len(list(path.glob(f"*{_SUFFIX}"))) for path in folder.iterdir() if path.name not in known}
     if (count := sum(others.values())) and options.other_states == "refuse":
         raise EdgememError(
-            f"{folder} holds the states of {count:,} streams of other weights, which this server cannot resume.",
+            f"{folder} holds states of {counted(count, 'stream')} of other weights, which this server cannot resume.",
             hint="Serve the bundle they were saved with; or start with --discard to delete them, or --keep-state to "
             "leave them where they are.",
         )

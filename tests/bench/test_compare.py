@@ -65,6 +65,13 @@ def test_only_what_lies_beyond_both_intervals_and_the_margin_is_a_change(factor:
     assert MARGIN > 1
 
 
+def test_figures_that_took_no_turns_with_the_floor_get_no_verdict() -> None:
+    rows = [dataclasses.replace(rate, step_ms=3 * rate.step_ms) for rate in QUIET[Rates].rows]
+    found = compare_results(QUIET, changed(QUIET, Rates, rows=rows))
+    assert any(change.ratio == pytest.approx(3) for change in found.changes)
+    assert {change.verdict for change in found.changes} == {""}
+
+
 def test_a_ratio_of_few_rounds_decides_nothing() -> None:
     comparison = QUIET[Comparison]
     assert comparison.floor is not None

@@ -52,6 +52,17 @@ def test_a_distribution_accounts_for_every_sample(samples: np.ndarray) -> None:
         assert (samples / 1e6 < value).mean() <= share <= (samples / 1e6 <= value).mean() + 1e-12
 
 
+def test_outliers_do_not_flatten_the_histogram() -> None:
+    """Three steps of a hundred take fifty times as long: more than the slowest percent."""
+    rng = np.random.default_rng(0)
+    samples = (1e6 * rng.lognormal(0, 0.05, 2_000)).astype(np.int64)
+    samples[::33] *= 50
+    histogram = statistics.distribution(samples).histogram
+    assert histogram.edges_ms[-1] < 2
+    assert histogram.beyond == len(samples[::33])
+    assert max(histogram.counts) < 300
+
+
 @given(LATENCIES)
 def test_each_bin_holds_what_lies_between_its_edges(samples: np.ndarray) -> None:
     histogram = statistics.distribution(samples).histogram

@@ -124,7 +124,7 @@ def test_ctrl_c_while_waiting_for_a_row_saves_the_state(summer, invoke, start, t
     process.stdin.flush()
     assert process.stdout.readline() == b"1.0,2.0\n"
     assert end_by_signal(process, number) == 128 + number
-    assert process.stderr.read().startswith(b"1 rows, ")
+    assert process.stderr.read().startswith(b"1 row, ")
     assert invoke("run", summer, "--resume", state, input="1,1").stdout == "2.0,3.0\n"
 
 

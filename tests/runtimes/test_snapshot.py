@@ -98,7 +98,7 @@ def test_one_of_another_version_is_refused(session: Session) -> None:
 
 def test_one_of_another_batch_is_refused(session: Session) -> None:
     refused(session, session.stream(3).snapshot(), r"holds 3 streams, this stream has batch 1.\n.*stream\(batch=3\)")
-    refused(session, session.stream(1).snapshot(), "holds 1 streams, this stream has batch 2", batch=2)
+    refused(session, session.stream(1).snapshot(), "holds 1 stream, this stream has batch 2", batch=2)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.6, 0.9, 0.999])

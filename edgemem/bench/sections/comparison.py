@@ -16,6 +16,7 @@ from edgemem.bench.floor import Floor, FloorReady
 from edgemem.bench.positions import Sweep, sweep_of
 from edgemem.bench.result import BenchResult, Section, Stage
 from edgemem.bench.rounds import EDGEMEM, measure_rounds
+from edgemem.bench.sections.steps import Steps
 from edgemem.bench.statistics import CONFIDENCE, Interval, median_ms
 from edgemem.bench.subject import Run
 from edgemem.bench.table import Card, Picture, Table
@@ -90,27 +91,25 @@ class Comparison(Section, key="comparison", title="Compared with", place=30, sta
 
     def tables(self, result: BenchResult) -> list[Table]:
         where = "" if self.edgemem_position is None else f" at position {count(self.edgemem_position)}"
-        rows: list[tuple[str, ...]] = [("edgemem", ms(self.edgemem_p50_ms), "1", "", f"this bundle{where}")]
+        rows: list[tuple[str, ...]] = [("edgemem", "1", "", f"this bundle{where}")]
         if self.floor is not None:
             floor = self.floor.step_over_floor.inverse()
             how = f"the weights read once, {self.floor.method}"
-            rows.append(("floor", ms(self.floor.p50_ms), number(floor.value), spread(floor), how))
-        for b in self.baselines:
-            if b.ratio is not None:
-                rows.append((b.name, ms(b.p50_ms), number(b.ratio.value), spread(b.ratio), b.how))
-        columns = ("what", "p50 of a step", "× edgemem", "interval", "how")
+            rows.append(("floor", number(floor.value), spread(floor), how))
+        rows += [(b.name, number(b.ratio.value), spread(b.ratio), b.how) for b in self.baselines if b.ratio is not None]
+        columns = ("what", "× edgemem", "interval", "how")
         notes = [
             f"{count(self.rounds)} rounds. In each, every contender makes {count(self.steps_per_round)} steps, in "
             "shuffled order. The ratio is the median of the ratios of the rounds, with its "
             f"{CONFIDENCE:.0%} interval.",
             *self.skipped_notes(),
         ]
-        bars = self._bars(result.subject.legend)
+        bars = self._bars(result)
         picture = Picture(
-            "Median latency of a step of each contender", partial(_draw_bars, bars), 0.8 + 0.5 * len(bars)
+            "Time of a step of each contender over that of the bundle", partial(_draw_bars, bars), 0.8 + 0.5 * len(bars)
         )
         drawn = [picture] if len(bars) > 1 else []
-        tables = [Table(self.key, self.title, columns, rows, columns[1:4], notes, drawn, brief=True)]
+        tables = [Table(self.key, self.title, columns, rows, columns[1:3], notes, drawn, brief=True)]
         if self.floor is not None:
             tables.append(self.floor.table())
         if self.growing is not None:
@@ -122,7 +121,7 @@ class Comparison(Section, key="comparison", title="Compared with", place=30, sta
             return []
         with_state = self.floor.step_over_all
         both = "" if with_state is None else f"; {times(with_state)} with the state"
-        return [Card("over the floor", times(self.floor.step_over_floor), f"floor {ms(self.floor.p50_ms)}{both}")]
+        return [Card("over the floor", times(self.floor.step_over_floor), f"the weights read once{both}")]
 
     def method(self, result: BenchResult) -> dict[str, str]:
         floor = (
@@ -152,13 +151,17 @@ class Comparison(Section, key="comparison", title="Compared with", place=30, sta
                 names.setdefault(baseline.skipped, []).append(baseline.name)
         return [f"Not measured: {', '.join(who)}. Reason: {reason.rstrip('.')}." for reason, who in names.items()]
 
-    def _bars(self, own_name: str) -> list[tuple[str, float, str, str]]:
-        """Name, p50 in milliseconds, ratio and colour of each bar, the longest first."""
-        bars = [(own_name, self.edgemem_p50_ms, "", pictures.OURS)]
+    def _bars(self, result: BenchResult) -> list[tuple[str, float, str, str]]:
+        """Name, time over the bundle's, label and colour of each bar, the longest first."""
+        steps = result.get(Steps)
+        p50_ms = steps.latency.percentile_ms(50.0) if steps else None
+        bars = [
+            (result.subject.legend, 1.0, f"1×, {ms(self.edgemem_p50_ms if p50_ms is None else p50_ms)}", pictures.OURS)
+        ]
+        ratios = [(b.name, b.ratio, pictures.OTHER) for b in self._barred() if b.ratio]
         if self.floor is not None:
-            ratio = times(self.floor.step_over_floor.inverse())
-            bars.append(("floor", self.floor.p50_ms, ratio, pictures.FLOOR))
-        bars += [(b.name, b.p50_ms, times(b.ratio), pictures.OTHER) for b in self._barred() if b.p50_ms and b.ratio]
+            ratios.append(("floor", self.floor.step_over_floor.inverse(), pictures.FLOOR))
+        bars += [(name, ratio.value, times(ratio), color) for name, ratio, color in ratios]
         return sorted(bars, key=lambda bar: bar[1], reverse=True)
 
     def _barred(self) -> list[Baseline]:
@@ -172,17 +175,17 @@ def _draw_bars(bars: list[tuple[str, float, str, str]], figure: Any) -> None:
     """Draw one bar for each contender, with its ratio to the bundle."""
     axes = figure.add_subplot()
     rows = range(len(bars))
-    axes.barh(list(rows), [bar[1] for bar in bars], color=[bar[3] for bar in bars], height=0.42)
-    for row, (name, value, ratio, color) in zip(rows, bars, strict=True):
+    drawn = axes.barh(list(rows), [bar[1] for bar in bars], color=[bar[3] for bar in bars], height=0.42)
+    for row, bar, (name, value, text, color) in zip(rows, drawn, bars, strict=True):
+        pictures.hover(bar, f"{name}: {text}")
         axes.annotate(name, (0, row), xytext=(0, 9), textcoords="offset points", va="bottom", color=pictures.INK)
-        text = ", ".join(filter(None, (ms(value), ratio)))
         axes.annotate(text, (value, row), xytext=(5, 0), textcoords="offset points", va="center", color=color)
     axes.set_xlim(0, max(bar[1] for bar in bars) * 1.4)
     axes.set_ylim(-0.5, len(bars) - 0.15)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("p50 of a step, ms")
+    axes.set_xlabel("time of a step, over the bundle's")
 
 
 def compare(

@@ -12,6 +12,9 @@ from edgemem.bench.subject import Run
 from edgemem.bench.table import Card, Picture, Table
 from edgemem.bench.words import NOT_MEASURED, count, joules, number, watts
 
+_SPOTS = 40
+"""Values of a plot that the page shows on hover, or a few more."""
+
 
 @dataclass(frozen=True)
 class Energy(Section, key="energy", title="Energy", place=90, stage=Stage.SAME_LOOP, gives_reason=True):
@@ -75,6 +78,9 @@ class Energy(Section, key="energy", title="Energy", place=90, stage=Stage.SAME_L
         for rail in traced:
             color = pictures.OURS if rail.is_total or not has_total else pictures.OTHER
             axes.plot(rail.times_s, rail.watts, color=color, linewidth=1.2)
+            some = slice(None, None, max(1, len(rail.watts) // _SPOTS))
+            x, y = rail.times_s[some], rail.watts[some]
+            pictures.spots(axes, x, y, [f"{rail.name}, {number(s)} s: {watts(w)}" for s, w in zip(x, y, strict=True)])
             pictures.label(axes, rail.times_s[-1], rail.watts[-1], rail.name, color)
         axes.set_xlim(0, self.seconds)
         axes.set_ylim(0, max(max(rail.watts) for rail in traced) * 1.3)

@@ -12,6 +12,7 @@ from edgemem.bench.words import count, number
 from edgemem.console import readable_bytes
 from edgemem.machine.facts import Facts, facts, load_average
 from edgemem.machine.load import CpuTime
+from edgemem.wording import counted
 
 _LOADED_FROM_CORES = 0.2
 
@@ -85,8 +86,8 @@ class Environment(Section, Facts, key="environment", title="Environment", place=
         if not self.loaded or self.others_cores is None:
             return ""
         return (
-            f"This machine was loaded: other programs kept {number(self.others_cores, 2)} of {count(self.cores)} cores "
-            "busy. Times are too long and vary. Measure again on a quiet machine."
+            f"This machine was loaded: other programs kept {number(self.others_cores, 2)} of "
+            f"{counted(self.cores, 'core')} busy. Times are too long and vary. Measure again on a quiet machine."
         )
 
     def tables(self, result: BenchResult) -> list[Table]:

@@ -21,6 +21,7 @@ from edgemem.bench.table import Table
 from edgemem.bench.words import count, ms, number, spread
 from edgemem.errors import EdgememError
 from edgemem.runtimes import Session
+from edgemem.wording import counted
 
 _MOST_GROWN_BYTES = 256 << 20
 
@@ -136,7 +137,9 @@ def _tests(session: Session, run: Run, threads: int | None, skipped: list[str]) 
         try:
             step, after = batched(session, batch)
         except EdgememError as error:
-            skipped.append(f"Not measured: {batch} streams in one call. Reason: {error.message.rstrip('.')}.")
+            skipped.append(
+                f"Not measured: {counted(batch, 'stream')} in one call. Reason: {error.message.rstrip('.')}."
+            )
             continue
         contender = Contender(f"{name} batch {batch}", step, after=after)
-        yield _Test(contender, f"decode {plan.decoded}, {batch} streams", threads, batch)
+        yield _Test(contender, f"decode {plan.decoded}, {counted(batch, 'stream')}", threads, batch)

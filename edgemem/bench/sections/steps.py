@@ -14,6 +14,7 @@ from edgemem.bench.statistics import Distribution
 from edgemem.bench.subject import Run
 from edgemem.bench.table import Card, Picture, Table
 from edgemem.bench.words import count, ms, number, percent_name, percentile_rows
+from edgemem.wording import counted
 
 _PARTS = 20
 _LABEL_SHARE = 0.17
@@ -108,6 +109,10 @@ class Steps(Section, key="steps", title="Latency of a step", place=10, stage=Sta
         top.stairs(histogram.counts, histogram.edges_ms, color=pictures.OURS, linewidth=1.2)
         top.set_ylabel("steps")
         top.set_ylim(0, max(histogram.counts) * 1.35)
+        edges = histogram.edges_ms
+        columns = top.bar(edges[:-1], top.get_ylim()[1], width=np.diff(edges), align="edge", alpha=0)
+        for column, steps, begin, end in zip(columns, histogram.counts, edges[:-1], edges[1:], strict=True):
+            pictures.hover(column, f"{ms(begin)} to {ms(end)}: {counted(steps, 'step')}")
         bottom.step(ecdf.values_ms, ecdf.shares, where="post", color=pictures.OURS)
         bottom.set_ylabel("share at or below")
         bottom.set_xlabel("latency of a step, ms")
@@ -122,6 +127,7 @@ class Steps(Section, key="steps", title="Latency of a step", place=10, stage=Sta
         axes = figure.add_subplot()
         seconds, p50_ms = [m.second for m in self.over_time], [m.p50_ms for m in self.over_time]
         axes.plot(seconds, p50_ms, color=pictures.OURS, marker="o")
+        pictures.spots(axes, seconds, p50_ms, [f"after {number(m.second)} s: {ms(m.p50_ms)}" for m in self.over_time])
         axes.set_ylim(0, max(p50_ms) * 1.3)
         axes.set_xlabel("seconds of the run")
         axes.set_ylabel("p50 of a step, ms")

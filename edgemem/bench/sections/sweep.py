@@ -100,7 +100,9 @@ def _draw_latency(own: Sweep, result: BenchResult, figure: Any) -> None:
 
 
 def _line(axes: Any, points: list[PositionPoint], color: str, name: str) -> None:
-    axes.plot([p.position for p in points], [p.p50_ms for p in points], color=color, marker="o", clip_on=False)
+    x, y = [p.position for p in points], [p.p50_ms for p in points]
+    axes.plot(x, y, color=color, marker="o", clip_on=False)
+    pictures.spots(axes, x, y, [f"{name}, position {count(p.position)}: {ms(p.p50_ms)}" for p in points])
     pictures.label(axes, points[-1].position, points[-1].p50_ms, f"{name}\n{ms(points[-1].p50_ms)}", color)
 
 
@@ -114,6 +116,8 @@ def _draw_state(own: dict[int, int], growing: dict[int, int], result: BenchResul
     ):
         if line:
             axes.plot(list(line), list(line.values()), color=color, marker="o", clip_on=False)
+            texts = [f"{name}, position {count(position)}: {readable_bytes(size)}" for position, size in line.items()]
+            pictures.spots(axes, list(line), list(line.values()), texts)
             last, size = list(line.items())[-1]
             pictures.label(axes, last, size, f"{name}\n{readable_bytes(size)}", color)
     sizes = [*own.values(), *other.values()]
