@@ -57,6 +57,8 @@ emulated() {
 
 # What the page calls on the board. pip runs on this machine, for the board's platform: emulated it takes minutes.
 board_programs() {
+    local pip="$PYTHON -m pip"
+    [ "$1" = 3.11 ] || pip="python$1 -m pip" # so that what depends on the version of Python is taken as on the board
     emulated "$1" "$work/bin/python3.emulated"
     cat > "$work/bin/python3" <<SHIM
 #!/usr/bin/env bash
@@ -73,7 +75,7 @@ cat > "\$folder/bin/pip" <<PIP
 set -euo pipefail
 [ "\\\$1" = install ] || { echo "the rehearsal knows only: pip install"; exit 2; }
 shift
-exec "$PYTHON" -m pip install --progress-bar off --upgrade --only-binary=:all: --python-version $1 --implementation cp \\
+exec $pip install --progress-bar off --upgrade --only-binary=:all: --python-version $1 --implementation cp \\
     --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 \\
     --platform manylinux2014_aarch64 --target "\$site" "\\\$@"
 PIP
