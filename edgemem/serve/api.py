@@ -16,6 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 
 from edgemem.console import printable
 from edgemem.errors import EdgememError
+from edgemem.machine.memory import resident_bytes
 from edgemem.reading import parse_json
 from edgemem.serve.completions import parse_request
 from edgemem.serve.errors import RequestError, error_code, error_json, error_status
@@ -65,7 +66,13 @@ class Api:
         for name, model in self._host.models.items():
             contract = model.hub.pool.contract
             spec = contract.input
-            takes = {"name": spec.name, "shape": list(spec.shape), "items": spec.step_items, "tokens": spec.is_tokens}
+            takes = {
+                "name": spec.name,
+                "shape": list(spec.item_shape),
+                "items": spec.step_items,
+                "tokens": spec.is_tokens,
+                "sample_rate_hz": spec.sample_rate_hz,
+            }
             models[name] = {
                 **model.hub.figures(),
                 "takes": takes,
@@ -73,11 +80,19 @@ class Api:
                 "chat": model.is_text and model.template is not None,
                 "state_bytes": contract.state_bytes,
             }
-        return JSONResponse({"models": models})
+        return JSONResponse(
+            {
+                "models": models,
+                "stopping": self._host.stopping,
+                "resident_bytes": resident_bytes(),
+                "joules": self._host.metrics.joules_by_sensor(),
+            }
+        )
 
     async def page(self, request: Request) -> Response:
         """``GET /``: the board, live."""
-        policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
+        policy = "default-src 'none'; script-src 'unsafe-inline' blob:; style-src 'unsafe-inline'; "
+        policy += "connect-src 'self'; img-src data:"
         return HTMLResponse(self._page, headers={"Content-Security-Policy": policy, "X-Frame-Options": "DENY"})
 
     @cached_property

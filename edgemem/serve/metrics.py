@@ -32,6 +32,11 @@ class Metrics:
         self.connections = Gauge("edgemem_connections", "WebSockets that are open.", registry=registry)
         self._pool = Gauge("edgemem_pool", "Figures of a pool.", ["model", "figure"], registry=registry)
 
+    def joules_by_sensor(self) -> dict[str, float]:
+        """Joules of each sensor since the start."""
+        samples = (sample for metric in self.joules.collect() for sample in metric.samples)
+        return {sample.labels["sensor"]: sample.value for sample in samples if sample.name.endswith("_total")}
+
     def text(self, pools: Mapping[str, Mapping[str, int]]) -> bytes:
         """Everything in Prometheus' format.
 

@@ -289,4 +289,5 @@ def test_metrics_and_the_page(texts: Running) -> None:
     assert "https://" not in page
     status, board = texts.request("GET", "/v1/status")
     assert board["models"]["talker"]["chat"] is True
-    assert board["models"]["reciter"]["takes"] == {"name": "tokens", "shape": [], "items": 1, "tokens": True}
+    takes = board["models"]["reciter"]["takes"]
+    assert takes == {"name": "tokens", "shape": [], "items": 1, "tokens": True, "sample_rate_hz": None}
