@@ -43,6 +43,7 @@ wheel_python() {
     for name in __startup__ __init__python; do cp "$here/boards/startup.py" "$into/lib/$name.py"; done
     find "$into/wheel" -path '*bases/console-*' -exec cp {} "$into/python" \;
     rm -r "$into/wheel"
+    cp "$into"/lib/_sysconfigdata_*_linux_*.py "$into/lib/_sysconfigdata__linux_aarch64-linux-gnu.py"
 }
 
 # Writes a program that starts the emulated Python of a version; its child processes start that program again.
