@@ -66,7 +66,9 @@ class Rings:
         """
         if self._views is not None and len(positions) > 1:
             for ring, entries, starts, window in self._views:
-                ring[:, starts[rows] + (positions % window)[:, np.newaxis]] = entries[:, rows]
+                at = (starts[rows] + (positions % window)[:, np.newaxis]).reshape(-1)
+                for into, new in zip(ring, entries, strict=True):  # numpy is fastest with one axis
+                    into[at] = new[rows].reshape(-1)
             return
         chosen = self._rows[rows].tolist()
         for appends, (_, window) in zip(self._append_row, self.append_step, strict=True):

@@ -175,6 +175,8 @@ class Bank:
         count = done.stop - done.start if isinstance(done, slice) else len(done)
         if 2 * count <= self._open:
             return None
+        if count == self._open:
+            return self._all[:0]
         others = self.used.copy()
         others[done] = False
         return others.nonzero()[0]

@@ -349,13 +349,15 @@ class Pool:
         outputs, errors = self._advanced(rows, items)
         with self._lock:
             self._waiting.done(streams, groups)
+        if len(runs) == 1:
+            runs[0].give(outputs, errors, self.contract)
+            return
         place = 0
-        for ticket, first, count in runs:
-            own = {name: values[place : place + count] for name, values in outputs.items()}
-            failed = {i - place: error for i, error in errors.items() if place <= i < place + count} if errors else {}
-            if ticket.put(first, own, failed):
-                ticket.finish(self.contract)
-            place += count
+        for run in runs:
+            end = place + run.rows
+            own = {name: values[place:end] for name, values in outputs.items()}
+            run.give(own, {i - place: error for i, error in errors.items() if place <= i < end}, self.contract)
+            place = end
 
     def _advanced(self, rows: Rows, items: Mapping[str, Array]) -> tuple[dict[str, Array], Mapping[int, Exception]]:
         """One step of those rows; see :meth:`Bank.step`."""

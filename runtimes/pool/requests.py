@@ -74,7 +74,8 @@ class Ticket:
                 self._outputs = {n: np.zeros((self._rows, *made.shape[1:]), made.dtype) for n, made in outputs.items()}
             for name, made in outputs.items():
                 self._outputs[name][first : first + rows] = made
-        self._errors.update((first + place, error) for place, error in errors.items())
+        if errors:
+            self._errors.update((first + place, error) for place, error in errors.items())
         self._left -= rows
         return self._left == 0
 
@@ -108,6 +109,11 @@ class Run(NamedTuple):
     ticket: Ticket
     first: int
     rows: int
+
+    def give(self, outputs: Mapping[str, Array], errors: Mapping[int, Exception], contract: Contract) -> None:
+        """Hand over what its steps gave; see :meth:`Ticket.put`."""
+        if self.ticket.put(self.first, outputs, errors):
+            self.ticket.finish(contract)
 
 
 def runs_of(steps: Sequence[Step]) -> list[Run]:

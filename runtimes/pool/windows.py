@@ -68,13 +68,14 @@ class Windows:
 
     def cover(self, rows: NDArray[np.int64] | slice) -> list[Window]:
         """The windows that hold every one of those rows: int64 ``[K]``, or a slice."""
-        if isinstance(rows, slice) and rows.stop - rows.start == 1 and not self._whole:
+        count = rows.stop - rows.start if isinstance(rows, slice) else 0
+        if self._whole or count == self._rows:
+            return [(0, self._rows)]
+        if isinstance(rows, slice) and count == 1:
             return [(rows.start, 1)]
         ready: NDArray[np.bool_] = np.zeros(self._rows, bool)
         ready[rows] = True
         key = ready.tobytes()
-        if self._whole or 0 not in key:
-            return [(0, self._rows)]
         found = self._covers.get(key)
         if found is None:
             if len(self._covers) == _MOST_COVERS:
