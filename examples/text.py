@@ -36,7 +36,6 @@ HYBRID: list[MemorySpec] = [
 
 _HELD_OUT_SHARE = 0.08
 _STRETCH = 256
-_SCORED_STRETCH = 1024
 _BATCH = 4
 
 
@@ -80,9 +79,9 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def bits_per_byte(model: nn.Module, text: Tensor) -> float:
-    """Bits that the model needs for a byte of ``text``, in stretches that each start with an empty memory."""
-    length = min(_SCORED_STRETCH, len(text) - 1)
+def bits_per_byte(model: nn.Module, text: Tensor, length: int = 1024) -> float:
+    """Bits that the model needs for a byte of ``text``, in stretches of ``length`` that start with an empty memory."""
+    length = min(length, len(text) - 1)
     stretches = text[: len(text) // (length + 1) * (length + 1)].reshape(-1, length + 1)
     nats = sum(
         float(cross_entropy(model(part[:, :-1])[0], part[:, 1:])) * len(part) for part in torch.split(stretches, _BATCH)
