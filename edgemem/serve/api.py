@@ -46,6 +46,14 @@ class Api:
             log("internal_error", error=printable(f"{type(error).__name__}: {error}"))
         return JSONResponse({"error": error_json(error)}, error_status(error))
 
+    async def not_found(self, request: Request, error: Exception) -> Response:
+        """The response for an address at which there is nothing."""
+        return self.refused(RequestError("not_found", "there is nothing at this address.", status=404))
+
+    async def wrong_method(self, request: Request, error: Exception) -> Response:
+        """The response for a method that an address does not have."""
+        return self.refused(RequestError("wrong_method", f"{request.method} is not for this address.", status=405))
+
     async def health(self, request: Request) -> Response:
         """``GET /healthz``: the process answers."""
         return JSONResponse({"status": "ok"})

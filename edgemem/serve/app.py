@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
@@ -45,21 +44,6 @@ def build_app(host: Host) -> ASGIApp:
             return
         await Connection(host, model, socket, socket.path_params.get("name")).run()
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(chore()) for chore in host.chores]
-        notify("READY=1")
-        log("ready", models=list(host.models), streams={n: len(m.hub.entries) for n, m in host.models.items()})
-        yield
-        notify("STOPPING=1")
-        for task in tasks:
-            task.cancel()
-        await host.close()
-        log("stopped")
-
-    async def not_found(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": error_json(RequestError("not_found", "there is nothing at this address."))}, 404)
-
     routes = [
         Route("/", api.page),
         Route("/healthz", api.health),
@@ -72,7 +56,22 @@ def build_app(host: Host) -> ASGIApp:
         WebSocketRoute("/v1/streams", streams),
         WebSocketRoute("/v1/streams/{name}", streams),
     ]
-    return Gate(Starlette(routes=routes, lifespan=lifespan, exception_handlers={404: not_found}), host)
+    handlers = {404: api.not_found, 405: api.wrong_method}
+    return Gate(Starlette(routes=routes, lifespan=lambda _: _lifespan(host), exception_handlers=handlers), host)
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(host: Host) -> AsyncIterator[None]:
+    """Run a host's chores, and save what it holds in the end."""
+    tasks = [asyncio.create_task(chore()) for chore in host.chores]
+    notify("READY=1")
+    log("ready", models=list(host.models), streams={n: len(m.hub.entries) for n, m in host.models.items()})
+    yield
+    notify("STOPPING=1")
+    for task in tasks:
+        task.cancel()
+    await host.close()
+    log("stopped")
 
 
 class Gate:

@@ -49,9 +49,36 @@ def test_the_openai_client(served: Running) -> None:
             client.chat.completions.create(model="talker", messages=messages, **option)
 
 
-def test_langchain_s_client(served: Running) -> None:
-    langchain_openai = pytest.importorskip("langchain_openai", reason="the package langchain-openai is not installed")
+def test_langchain_s_chat(served: Running) -> None:
+    langchain = pytest.importorskip("langchain_openai", reason="the package langchain-openai is not installed")
+    openai = pytest.importorskip("openai")
+    facts = {"model": "talker", "base_url": f"http://127.0.0.1:{served.port}/v1", "api_key": "none", "max_retries": 0}
+    settings = {"temperature": 0, "top_p": 1, "seed": 1, "max_tokens": 50, "stop": ["zzz"], "stream_usage": True}
+    chat = langchain.ChatOpenAI(**facts, **settings)
+    whole = chat.invoke(USER[0])
+    assert whole.content == REPLIES[0]
+    assert whole.usage_metadata["total_tokens"] == sum(
+        whole.usage_metadata[f"{way}_tokens"] for way in ("input", "output")
+    )
+    pieces = list(chat.stream([("user", USER[0]), ("assistant", REPLIES[0]), ("user", USER[1])]))
+    assert "".join(piece.content for piece in pieces) == REPLIES[1]
+    assert sum(piece.usage_metadata["output_tokens"] for piece in pieces if piece.usage_metadata) > 0
+    assert (
+        langchain.ChatOpenAI(**facts, temperature=0, max_tokens=1).invoke(USER[0]).response_metadata["finish_reason"]
+        == "length"
+    )
+    for option in ({"n": 2}, {"logprobs": True}, {"frequency_penalty": 1}):
+        with pytest.raises(openai.BadRequestError, match=next(iter(option))):
+            langchain.ChatOpenAI(**facts, **option).invoke(USER[0])
+    with pytest.raises(openai.BadRequestError, match="tools"):
+        chat.bind_tools([{"type": "function", "function": {"name": "f", "parameters": {}}}]).invoke(USER[0])
+
+
+def test_langchain_s_completions(served: Running) -> None:
+    langchain = pytest.importorskip("langchain_openai", reason="the package langchain-openai is not installed")
     url = f"http://127.0.0.1:{served.port}/v1"
-    chat = langchain_openai.ChatOpenAI(model="talker", base_url=url, api_key="none", temperature=0, max_retries=0)
-    assert chat.invoke(USER[0]).content == REPLIES[0]
-    assert "".join(piece.content for piece in chat.stream(USER[0])) == REPLIES[0]
+    settings = {"temperature": 0, "top_p": 1, "seed": 1, "max_tokens": 8, "frequency_penalty": 0, "presence_penalty": 0}
+    texts = langchain.OpenAI(model="reciter", base_url=url, api_key="none", max_retries=0, **settings)
+    assert texts.invoke("th") == RECITED[2:9]
+    assert texts.invoke("th", stop=[RECITED[5]]) == RECITED[2:5]
+    assert "".join(texts.stream("th")) == RECITED[2:9]

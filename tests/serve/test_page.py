@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from tests.handmade import write_summer
 from tests.runtimes import tiny
 from tests.serve.conftest import Running, running
 from tests.text import chat_templates
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 pytestmark = pytest.mark.long
 
@@ -111,3 +116,15 @@ def test_a_token_is_asked_for_only_where_it_is_needed(browser: Any, summer: Path
         page.click("#test")
         settled(page, "(outputs[0] || []).length > 4")
         context.close()
+
+
+def test_the_recipe_of_a_microphone(browser: Any, tmp_path: Path) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(EXAMPLES))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+        threading.Thread(target=files.serve_forever, daemon=True).start()
+        origin = f"http://127.0.0.1:{files.server_port}"
+        server = running([write_listener(tmp_path / "listener")], origins=(origin,))
+        with server as found, opened(browser, f"{origin}/microphone.html?server={address(found)[:-1]}") as page:
+            page.click("button")
+            settled(page, "Number(document.querySelector('output').textContent) > 0.05")
+        files.shutdown()
