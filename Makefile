@@ -14,6 +14,8 @@
 # make format         let ruff format and mend the code
 # make docs           write the parts of the docs that come from the code
 # make figures        the figures that edgemem holds itself to, measured on this machine
+# make evidence       train and score what is left of docs/evidence.md's table (ROW="--row window --bytes 16K --task recall")
+# make evidence-page  docs/evidence.md, its pictures and the file of edgemem choose, from the results
 # make wheel          wheels in dist/: one for every machine, and one for each processor with the native operators
 # make clean          remove what make made
 #
@@ -24,6 +26,7 @@ VENV ?= .venv
 OUT ?= demo
 PROMPT ?= The import statement
 CASES ?= 300000
+WORKERS ?= 2
 
 # Every recipe sees the environment's programs first, as after `source .venv/bin/activate`.
 BIN := $(abspath $(VENV))/bin
@@ -42,7 +45,7 @@ endif
 NATIVE := runtimes/native/libedgemem_native.so
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-text demo-quick example-vad example-denoise test test-all lint types unit fuzz mutants soak rehearse docs-run triton test-gpu format docs figures wheel clean
+.PHONY: demo demo-text demo-quick example-vad example-denoise test test-all lint types unit fuzz mutants soak rehearse docs-run triton test-gpu format docs figures evidence evidence-page wheel clean
 
 demo: $(VENV)/.demo-installed
 	$(CALMLY) python examples/beats.py --out $(OUT)/beats $(TRAIN_BEATS)
@@ -123,6 +126,12 @@ docs: $(VENV)/.dev-installed
 
 figures: $(VENV)/.demo-installed
 	python benchmarks/checks.py; python benchmarks/adopted.py; python benchmarks/figures.py
+
+evidence: $(VENV)/.dev-installed
+	$(CALMLY) OMP_NUM_THREADS=1 PYTHONPATH=benchmarks python -m evidence $(or $(ROW),--workers $(WORKERS))
+
+evidence-page: $(VENV)/.dev-installed
+	PYTHONPATH=benchmarks python -m evidence.page
 
 $(VENV)/.demo-installed: EXTRAS = examples
 $(VENV)/.dev-installed: EXTRAS = dev,examples

@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("console", "dtypes", "external_data", "files", "overrides", "plugins", "reading", "unchanged"),
     ("audio", "versioned", "weights_file", "wire"),
     ("contract", "generation_defaults"),
-    ("decoder_config", "precision"),
+    ("decoder_config", "evidence", "precision"),
     ("manifest", "measure"),
     ("bundle",),
     ("machine",),
@@ -80,6 +80,7 @@ DEVICE = (
     *("edgemem.runtimes.ort.engine", "edgemem.runtimes.stream", "edgemem.runtimes.cuda"),
     "edgemem.runtimes.trt.session",
     *("edgemem.cli", "edgemem.cli.run_command", "edgemem.cli.doctor_command", "edgemem.cli.inspect_command"),
+    "edgemem.cli.choose_command",
     *("edgemem.cli.bench_command", "edgemem.cli.build_command"),
 )
 """Modules that a device imports."""

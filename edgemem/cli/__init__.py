@@ -1,4 +1,4 @@
-"""The command line: ``edgemem export | adopt | check | upgrade | build | run | serve | bench | inspect | doctor``.
+"""The command line: ``edgemem export | adopt | check | upgrade | build | run | serve | bench | inspect | choose | …``.
 
 Each sub-command has its own file, which is imported when the command is called. What ends a command early is handled
 only here:
@@ -42,6 +42,7 @@ _COMMANDS = {
     "serve": ("edgemem.cli.serve_command:serve", "Serve the streams of bundles over WebSockets and OpenAI's API."),
     "bench": ("edgemem.cli.bench_command:bench", "Measure a bundle on this machine."),
     "inspect": ("edgemem.cli.inspect_command:inspect", "Show what a bundle is, its states and its memory."),
+    "choose": ("edgemem.cli.choose_command:choose", "Show which memories are worth so many bytes."),
     "doctor": ("edgemem.cli.doctor_command:doctor", "Show which runtimes work on this machine."),
 }
 

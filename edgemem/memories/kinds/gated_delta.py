@@ -25,9 +25,9 @@ class GatedDelta(MatrixMemory):
     """``S_i = a_i (I - β_i k_i k_iᵀ) S_{i-1} + β_i k_i v_iᵀ``, read as ``S_iᵀ q_i``; ``k`` and ``q`` of unit length.
 
     The gated delta rule (Yang et al. 2024, "Gated Delta Networks", eq. 10). A chunk solves for all its writes at once:
-    ``(I + A) U = β (V - decay · K S_0)`` with ``A[t, j] = β_t · decay(j→t) · (k_t · k_j)`` for ``j < t``. The inverse
-    of the triangular ``I + A`` is built from its diagonal blocks, doubling their size: ordinary matrix products, no
-    loop over time in the graph, and as stable as substitution.
+    ``(I + A) U = β (V - decay · K S_0)`` with ``A[t, j] = β_t · decay(j→t) · (k_t · k_j)`` for ``j < t``. In a graph
+    the inverse of the triangular ``I + A`` is built from its diagonal blocks, doubling their size: ordinary matrix
+    products, no loop over time, and as stable as substitution. Torch substitutes.
     """
 
     type_name = "gated_delta"
@@ -50,7 +50,7 @@ class GatedDelta(MatrixMemory):
 
     @property
     def max_chunk(self) -> int:
-        """The number of doublings is fixed at export."""
+        """The number of doublings in a graph is fixed."""
         return 1 << self._DOUBLINGS_EXPORTED
 
     def states(self) -> tuple[StateSpec, ...]:
@@ -58,47 +58,67 @@ class GatedDelta(MatrixMemory):
         return (StateSpec("matrix", (self.dims.kv_heads, self.dims.head_dim, self.dims.head_dim)),)
 
     def forward(self, chunk: Chunk, past: States | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The read and the new matrix."""
-        clock = chunk.clock
+        """The read and the new matrix. A longer call than a graph takes is computed in parts: its cost is linear."""
         logits = wide_linear(self.gates, chunk.x).transpose(1, 2).unsqueeze(-1)  # [B, 2H, T, 1]
-        a_logit, b_logit = logits.chunk(2, dim=1)
-        beta = torch.sigmoid(b_logit)
-        within, carried = decay_matrix(clock.causal_ones(), F.logsigmoid(a_logit))  # [B, H, T, T], [B, H, T, 1]
+        log_a, beta = F.logsigmoid(logits[:, : self.dims.kv_heads]), torch.sigmoid(logits[:, self.dims.kv_heads :])
         k, v = torch.split(chunk.pairs, self.dims.kv_heads, dim=1)
-        q, k = _unit(chunk.q_scaled.float()), _unit(k)
-        earlier = clock.causal_ones() - torch.eye(clock.time, device=k.device)
+        grouped = (k.shape[0], self.dims.kv_heads, self.dims.groups, -1, self.dims.head_dim)
+        q, k = _unit(chunk.q_scaled.float()).reshape(grouped), _unit(k)  # q [B, H, G, T, D]
+        matrix = None if past is None else past["matrix"]
+        reads, writes = [], []
+        size = chunk.clock.time if torch.compiler.is_exporting() else self.max_chunk
+        for at in range(0, chunk.clock.time, size):
+            part = slice(at, at + size)
+            read, write, matrix = self._part(
+                chunk,
+                q[:, :, :, part].flatten(2, 3),
+                k[:, :, part],
+                v[:, :, part],
+                log_a[:, :, part],
+                beta[:, :, part],
+                matrix,
+            )
+            reads.append(read.reshape(grouped))
+            writes.append(write)
+        if chunk.surprise is None:
+            chunk.surprise = torch.cat(writes, dim=2).detach().norm(dim=-1, keepdim=True)
+        assert matrix is not None
+        return torch.cat(reads, dim=3).flatten(2, 3).to(chunk.q.dtype), {"matrix": matrix}
+
+    def _part(
+        self, chunk: Chunk, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, beta: Tensor, matrix: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The reads, the writes ``u`` and the new matrix of some consecutive steps."""
+        time = k.shape[2]
+        ones, offsets = chunk.clock.causal_ones()[:time, :time], chunk.clock.offsets[:time]
+        within, carried = decay_matrix(ones, log_a)  # [B, H, T, T], [B, H, T, 1]
+        earlier = ones - torch.eye(time, device=k.device)
         a = beta * within * earlier * (k @ k.transpose(-1, -2))
         right = beta * v
-        reads = chunk.rows(within) * (q @ k.transpose(-1, -2))  # [B, H, R, T]
-        if past is None:
-            u = self._inverse(a, clock.offsets) @ right
-            read = reads @ u
-            new = torch.zeros_like(k.transpose(-1, -2) @ u)
-        else:
-            matrix = past["matrix"]
-            u = self._inverse(a, clock.offsets) @ (right - beta * carried * (k @ matrix))
-            read = reads @ u + chunk.rows(carried) * (q @ matrix)
-            new = carried[:, :, -1:] * matrix
-        if chunk.surprise is None:
-            chunk.surprise = u.detach().norm(dim=-1, keepdim=True)
-        left = within[:, :, -1, :, None] * k  # decay from each step to the last
-        return read.to(chunk.q.dtype), {"matrix": new + left.transpose(-1, -2) @ u}
+        shares = chunk.rows(within) * (q @ k.transpose(-1, -2))  # [B, H, R, T]
+        left = (within[:, :, -1, :, None] * k).transpose(-1, -2)  # decay from each step to the last
+        if matrix is None:
+            u = self._solved(a, right, offsets)
+            return shares @ u, u, left @ u
+        u = self._solved(a, right - beta * carried * (k @ matrix), offsets)
+        return shares @ u + chunk.rows(carried) * (q @ matrix), u, carried[:, :, -1:] * matrix + left @ u
 
-    def _inverse(self, a: Tensor, offsets: Tensor) -> Tensor:
-        """``(I + a)^-1`` of a strictly lower triangular ``a`` [..., T, T].
+    def _solved(self, a: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
+        """``(I + a)^-1 right`` for a strictly lower triangular ``a`` [..., T, T].
 
-        With the inverse ``X`` of the diagonal blocks of size ``s``, that of the blocks of size ``2s`` is
-        ``X - X a' X``, where ``a'`` is the part of ``a`` inside the blocks of size ``2s`` and outside those of size
-        ``s``.
+        ONNX has no such operator. A graph has the inverse: with the inverse ``X`` of the diagonal blocks of size ``s``,
+        that of the blocks of size ``2s`` is ``X - X a' X``, where ``a'`` is the part of ``a`` inside the blocks of size
+        ``2s`` and outside those of size ``s``.
         """
-        exporting = torch.compiler.is_exporting()
-        doublings = self._DOUBLINGS_EXPORTED if exporting else max(a.shape[-1] - 1, 0).bit_length()
         x = torch.eye(a.shape[-1], device=a.device).expand_as(a)
-        for doubling in range(doublings):
+        if not torch.compiler.is_exporting():
+            solved: Tensor = torch.linalg.solve_triangular(x + a, right, upper=False, unitriangular=True)
+            return solved
+        for doubling in range(self._DOUBLINGS_EXPORTED):
             block, pair = offsets // (1 << doubling), offsets // (2 << doubling)
             joined = (pair[:, None] == pair) & (block[:, None] != block)
             x = x - x @ (a * joined) @ x
-        return x
+        return x @ right
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -1,0 +1,81 @@
+"""All results as the one compact file that the package brings, which `edgemem choose`` and the page read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgemem.evidence import EVIDENCE, FILE
+from edgemem.files import write_atomic
+from edgemem.machine.facts import facts
+from evidence.plan import Cell, cells
+from evidence.rows import KIB, ROWS, variant
+from evidence.runs import RATES, RESULTS, read
+from evidence.tasks import TASKS
+
+MACHINE = RESULTS / "machine.txt"
+"""Where the runs were made, in words: written by the first of them."""
+
+
+def name_machine(folder: Path) -> None:
+    """Say where the runs are made, if nothing says it yet."""
+    path = folder / MACHINE.name
+    if not path.exists():
+        machine = facts()
+        path.write_text(f"one core of {machine.cpu or machine.machine}\n", encoding="utf-8")
+
+
+def merged(folder: Path = RESULTS) -> dict[str, Any]:
+    """The content of the package's file, from the results in `folder``."""
+    entries: dict[str, list[dict[str, Any]]] = {task: [] for task in TASKS}
+    missing: dict[str, list[str]] = {task: [] for task in TASKS}
+    for cell in cells():
+        entry = _entry(cell, folder)
+        if entry is None:
+            size = f" at {cell.budget // KIB} KiB" if cell.budget else ""
+            missing[cell.task].append(f"{ROWS[cell.row].label}{size}")
+        else:
+            entries[cell.task].append(entry)
+    machine = folder / MACHINE.name
+    where = machine.read_text(encoding="utf-8").strip() if machine.exists() else "an unknown machine"
+    return EVIDENCE.stamp({"machine": where, "entries": entries, "not_tried": missing})
+
+
+def _entry(cell: Cell, folder: Path) -> dict[str, Any] | None:
+    """A cell's seeds that were scored through a bundle; `None`` if there is none."""
+    found = [result for run in cell.seeds(folder) if "bundle" in (result := read(folder, run))]
+    made = variant(cell.row, cell.budget)
+    if not found or made is None:
+        return None
+    first = found[0]
+    scores = {name: [round(result["bundle"][name], 5) for result in found] for name in first["bundle"]}
+    return {
+        **{name: first[name] for name in ("row", "label", "turned", "budget", "state_bytes", "rate", "engine_bytes")},
+        "memory": made.made.memory,
+        "rates": list(RATES),
+        "scores": scores,
+        **_fastest(found),
+    }
+
+
+def _fastest(found: list[dict[str, Any]]) -> dict[str, float]:
+    """The time of a step and the calibration of the run that the machine's other work disturbed least."""
+    best = min(found, key=lambda result: result["step_us"])
+    return {name: best[name] for name in ("step_us", "calibration_us")}
+
+
+def encoded(data: dict[str, Any]) -> bytes:
+    """One entry a line."""
+    tasks = ",\n".join(
+        f"  {json.dumps(task)}: [\n" + ",\n".join(f"   {json.dumps(entry)}" for entry in entries) + "\n  ]"
+        for task, entries in data["entries"].items()
+    )
+    rest = {name: value for name, value in data.items() if name != "entries"}
+    head = json.dumps(rest, indent=1)[:-2]
+    return f'{head},\n "entries": {{\n{tasks}\n }}\n}}\n'.encode()
+
+
+def write() -> None:
+    """Write the package's file."""
+    write_atomic(FILE, encoded(merged()))

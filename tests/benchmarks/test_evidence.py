@@ -1,0 +1,142 @@
+"""The harness of the evidence: what the rows cost, what the tasks ask, and that killed work goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from edgemem import evidence as library
+from tests.benchmarks.conftest import FOLDER
+
+sys.path.insert(0, str(FOLDER))
+
+from evidence import draws, merge, page, plan, rows, runs, tasks
+from evidence.__main__ import claimed
+
+BUDGETS = (*plan.MAIN_BUDGETS, *plan.OTHER_BUDGETS)
+VARIANTS = [(key, budget) for key in rows.ROWS for budget in BUDGETS if rows.variant(key, budget)]
+
+
+@pytest.mark.parametrize(("key", "budget"), VARIANTS)
+def test_every_row_takes_the_bytes_of_its_budget_and_as_many_parameters_as_a_window(key, budget):
+    made, window = rows.variant(key, budget), rows.variant("window", budget)
+    model = made.model(0, vocab_size=draws.VOCABULARY)
+    if not made.row.grows:
+        assert model.contract().state_bytes == pytest.approx(budget, rel=rows.TOLERANCE)
+    wanted = rows.parameters(window.model(0, vocab_size=draws.VOCABULARY))
+    assert rows.parameters(model) == pytest.approx(wanted, rel=rows.TOLERANCE)
+
+
+def test_the_plan_has_enough_rows_of_every_task_and_starts_with_the_ceiling_and_the_floor():
+    cells = plan.cells()
+    for task in tasks.TASKS:
+        for budget in plan.MAIN_BUDGETS:
+            assert len({cell.row for cell in cells if cell.task == task and cell.budget in (0, budget)}) >= 14
+        for budget in plan.OTHER_BUDGETS:
+            assert len({cell.row for cell in cells if cell.task == task and cell.budget == budget}) >= 4
+    assert [cell.row for cell in cells[:2]] == ["full", "window"]
+
+
+def test_a_query_asks_for_the_value_that_its_key_was_given_with():
+    for tokens, targets in (draws.mqar(12, 5, _seeded()), draws.recall(30, 5, _seeded())):
+        for sequence, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
+            given = dict(zip(sequence[:24:2], sequence[1:24:2], strict=False))
+            asked = [at for at, target in enumerate(wanted) if target != draws.SILENT]
+            assert asked == list(range(len(sequence) - len(asked), len(sequence)))
+            assert all(given[sequence[at]] == wanted[at] for at in asked)
+
+
+def test_the_first_query_stands_so_many_steps_after_the_last_pair():
+    tokens, targets = draws.recall(64, 2, _seeded())
+    assert int((targets[0] != draws.SILENT).nonzero()[0]) - (2 * draws.PAIRS - 1) == 64
+    assert tokens.shape[1] == 2 * draws.PAIRS + 63 + draws.PAIRS
+
+
+def test_copying_asks_for_the_values_in_their_order():
+    tokens, targets = draws.copying(3, _seeded())
+    for sequence, wanted in zip(tokens, targets, strict=True):
+        given = sequence[: draws.SCATTERED]
+        values = given[(given >= draws.KEYS) & (given < draws.KEYS + draws.VALUES)]
+        assert values.tolist() == wanted[-draws.COPIED :].tolist()
+
+
+def test_more_pairs_are_asked_for_once_nine_of_ten_answers_are_right_and_at_the_latest_after_a_share_of_the_steps():
+    def stages(right: bool) -> list[int]:
+        task, generator, seen = tasks.Recall(300), _seeded(), []
+        for _ in range(105):
+            _, targets = task.draw(generator)
+            outputs = torch.nn.functional.one_hot(targets.clamp(min=0) if right else 0 * targets, draws.VOCABULARY)
+            task.loss(10.0 * outputs, targets)
+            seen.append(task.STAGES[task._stage])
+        return seen
+
+    slow, fast = stages(right=False), stages(right=True)
+    assert slow.index(8) == 75
+    assert slow.index(16) == 75 + 25
+    assert fast.index(8) < 40
+
+
+@pytest.mark.long
+def test_a_run_is_scored_through_its_bundle_as_in_torch(tmp_path):
+    run = runs.Run("window_delta", 4 * rows.KIB, "sensor", 3e-3, 0)
+    runs.perform(run, tmp_path, steps=2)
+    result = runs.score_bundle(run, tmp_path, steps=2)
+    assert result["bundle"].keys() == result["torch"].keys()
+    assert result["difference"] < 1e-3
+    assert 0 < result["output_difference"] < 1e-3
+    assert result["state_bytes"] == 4224
+
+
+def fake(folder, run, **more):
+    kept = {"rate": run.rate, "label": "window", "turned": "window 4", "budget": run.budget, "state_bytes": 4096}
+    runs._write(folder, run, {**kept, "validation": abs(run.rate - 3e-3), **more})
+
+
+def test_finished_work_is_not_done_again_and_the_other_seeds_follow_the_best_rate(tmp_path):
+    cell = plan.Cell("window", 4 * rows.KIB, "text")
+    sweep = cell.sweep()
+    assert [work.run for work in plan.left(tmp_path, [cell])] == sweep
+    for run in sweep:
+        fake(tmp_path, run)
+    left = list(plan.left(tmp_path, [cell]))
+    assert [(work.run.rate, work.run.seed, work.bundle) for work in left] == [
+        (3e-3, 0, True),
+        *((3e-3, seed, False) for seed in (1, 2)),
+        *((3e-3, seed, True) for seed in (1, 2)),
+    ]
+
+
+def test_a_rate_that_diverged_is_not_the_best(tmp_path):
+    cell = plan.Cell("window", 4 * rows.KIB, "recall")
+    for run, validation in zip(cell.sweep(), (math.nan, 0.2, 0.1), strict=True):
+        fake(tmp_path, run, validation=validation)
+    assert cell.best_rate(tmp_path) == cell.sweep()[1].rate
+
+
+def test_work_that_another_process_does_is_passed_over(tmp_path):
+    work = plan.Work(runs.Run("window", 4 * rows.KIB, "text", 3e-3, 0), bundle=False)
+    with claimed(work, tmp_path) as mine, claimed(work, tmp_path) as again:
+        assert mine
+        assert not again
+
+
+def test_the_page_is_what_the_results_say():
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(library.Evidence.load()), "run: make evidence-page"
+
+
+def test_the_package_brings_the_merged_results():
+    assert json.loads(library.FILE.read_text(encoding="utf-8")) == json.loads(merge.encoded(merge.merged()))
+
+
+def test_every_bundle_scored_as_torch_did():
+    for path in runs.RESULTS.glob("*.json"):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        assert result.get("difference", 0.0) <= 1e-3, path.name
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
