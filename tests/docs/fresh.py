@@ -29,7 +29,7 @@ README = ROOT / "README.md"
 COMMAND_PAGES = [README, *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "jetson.md")]
 BLOCK_S = 1800
 _KEPT = ("PIP_", "OMP_", "LANG", "EDGEMEM_NATIVE")
-STAYS_UP = {"edgemem serve": "listening", "python examples/mqtt.py": "Streams"}
+STAYS_UP = {"edgemem serve": "listening", "python examples/mqtt.py": "Streams", "python -m http.server": "Serving"}
 """Commands that do not end, and what they print when they are ready."""
 BROKER = ("/usr/sbin/mosquitto", "-p", "1883")
 STAND_INS = {
@@ -59,7 +59,7 @@ class Machine:
     """A user's machine in a folder: checkout, home, virtual environment."""
 
     folder: Path
-    servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    servers: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -109,14 +109,18 @@ class Machine:
         subprocess.run(["cp", "--archive", "--link", self.folder / "base", self.folder / "venv"], check=True)
         write_files(page, self.folder)
         if page.name == "fleet.md":
-            self.servers.append(subprocess.Popen(BROKER, stderr=subprocess.DEVNULL, start_new_session=True))
+            self.servers["broker"] = subprocess.Popen(BROKER, stderr=subprocess.DEVNULL, start_new_session=True)
         try:
             yield
         finally:
-            for server in self.servers:
-                os.killpg(server.pid, signal.SIGTERM)
-                server.wait(30)
-            self.servers.clear()
+            for name in list(self.servers):
+                self._stop(name)
+
+    def _stop(self, name: str) -> None:
+        server = self.servers.pop(name, None)
+        if server is not None and server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(30)
 
     def run(self, block: Block) -> Outcome:
         """Run a block. Its commands are one script, which ends at the first that fails."""
@@ -151,7 +155,9 @@ class Machine:
         return ""
 
     def _stays_up(self, command: str, ready: str) -> str:
-        log = self.folder / f"server-{len(self.servers)}.log"
+        name = next(start for start in STAYS_UP if command.startswith(start))
+        self._stop(name)  # its port is free then
+        log = self.folder / "server.log"
         with open(log, "wb") as out:
             server = subprocess.Popen(
                 ["bash", "-c", f"exec {command}"],
@@ -162,10 +168,9 @@ class Machine:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.servers.append(server)
+        self.servers[name] = server
         for _ in range(600):
             if server.poll() is not None:
-                self.servers.pop()
                 return f"exit code {server.returncode}\n{log.read_text(errors='replace')[-3000:]}"
             if ready in log.read_text(errors="replace"):
                 return ""

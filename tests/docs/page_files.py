@@ -149,7 +149,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "own-model.md": ("samples.csv",),
     "precision.md": ("demo/text", "held-out.txt"),
     "run.md": ("demo/bundle", "chat:bundle", "messages.txt", *MOTION),
-    "serve.md": SENTENCES,
+    "serve.md": (*SENTENCES, "demo/bundle:bundle"),
 }
 """What a page names before it makes it: ``NAME``, or ``NAME:PATH`` where the page calls it otherwise."""
 

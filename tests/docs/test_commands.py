@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -44,8 +45,8 @@ def test_a_block_is_a_script(page: Path, block: Block):
 def test_the_options_of_a_command_that_cannot_run_here_exist(page: Path, block: Block):
     """Those of edgemem are parsed in test_docs.py; programs that are not installed here cannot be asked."""
     for command in block.commands:
-        program = command.removeprefix("sudo ").split()[0]
-        options = re.findall(r"(?<=\s)--[a-z][a-z-]*", command)
+        program, *words = shlex.split(command.removeprefix("sudo "), comments=True)
+        options = [word.partition("=")[0] for word in words if word.startswith("--")]
         if program == "edgemem" or not options or shutil.which(program) is None:
             continue
         done = subprocess.run([program, "--help"], capture_output=True, text=True)
