@@ -70,6 +70,10 @@ class Bundle:
     digest: str | None = None
     _hashed: dict[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        size = sum(size for _, size in self.manifest.files.values())
+        return f"Bundle({str(self.path)!r}: {self.manifest.source.name or 'unnamed'}, {size / 2**20:.1f} MiB)"
+
     @property
     def contract(self) -> Contract:
         """The state contract."""

@@ -40,6 +40,10 @@ class Session:
         self._closed = False
         self._streams: weakref.WeakSet[Stream | Pool] = weakref.WeakSet()
 
+    def __repr__(self) -> str:
+        model = str(self._bundle.path) if self._bundle else "a live module"
+        return f"Session({model!r}, {self.runtime} on {self.device}{', closed' if self._closed else ''})"
+
     @property
     def runtime(self) -> str:
         """Name of the runtime."""

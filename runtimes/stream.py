@@ -70,7 +70,9 @@ class Stream(Exclusive):
             (self._plain or ends is not None) and self.memory.on_host and not self._decodes and not lane.arena.growing
         )
 
-    # What a user calls.
+    def __repr__(self) -> str:
+        where = self.position if self.batch == 1 else self._positions.tolist()
+        return f"Stream(batch={self.batch}, position={where}, {self._session!r})"
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -317,8 +319,6 @@ class Stream(Exclusive):
         self._lane.install(checked_states(self._contract, state, where, self._guard), where)
         self._buffers.reset(None)
         self._lane.changed()
-
-    # How it is done.
 
     def _parts(self, note: str = "") -> Parts:
         return Parts(self.state(), self.positions, self._buffers.copy(), note)

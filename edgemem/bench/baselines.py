@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import edgemem
 from edgemem.bench.loop import Inputs, Loop, new_stream
-from edgemem.bench.measure import Contender
+from edgemem.bench.measure import Contender, Progress, silent
 from edgemem.bench.numpy_loop import NumpyLoop
 from edgemem.bench.positions import sweep_contenders
 from edgemem.bench.rewritten import bounded_rings, growing_contract, sealed, with_whole_past
@@ -70,7 +70,9 @@ class Ready:
     contract: Contract | None = None
 
 
-def prepare(session: Session, threads: int | None, folder: Path, stack: contextlib.ExitStack) -> list[Ready | Skipped]:
+def prepare(
+    session: Session, threads: int | None, folder: Path, stack: contextlib.ExitStack, progress: Progress = silent
+) -> list[Ready | Skipped]:
     """The baselines of a session, ready or skipped.
 
     Args:
@@ -78,12 +80,19 @@ def prepare(session: Session, threads: int | None, folder: Path, stack: contextl
         threads: Its threads.
         folder: Where bundles may be written during the comparison.
         stack: Closes what is opened here.
+        progress: Called before and after each of them.
     """
-    return [
-        _numpy_loop(session, threads, folder),
-        _torch(session, threads, stack),
-        _growing(session, threads, folder, stack),
-    ]
+    makers: tuple[tuple[str, Callable[[], Ready | Skipped]], ...] = (
+        ("numpy loop", lambda: _numpy_loop(session, threads, folder)),
+        ("torch", lambda: _torch(session, threads, stack)),
+        ("growing KV cache", lambda: _growing(session, threads, folder, stack)),
+    )
+    prepared = []
+    for name, make in makers:
+        progress(f"preparing: {name}", 0, 1)
+        prepared.append(make())
+        progress(f"preparing: {name}", 1, 1)
+    return prepared
 
 
 def too_large(needed_bytes: int) -> str | None:

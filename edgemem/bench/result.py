@@ -121,6 +121,9 @@ class BenchResult:
     format: str = FORMAT
     version: int = VERSION
 
+    def __repr__(self) -> str:
+        return f"BenchResult({self.subject.name}: {self.headline()})"
+
     def get(self, kind: type[S]) -> S | None:
         """A section; ``None`` if it was not measured."""
         found = self.outcomes.get(kind)

@@ -44,14 +44,14 @@ def measure_rounds(run: Run) -> Rounds:
     prepared: list[Ready | Skipped] = []
     floor: FloorReady | Skipped | None = None
     if options.baselines:
-        run.progress("preparing the baselines", 0, 1)
         folder = Path(run.stack.enter_context(tempfile.TemporaryDirectory(prefix="edgemem-bench-")))
-        prepared = baselines.prepare(session, options.threads, folder, run.stack)
+        prepared = baselines.prepare(session, options.threads, folder, run.stack, run.progress)
+        run.progress("preparing: floor", 0, 1)
         if session.device == "cuda":
             floor = prepare_device_floor(session)
         else:
             floor = prepare_floor(session.bundle, options.threads, run.stack)
-        run.progress("preparing the baselines", 1, 1)
+        run.progress("preparing: floor", 1, 1)
     loop = Loop(new_stream(session), contract)
     contenders = sweep_contenders(EDGEMEM, loop, contract, positions, steps_to_fill(contract))
     contenders += [c for baseline in prepared if isinstance(baseline, Ready) for c in baseline.contenders]

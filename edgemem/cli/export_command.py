@@ -77,7 +77,10 @@ def export(
     from edgemem.runtimes.recorded import write_recording
 
     errors = console(stderr=True)
-    loaded = load_source(source, **asdict(transformers))
+    with checking(errors) as (announce, _):
+        if errors.is_terminal:
+            announce(f"loading {source}")
+        loaded = load_source(source, **asdict(transformers))
     if loaded.has_random_weights:
         warning = " a configuration has no weights. Good for measuring, not for using."
         errors.print(headed("Random weights:", warning, "yellow"))

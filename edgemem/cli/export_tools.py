@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from edgemem.console import headed, print_table
 from edgemem.errors import MissingDependencyError
 from edgemem.extras import how_to_install
+from edgemem.overrides import override
 from edgemem.wording import counted
 
 
@@ -34,25 +36,39 @@ def needs_export_packages(*packages: str) -> None:
         )
 
 
+class _Bar(BarColumn):
+    """A bar for what has an end that is known; a stage without one has a spinner and the time that it takes."""
+
+    @override
+    def render(self, task: Task) -> Any:
+        return Text() if task.total is None else super().render(task)
+
+
+class _Count(MofNCompleteColumn):
+    @override
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
+
+
 @contextlib.contextmanager
 def checking(on: Console) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
-    """Show the current stage, and a bar for each phase of a check; outside a terminal only the stages."""
+    """Show the current stage with its time, and a bar for each phase of a check; outside a terminal only the stages."""
     bars = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
+        _Bar(),
+        _Count(),
         TimeElapsedColumn(),
         console=on,
         transient=True,
         disable=not on.is_terminal,
     )
     with bars:
-        stage = bars.add_task("", total=None)
+        stage = bars.add_task("", total=None, visible=False)
         tasks: dict[str, Any] = {}
 
         def announce(message: str) -> None:
-            bars.update(stage, description=message)
+            bars.reset(stage, description=message, visible=True)
             if not on.is_terminal:
                 on.print(message)
 

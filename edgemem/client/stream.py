@@ -40,6 +40,9 @@ class RemoteStream:
         self._snapshot: bytes | None = None
         self._snapshot = self._until_connected(lambda link: link.resume())
 
+    def __repr__(self) -> str:
+        return f"RemoteStream(calls={self.calls}, resumed={self.resumed}{', closed' if self._closed else ''})"
+
     def step(self, x: Any) -> Any:
         """Advance by one step.
 

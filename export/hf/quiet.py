@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,15 +11,14 @@ from typing import Any
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings about missing GPU kernels, which do not matter here, and progress bars outside a terminal."""
+    """Silence progress bars, and warnings about missing GPU kernels, which do not matter here."""
     from transformers.utils import logging as transformers_logging
 
     bars: Any = transformers_logging
     logger = logging.getLogger("transformers")
     level, with_bars = logger.level, bars.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
-    if not sys.stderr.isatty():
-        bars.disable_progress_bar()
+    bars.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -86,6 +86,9 @@ class Pool:
         self._thread = threading.Thread(target=self._run, name="edgemem-pool", daemon=True)
         self._thread.start()
 
+    def __repr__(self) -> str:
+        return f"Pool({self._stats.slots} slots, {self.session!r})"
+
     # What a user calls.
 
     @property

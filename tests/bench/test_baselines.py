@@ -56,6 +56,7 @@ def test_a_hugging_face_model_has_a_growing_cache_with_the_bytes_of_its_position
         growing.contenders[-1].step()
 
 
+@pytest.mark.skipif(native.library() is None, reason=native.why())
 def test_a_hugging_face_model_whose_layers_bound_themselves_has_no_growing_cache(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         found = prepared(write_attention(tmp_path / "bundle"), tmp_path, stack)
