@@ -85,7 +85,7 @@ def test_other_weights_are_named_and_nothing_is_lost_in_silence(tmp_path: Path) 
     with running([folders[0]], state_dir=states) as server, server.connect("/x") as connection:
         connection.recv(10)
         ask(connection, x=3)
-    with pytest.raises(EdgememError, match="the states of 1 streams of other weights"):
+    with pytest.raises(EdgememError, match="states of 1 stream of other weights"):
         Host([folders[1]], ServeOptions(state_dir=states))
     with running([folders[1]], state_dir=states, other_states="keep"):
         assert len(state_files(states)) == 1
