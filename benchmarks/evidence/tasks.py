@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import sensor
-from recordings import RATE_HZ, load_signals
+from recordings import RATE_HZ, Signals, load_signals
 from text import load_text
 
 from edgemem.overrides import override
@@ -251,13 +251,13 @@ class Sensor(Task):
 
     @override
     def exams(self) -> list[Exam]:
-        signals = load_signals()
+        signals = _signals()
         return [self._exam("same person, later", signals.later), self._exam("another person", signals.other)]
 
     @staticmethod
     def _split() -> tuple[Tensor, Tensor]:
         """What is trained on, and what a learning rate is chosen by."""
-        signal = load_signals().train
+        signal = _signals().train
         cut = round(0.85 * len(signal))
         return signal[:cut], signal[cut:]
 
@@ -282,6 +282,11 @@ def _generator(seed: int) -> Generator:
 @cache
 def _text() -> Batch:
     return load_text()
+
+
+@cache
+def _signals() -> Signals:
+    return load_signals()
 
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Recall, Text, Sensor, Copying)}
