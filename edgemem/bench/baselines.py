@@ -213,7 +213,7 @@ def _require_agreement(session: Session, step: Callable[[Any], Any]) -> None:
 def _require_twins(session: Session) -> None:
     """Refuse a bundle that torch cannot run."""
     if not is_decoder(session.bundle):
-        raise EdgememError("torch runs only decoders of edgemem, which the bundle has a configuration of")
+        raise EdgememError("torch runs only decoders of edgemem: the bundle has no configuration to build one from")
     _require_memory(session)
 
 
