@@ -30,7 +30,7 @@ def in_torch(model: nn.Module, exams: list[Exam]) -> dict[str, float]:
             if exam.in_torch:
                 inputs, targets = exam.data
                 rows = max(1, _TOKENS_AT_ONCE // inputs.shape[1])
-                outputs = torch.cat([model(part)[0][:, -exam.asked :] for part in inputs.split(rows)])
+                outputs = torch.cat([model(part)[0][:, -exam.asked :] for part in torch.split(inputs, rows)])
                 scores[exam.name] = exam.mark(outputs, targets[:, -exam.asked :])
     return scores
 
