@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgemem.contract import Contract, InputSpec, StateSpec, TensorSpec, initial_state
 from edgemem.dtypes import numpy_dtype
@@ -277,6 +278,16 @@ class Arena:
         found = {state.name: self.past(state, self.side).place.rows(buffer) for state in self._fixed}
         found |= {name: growing.at(self.side, self.length).read_rows() for name, growing in self.growing.items()}
         return {state.name: found[state.name] for state in self._contract}
+
+    def read_rows(self, rows: NDArray[np.int64]) -> dict[str, Array]:
+        """The states of fixed size of those ``K`` rows by name, ``[K, *shape]``: arrays of the caller's."""
+        nbytes = self.layout.live_bytes[self.side]
+        if self.memory.on_host:
+            buffer: Array = self.block.host_buffer(0, nbytes)
+        else:
+            buffer = np.empty(nbytes, np.uint8)
+            self.block.download(0, buffer)
+        return {state.name: self.past(state, self.side).place.rows(buffer)[rows] for state in self._fixed}
 
     def write_state(self, values: Mapping[str, Array], length: int = 0) -> None:
         """Replace every state, ``[B, *shape]`` by name, growing ones at ``length`` entries. One copy for the others."""

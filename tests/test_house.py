@@ -56,7 +56,7 @@ EXPORTED = {
         *("Times", "UpdateRule", "difference", "initial_bytes", "initial_state"),
     ],
     "edgemem.runtimes": ["DEVICES", "Runtime", "Session", "Stream", "known_runtimes", "open"],
-    "edgemem.runtimes.pool": ["Outcome", "Pool", "PoolFutures", "PoolStats", "PoolStream"],
+    "edgemem.runtimes.pool": ["Outcome", "Pool", "PoolFutures", "PoolStats", "PoolStream", "parts_soon"],
     "edgemem.export": [
         *("CheckReport", "ExportOptions", "Source", "check", "discover", "export_bundle", "from_config", "from_module"),
         *("Upgrade", "growing_twin", "load_source", "sealed_twin", "source_of", "upgrade"),

@@ -206,7 +206,7 @@ class Host:
         """Save every stream and release the models."""
         self.stopping = True
         for model in self.models.values():
-            await model.hub.save_all()
+            await model.hub.save_all(last=True)
             await model.hub.settle()
         await asyncio.to_thread(self.workers.shutdown, cancel_futures=True)
         for model in self.models.values():

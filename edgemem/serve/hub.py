@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from edgemem.errors import EdgememError, PoolFullError, SnapshotError
 from edgemem.runtimes import Session
-from edgemem.runtimes.pool import Outcome, PoolStream
+from edgemem.runtimes.pool import Outcome, PoolStream, parts_soon
 from edgemem.runtimes.snapshot import Parts, pack
 from edgemem.serve.errors import RequestError
 from edgemem.serve.log import log
@@ -233,8 +233,11 @@ class Hub:
             stream, entry.stream = entry.stream, None
             await asyncio.wrap_future(stream.soon.close())
 
-    async def save_all(self) -> int:
-        """Save what has moved, many streams at once; how many could not be saved."""
+    async def save_all(self, *, last: bool = False) -> int:
+        """Save what has moved, many streams at once; how many could not be saved.
+
+        ``last``: with every call that waits for a stream. Otherwise these come with the next saving.
+        """
         failed = dict[str, Exception]()
         due = [entry for entry in self.entries.values() if entry.stream is not None]
         size = max(1, min(_TOGETHER, _TOGETHER_BYTES // max(1, self.pool.contract.state_bytes)))
@@ -245,7 +248,7 @@ class Hub:
                 async with contextlib.AsyncExitStack() as stack:
                     for entry in together:
                         await stack.enter_async_context(entry.lock)
-                    failed |= await self._write_down(together)
+                    failed |= await self._write_down(together, last)
         for name, error in failed.items():
             log("save_failed", stream=name, model=self.name, reason=str(error).splitlines()[0])
         return len(failed)
@@ -256,30 +259,37 @@ class Hub:
             for name, error in (await asyncio.to_thread(self.store.settle)).items():
                 log("save_failed", stream=name, model=self.name, reason=str(error))
 
-    async def _write_down(self, entries: Sequence[Entry]) -> dict[str, Exception]:
+    async def _write_down(self, entries: Sequence[Entry], last: bool = True) -> dict[str, Exception]:
         """Write the states of streams that have moved to disk, in a thread; which failed, and why.
 
         The caller holds their locks.
         """
         store = self.store
-        moved = [entry for entry in entries if entry.stream is not None and entry.stream.position != entry.saved]
+        live = [(entry, entry.stream) for entry in entries if entry.stream is not None]
+        moved = [(entry, stream) for entry, stream in live if stream.requests or stream.position != entry.saved]
         if store is None or not moved:
             return {}
-        taken = [(entry, _note(entry), entry.stream.soon.parts()) for entry in moved if entry.stream is not None]
+        notes = [_note(entry) for entry, _ in moved]
+        parts: list[Callable[[], Parts]]
+        if last:
+            parts = [stream.soon.parts().result for _, stream in moved]
+        else:
+            together = parts_soon([stream for _, stream in moved])
+            parts = [lambda: next(together.result())] * len(moved)
 
         def write() -> tuple[dict[str, Exception], dict[str, int]]:
             failed, states, positions = dict[str, Exception](), dict[str, bytes](), dict[str, int]()
-            for entry, note, future in taken:
+            for (entry, _), note, taken in zip(moved, notes, parts, strict=True):
                 try:
-                    parts = future.result()
-                    states[entry.name] = pack(self.session.fingerprint, self.pool.contract, replace(parts, note=note))
-                    positions[entry.name] = int(parts.positions[0])
+                    found = replace(taken(), note=note)
+                    states[entry.name] = pack(self.session.fingerprint, self.pool.contract, found)
+                    positions[entry.name] = int(found.positions[0])
                 except EdgememError as error:
                     failed[entry.name] = error
             return {**failed, **store.write(states)}, positions
 
         failed, positions = await asyncio.to_thread(write)
-        for entry in moved:
+        for entry, _ in moved:
             if entry.name not in failed:
                 entry.saved = positions[entry.name]
         return failed

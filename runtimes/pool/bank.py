@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ from edgemem.runtimes.lane import Lane
 from edgemem.runtimes.memory import Array
 from edgemem.runtimes.on_nan import NanPolicy, OnNan, finite_items
 from edgemem.runtimes.pool.windows import Windows
+from edgemem.runtimes.snapshot import Parts
 
 if TYPE_CHECKING:
     from edgemem.runtimes.session import Session
@@ -100,6 +101,20 @@ class Bank:
         """Copy a row to the guest."""
         self.guest._lane.copy([(self._lane, [row])])
         self.guest._buffers.forget_held([name for name, given in self._given.items() if not given[row]])
+
+    def parts(self, rows: Rows) -> Iterator[Parts]:
+        """What snapshots of those rows hold, as they are now; the iterator needs no turn of the pool."""
+        state, positions = self._lane.arena.read_rows(rows), self.positions[rows]
+        buffers = {name: array[rows] for name, array in self._lane.buffers.arrays.items()}
+        given = {HELD + name: given[rows] for name, given in self._given.items()}
+        return (
+            Parts(
+                {name: array[[at]] for name, array in state.items()},
+                positions[[at]],
+                {name: array[[at]] for name, array in buffers.items() if name not in given or given[name][at]},
+            )
+            for at in range(len(rows))
+        )
 
     def take_back(self, row: int) -> None:
         """Copy the guest to a row."""

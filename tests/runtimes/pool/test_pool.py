@@ -17,7 +17,7 @@ from edgemem.bundle import Bundle
 from edgemem.contract import Stft
 from edgemem.errors import EdgememError, InputError, NonFiniteError, PoolFullError, QueueFullError, SnapshotError
 from edgemem.runtimes import Session, Stream
-from edgemem.runtimes.pool import Pool, PoolStream
+from edgemem.runtimes.pool import Pool, PoolStream, parts_soon
 from tests.runtimes import tiny
 from tests.runtimes.test_front_ends import framed_session, spectral_session
 from tests.runtimes.test_rates import two_tensor_model
@@ -96,6 +96,9 @@ class Both:
             index = self.pick()
             pooled, lone = self.pairs[index]
             parked = pooled.snapshot()
+            together = self.pool.wait(parts_soon([stream for stream, _ in self.pairs]))
+            for (stream, alone), parts in zip(self.pairs, together, strict=True):
+                self.wrong += self.exact and stream.pack(parts) != alone.snapshot()
             self.wrong += self.exact and parked != lone.snapshot()
             pooled.close()
             self.pairs[index] = (self.pool.open(restore=parked), lone)
