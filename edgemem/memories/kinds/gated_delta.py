@@ -66,9 +66,7 @@ class GatedDelta(MatrixMemory):
         q, k = _unit(chunk.q_scaled.float()).reshape(grouped), _unit(k)  # q [B, H, G, T, D]
         matrix = None if past is None else past["matrix"]
         reads, writes = [], []
-        size = chunk.clock.time if torch.compiler.is_exporting() else self.max_chunk
-        for at in range(0, chunk.clock.time, size):
-            part = slice(at, at + size)
+        for part in self._parts(chunk.clock.time):
             read, write, matrix = self._part(
                 chunk,
                 q[:, :, :, part].flatten(2, 3),
@@ -85,14 +83,20 @@ class GatedDelta(MatrixMemory):
         assert matrix is not None
         return torch.cat(reads, dim=3).flatten(2, 3).to(chunk.q.dtype), {"matrix": matrix}
 
+    def _parts(self, time: int) -> list[slice]:
+        """The parts of a call of so many steps. A graph has one: its number of steps is no number yet."""
+        if torch.compiler.is_exporting():
+            return [slice(None)]
+        return [slice(at, min(at + self.max_chunk, time)) for at in range(0, time, self.max_chunk)]
+
     def _part(
         self, chunk: Chunk, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, beta: Tensor, matrix: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The reads, the writes ``u`` and the new matrix of some consecutive steps."""
-        time = k.shape[2]
-        ones, offsets = chunk.clock.causal_ones()[:time, :time], chunk.clock.offsets[:time]
+        first = slice(None) if torch.compiler.is_exporting() else slice(k.shape[2])
+        ones, offsets = chunk.clock.causal_ones()[first, first], chunk.clock.offsets[first]
         within, carried = decay_matrix(ones, log_a)  # [B, H, T, T], [B, H, T, 1]
-        earlier = ones - torch.eye(time, device=k.device)
+        earlier = ones - torch.eye(k.shape[2], device=k.device)
         a = beta * within * earlier * (k @ k.transpose(-1, -2))
         right = beta * v
         shares = chunk.rows(within) * (q @ k.transpose(-1, -2))  # [B, H, R, T]
