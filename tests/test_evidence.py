@@ -62,7 +62,7 @@ def test_the_calibration_is_the_median_time_of_one_product():
     assert calibrate(lambda: next(ticks), rounds=3) == pytest.approx(10.0)
 
 
-def test_more_is_better_for_recall_only_and_chance_is_a_failure():
+def test_more_is_better_for_recall_and_chance_is_a_failure():
     assert TASKS["recall"].failed(1 / 32)
     assert not TASKS["recall"].failed(0.2)
     assert TASKS["text"].failed(8.0)

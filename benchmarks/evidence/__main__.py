@@ -4,6 +4,7 @@
 
     PYTHONPATH=benchmarks python -m evidence --workers 2           # all that is left; may be killed at any moment
     PYTHONPATH=benchmarks python -m evidence --row window --bytes 16K --task recall   # one cell, in minutes
+    PYTHONPATH=benchmarks python -m evidence --gates                       # whether the ceiling and the floor are right
 
 Each finished run is one JSON file in ``benchmarks/evidence/results``. A run whose file is there is not run again.
 """
@@ -22,7 +23,9 @@ from pathlib import Path
 import click
 import torch
 
-from evidence.merge import name_machine
+from edgemem.evidence import Evidence
+from evidence.gates import gates
+from evidence.merge import merged, name_machine
 from evidence.plan import MAIN_BUDGETS, OTHER_BUDGETS, Cell, Work, cells, counts, left
 from evidence.rows import KIB, ROWS
 from evidence.runs import RESULTS, perform, score_bundle, work_folder
@@ -68,23 +71,33 @@ def next_work(folder: Path, chosen: list[Cell]) -> Iterator[Work]:
             return
 
 
+def _say_plan(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        done, there = counts(context.params["results"])
+        click.echo(f"{done} of {there} trainings are done.")
+        context.exit()
+
+
+def _say_gates(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        found = gates(Evidence.from_json(merged(context.params["results"])))
+        for gate in found:
+            click.echo(f"{gate.what}: {gate.found or '-'}: {gate.verdict.strip('*')}")
+        context.exit(not all(gate.holds for gate in found))
+
+
 @click.command(context_settings={"show_default": True})
 @click.option("--row", type=click.Choice(list(ROWS)), help="Only this row, with --bytes and --task.")
 @click.option("--bytes", "size", type=click.Choice(_SIZES), default=_SIZES[1], help="Bytes of a stream's state.")
 @click.option("--task", type=click.Choice(list(TASKS)), help="Only this task; with --row, recall if not given.")
-@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, help="Folder of the results.")
+@click.option("--results", type=click.Path(path_type=Path), default=RESULTS, is_eager=True, help="Their folder.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes, each with one thread.")
 @click.option("--steps", type=click.IntRange(min=1), help="Fewer training steps, to try the harness.")
-@click.option("--plan", is_flag=True, help="Only say how much is done.")
-def main(
-    row: str | None, size: str, task: str | None, results: Path, workers: int, steps: int | None, plan: bool
-) -> None:
+@click.option("--plan", is_flag=True, callback=_say_plan, expose_value=False, help="Only say how much is done.")
+@click.option("--gates", is_flag=True, callback=_say_gates, expose_value=False, help="Only check the harness.")
+def main(row: str | None, size: str, task: str | None, results: Path, workers: int, steps: int | None) -> None:
     """Train, export and score what is left of the plan."""
     results.mkdir(parents=True, exist_ok=True)
-    if plan:
-        done, there = counts(results)
-        click.echo(f"{done} of {there} trainings are done.")
-        return
     others = [
         subprocess.Popen([sys.executable, "-m", "evidence", *sys.argv[1:], "--workers", "1"])
         for _ in range(workers - 1)

@@ -7,7 +7,10 @@ from torch import Generator, Tensor
 
 KEYS, VALUES, NOISES = 128, 32, 15
 _VALUE, _NOISE, _ASK = KEYS, KEYS + VALUES, KEYS + VALUES + NOISES
-VOCABULARY = _ASK + 1
+_ANSWER = _ASK + 1
+"""Values are answered with tokens of their own. Where they are the tokens that were read, full attention learned too
+slowly: input and output share their embedding."""
+VOCABULARY = _ANSWER + VALUES
 SILENT = -100
 PAIRS = 8
 """Pairs of a sequence of :func:`recall`."""
@@ -18,18 +21,13 @@ Sequences = tuple[Tensor, Tensor]
 """Tokens and targets, int64 ``[B, T]`` each."""
 
 
-def mqar(pairs: int, batch: int, generator: Generator) -> Sequences:
-    """Multi-query associative recall (Arora et al. 2023): pairs, then every key again in another order.
+def recall(distance: int, batch: int, generator: Generator, pairs: int = PAIRS) -> Sequences:
+    """Multi-query associative recall (Arora et al. 2023): pairs, then noise, then every key again in another order.
 
-    ``k1 v1 k2 v2 … q1 q2 …``, at most :data:`KEYS` pairs, no key twice. At each query the value of its key is wanted.
+    ``k1 v1 k2 v2 … noise q1 q2 …``, at most :data:`KEYS` pairs, no key twice. At each query the value of its key is
+    wanted. The first query is ``distance`` steps after the last pair; at a distance of 1 there is no noise.
     """
     given, queries, values = _pairs(pairs, batch, generator)
-    return _ask_after(given, queries, values)
-
-
-def recall(distance: int, batch: int, generator: Generator) -> Sequences:
-    """The same with :data:`PAIRS` pairs, and noise: the first query is ``distance`` steps after the last pair."""
-    given, queries, values = _pairs(PAIRS, batch, generator)
     noise = _noise(batch, distance - 1, generator)
     return _ask_after(torch.cat([given, noise], dim=1), queries, values)
 
@@ -56,4 +54,4 @@ def _noise(batch: int, length: int, generator: Generator) -> Tensor:
 
 def _ask_after(given: Tensor, queries: Tensor, values: Tensor) -> Sequences:
     silent = torch.full_like(given, SILENT)
-    return torch.cat([given, queries], dim=1), torch.cat([silent, values], dim=1)
+    return torch.cat([given, queries], dim=1), torch.cat([silent, values - _VALUE + _ANSWER], dim=1)

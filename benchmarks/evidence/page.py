@@ -9,6 +9,7 @@ import click
 from edgemem.evidence import TASKS, Entry, Evidence, Mean, ceiling
 from edgemem.files import write_atomic
 from evidence import merge, pictures
+from evidence.gates import gates
 from evidence.plan import MAIN_BUDGETS, OTHER_BUDGETS, counts
 from evidence.rows import KIB
 from evidence.runs import RATES, RESULTS, SEEDS
@@ -19,15 +20,14 @@ BEGIN, END = "<!-- Written by `make evidence-page`: -->\n", "<!-- The end of wha
 _BUDGETS = sorted((*MAIN_BUDGETS, *OTHER_BUDGETS))
 _LISTED = 10
 _HEADS = {
-    "recall": ("MQAR, pairs: 8", "32", "128", "recall, steps: 64", "256", "1,024", "4,096"),
+    "recall": ("MQAR, pairs: 8", "32", "128"),
+    "distance": ("recall, steps back: 64", "256", "1,024", "4,096"),
     "copying": ("copying",),
     "text": ("bits per byte",),
     "sensor": ("same person, later", "another person"),
 }
 _COLUMNS = {
-    "recall": TASKS["recall"].columns,
-    "copying": ("copying",),
-    "text": ("bits per byte",),
+    **{name: task.columns for name, task in TASKS.items()},
     "sensor": ("same person, later", "another person"),
 }
 
@@ -39,7 +39,7 @@ def cell(mean: Mean, digits: int) -> str:
 
 def table(task: str, entries: list[Entry]) -> list[str]:
     """The rows of a task at one budget, the best first."""
-    digits = 2 if task in ("recall", "copying") else 3
+    digits = 2 if TASKS[task].unit == "answers right" else 3
     heads = ("memory", "turned", "state bytes", *_HEADS[task], "µs a step", "engine KiB", "seeds", "rate")
     lines = [f"| {' | '.join(heads)} |", f"| --- | --- |{' ---: |' * (len(heads) - 2)}"]
     sign = -1 if TASKS[task].more_is_better else 1
@@ -69,9 +69,15 @@ def section(evidence: Evidence) -> str:
         f"interval over the seeds (Student's t; {len(SEEDS)} seeds make it wide). Each row has the best of the "
         f"learning rates {', '.join(f'{rate:g}' for rate in RATES)}, chosen by validation data.",
         "",
+        "### Is the harness right?",
+        "",
+        "| what must hold | found | |",
+        "| --- | --- | --- |",
+        *(f"| {gate.what} | {gate.found} | {gate.verdict} |" for gate in gates(evidence)),
+        "",
     ]
     for task, about in TASKS.items():
-        lines += [f"### {task.capitalize()}", "", f"{about.what.capitalize()}: {about.unit}.", ""]
+        lines += [f"### {task.capitalize()}", "", f"{about.what[0].upper()}{about.what[1:]}: {about.unit}.", ""]
         for budget in _BUDGETS:
             entries = [entry for entry in evidence.entries[task] if entry.budget == budget]
             if entries:

@@ -50,7 +50,7 @@ def distance(evidence: Evidence, figure: Figure) -> None:
     """Recall against the steps since, a panel for each budget that all rows have."""
     budgets = [16 * 1024, 64 * 1024]
     for axes, budget in zip(figure.subplots(1, len(budgets), sharey=True), budgets, strict=True):
-        chosen = [entry for entry in evidence.entries["recall"] if entry.budget in (0, budget)]
+        chosen = [entry for entry in evidence.entries["distance"] if entry.budget in (0, budget)]
         for entry in chosen:
             means = [entry.mean(f"recall-{steps}") for steps in DISTANCES]
             axes.errorbar(
@@ -85,7 +85,7 @@ def time(evidence: Evidence, figure: Figure) -> None:
 
 def write(evidence: Evidence, folder: Path) -> None:
     """Write the pictures as SVG files."""
-    for draw, width, height in ((quality, 15, 4.6), (distance, 9, 4.6), (time, 7, 4.6)):
+    for draw, width, height in ((quality, 18, 4.6), (distance, 9, 4.6), (time, 7, 4.6)):
         with rc_context(_STYLE):
             figure = Figure(figsize=(width, height), layout="constrained")
             draw(evidence, figure)

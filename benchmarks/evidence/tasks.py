@@ -21,10 +21,13 @@ import sensor
 from recordings import RATE_HZ, Signals, load_signals
 from text import load_text
 
+from edgemem.evidence import PAIRS
 from edgemem.overrides import override
 from evidence import draws
 
 Batch = tuple[Tensor, Tensor]
+_EXAM_SEED = 3
+"""Of the sequences of recall's exams. No schedule was chosen on them."""
 
 
 @dataclass(frozen=True)
@@ -86,38 +89,36 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
     return float((outputs.argmax(dim=-1) == targets)[targets != draws.SILENT].float().mean())
 
 
-class Recall(Task):
-    """Associative recall with more and more pairs; once there are all, also recall after noise.
+class _Lookup(Task):
+    """Values of keys, made harder in stages, each of so many pairs asked for so many steps after the last of them.
 
-    The most pairs are doubled when nine of ten answers are right, and at the latest after a share of the steps, for
-    every memory alike.
+    The next stage comes when nine of ten answers are right, and at the latest after a share of the steps, for every
+    memory alike. Half of the steps draw the stage itself, the others something easier.
     """
 
-    name = "recall"
-    steps = 800
     ends: ClassVar[dict[str, Any]] = {"vocab_size": draws.VOCABULARY}
     metric = "accuracy"
     more_is_better = True
-    STAGES = (4, 8, 16, 32, 64, 128)
-    _TOKENS = 2048
-    _LONGEST = 192
-    _FIRST_SHARE, _SHARE = 0.25, 0.08
+    STAGES: ClassVar[tuple[tuple[int, int], ...]]
+    _TOKENS = 1024
+    _FIRST_SHARE, _SHARE = 0.4, 0.08
     _MASTERED = 0.9
 
     def __init__(self, steps: int | None = None) -> None:
         super().__init__(steps)
         self._stage, self._since, self._right, self._counts = 0, 0, 0.0, False
 
+    @staticmethod
+    @abstractmethod
+    def easier(pairs: int, distance: int, share: float) -> tuple[int, int]:
+        """Pairs and distance of an easier draw; a ``share`` of 1 is the stage itself."""
+
     @override
     def draw(self, generator: Generator) -> Batch:
         chance, share = torch.rand(2, generator=generator).tolist()
-        most, self._counts = self.STAGES[self._stage], False
-        if most == self.STAGES[-1] and chance < 0.3:
-            distance = round(2 * (self._LONGEST / 2) ** share)
-            return draws.recall(distance, self._TOKENS // (3 * draws.PAIRS + distance), generator)
-        self._counts = chance > 0.6
-        pairs = most if self._counts else round(2 * (most / 2) ** share)
-        return draws.mqar(pairs, max(1, self._TOKENS // (3 * pairs)), generator)
+        self._counts = chance > 0.5
+        pairs, distance = self.easier(*self.STAGES[self._stage], 1.0 if self._counts else share)
+        return draws.recall(distance, max(1, self._TOKENS // (3 * pairs + distance - 1)), generator, pairs)
 
     @override
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -129,26 +130,58 @@ class Recall(Task):
             self._stage, self._since, self._right = self._stage + 1, 0, 0.0
         return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=draws.SILENT)
 
+
+class Recall(_Lookup):
+    """Multi-query associative recall of more and more pairs."""
+
+    name = "recall"
+    steps = 1000
+    STAGES = tuple((pairs, 1) for pairs in (4, 8, 16, 32, 64, 128))
+
+    @override
+    @staticmethod
+    def easier(pairs: int, distance: int, share: float) -> tuple[int, int]:
+        return round(2 + (pairs - 2) * share), distance
+
     @override
     def validation(self) -> list[Exam]:
-        return [*self._pairs((8, 32, 128), 1, 32), *self._distances((64,), 1, 32)]
+        return self._exams(1, 32)
 
     @override
     def exams(self) -> list[Exam]:
-        return [
-            *self._pairs((8, 32, 128), 2, 64),
-            *self._distances((64, 256, 1024), 2, 64),
-            *self._distances((4096,), 2, 32),
-        ]
+        return self._exams(_EXAM_SEED, 64)
 
-    def _pairs(self, sizes: tuple[int, ...], seed: int, batch: int) -> list[Exam]:
-        return [Exam(f"mqar-{n}", draws.mqar(n, batch, _generator(seed)), n, accuracy) for n in sizes]
+    @staticmethod
+    def _exams(seed: int, batch: int) -> list[Exam]:
+        return [Exam(f"mqar-{n}", draws.recall(1, batch, _generator(seed), n), n, accuracy) for n in PAIRS]
 
-    def _distances(self, steps: tuple[int, ...], seed: int, batch: int) -> list[Exam]:
-        return [
-            Exam(f"recall-{d}", draws.recall(d, batch, _generator(seed)), draws.PAIRS, accuracy, d <= 1024)
-            for d in steps
-        ]
+
+class Distance(_Lookup):
+    """Recall of a few pairs after more and more noise."""
+
+    name = "distance"
+    steps = 1000
+    STAGES = ((4, 1), (draws.PAIRS, 1), *((draws.PAIRS, steps) for steps in (8, 32, 96, 288)))
+    SEQUENCES: ClassVar[dict[int, int]] = {64: 64, 256: 64, 1024: 64, 4096: 32}
+    """Of each exam, by its distance."""
+
+    @override
+    @staticmethod
+    def easier(pairs: int, distance: int, share: float) -> tuple[int, int]:
+        return pairs, round(distance**share)
+
+    @override
+    def validation(self) -> list[Exam]:
+        return [self._exam(steps, 1, 32) for steps in (64, 256)]
+
+    @override
+    def exams(self) -> list[Exam]:
+        return [self._exam(steps, _EXAM_SEED, batch) for steps, batch in self.SEQUENCES.items()]
+
+    @staticmethod
+    def _exam(steps: int, seed: int, batch: int) -> Exam:
+        data = draws.recall(steps, batch, _generator(seed))
+        return Exam(f"recall-{steps}", data, draws.PAIRS, accuracy, in_torch=steps <= 1024)
 
 
 class Copying(Task):
@@ -289,4 +322,4 @@ def _signals() -> Signals:
     return load_signals()
 
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Recall, Text, Sensor, Copying)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Recall, Distance, Text, Sensor, Copying)}

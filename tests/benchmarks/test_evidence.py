@@ -14,7 +14,7 @@ from tests.benchmarks.conftest import FOLDER
 
 sys.path.insert(0, str(FOLDER))
 
-from evidence import draws, merge, page, plan, rows, runs, tasks
+from evidence import draws, gates, merge, page, plan, rows, runs, tasks
 from evidence.__main__ import claimed
 
 BUDGETS = (*plan.MAIN_BUDGETS, *plan.OTHER_BUDGETS)
@@ -41,13 +41,18 @@ def test_the_plan_has_enough_rows_of_every_task_and_starts_with_the_ceiling_and_
     assert [cell.row for cell in cells[:2]] == ["full", "window"]
 
 
+def answer(value):
+    """The token that answers a value."""
+    return value - draws.KEYS + draws.VOCABULARY - draws.VALUES
+
+
 def test_a_query_asks_for_the_value_that_its_key_was_given_with():
-    for tokens, targets in (draws.mqar(12, 5, _seeded()), draws.recall(30, 5, _seeded())):
+    for tokens, targets in (draws.recall(1, 5, _seeded(), 12), draws.recall(30, 5, _seeded(), 12)):
         for sequence, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
             given = dict(zip(sequence[:24:2], sequence[1:24:2], strict=False))
             asked = [at for at, target in enumerate(wanted) if target != draws.SILENT]
             assert asked == list(range(len(sequence) - len(asked), len(sequence)))
-            assert all(given[sequence[at]] == wanted[at] for at in asked)
+            assert all(answer(given[sequence[at]]) == wanted[at] for at in asked)
 
 
 def test_the_first_query_stands_so_many_steps_after_the_last_pair():
@@ -61,13 +66,14 @@ def test_copying_asks_for_the_values_in_their_order():
     for sequence, wanted in zip(tokens, targets, strict=True):
         given = sequence[: draws.SCATTERED]
         values = given[(given >= draws.KEYS) & (given < draws.KEYS + draws.VALUES)]
-        assert values.tolist() == wanted[-draws.COPIED :].tolist()
+        assert answer(values).tolist() == wanted[-draws.COPIED :].tolist()
 
 
-def test_more_pairs_are_asked_for_once_nine_of_ten_answers_are_right_and_at_the_latest_after_a_share_of_the_steps():
-    def stages(right: bool) -> list[int]:
-        task, generator, seen = tasks.Recall(300), _seeded(), []
-        for _ in range(105):
+@pytest.mark.parametrize("kind", [tasks.Recall, tasks.Distance])
+def test_a_stage_ends_once_nine_of_ten_answers_are_right_and_at_the_latest_after_a_share_of_the_steps(kind):
+    def stages(right: bool) -> list[tuple[int, int]]:
+        task, generator, seen = kind(300), _seeded(), []
+        for _ in range(150):
             _, targets = task.draw(generator)
             outputs = torch.nn.functional.one_hot(targets.clamp(min=0) if right else 0 * targets, draws.VOCABULARY)
             task.loss(10.0 * outputs, targets)
@@ -75,9 +81,10 @@ def test_more_pairs_are_asked_for_once_nine_of_ten_answers_are_right_and_at_the_
         return seen
 
     slow, fast = stages(right=False), stages(right=True)
-    assert slow.index(8) == 75
-    assert slow.index(16) == 75 + 25
-    assert fast.index(8) < 40
+    second, third = kind.STAGES[1:3]
+    assert slow.index(second) == 120
+    assert slow.index(third) == 120 + 25
+    assert fast.index(second) < 40
 
 
 @pytest.mark.long
@@ -115,6 +122,47 @@ def test_a_rate_that_diverged_is_not_the_best(tmp_path):
     for run, validation in zip(cell.sweep(), (math.nan, 0.2, 0.1), strict=True):
         fake(tmp_path, run, validation=validation)
     assert cell.best_rate(tmp_path) == cell.sweep()[1].rate
+
+
+def scored(row, window, scores):
+    memory = [{"type": "window", "window": window}]
+    return library.Entry(row, row, f"window {window}", 0, 0, memory, 3e-3, (3e-3,), scores, 9.0, 9.0, 9)
+
+
+def gated(full, window):
+    """The gates for the full cache's scores, and for those of a window of 33 pairs (it reaches 64 steps back)."""
+    steps = dict(zip(library.DISTANCES, window, strict=True))
+    entries = {
+        "recall": [scored("full", 0, {"mqar-32": [full]})],
+        "distance": [
+            scored("full", 0, {"recall-64": [full]}),
+            scored("window", 33, {f"recall-{at}": [share] for at, share in steps.items()}),
+        ],
+    }
+    return gates.gates(library.Evidence(entries, {}, ""))
+
+
+def test_the_gates_hold_when_full_attention_recalls_and_a_window_is_at_chance_beyond_its_reach():
+    found = gated(0.995, (0.9, 0.03, 0.04, 0.02))
+    assert [gate.holds for gate in found] == [True] * 5
+    assert [int(gate.what.split()[-2].replace(",", "")) for gate in found[2:]] == [256, 1024, 4096]
+
+
+def test_a_gate_fails_for_a_ceiling_that_is_too_low_and_for_a_window_that_sees_too_far():
+    found = gated(0.98, (0.9, 0.03, 0.08, 0.02))
+    assert [gate.verdict.strip("*") for gate in found] == [*["does not hold"] * 2, "holds", "does not hold", "holds"]
+
+
+def test_without_results_no_gate_holds():
+    nothing = library.Evidence({task: [] for task in library.TASKS}, {}, "")
+    assert [(gate.holds, gate.verdict) for gate in gates.gates(nothing)] == [(False, "not run yet")] * 3
+
+
+def test_the_intervals_of_many_looks_are_wider_so_that_all_hold_together():
+    assert gates.interval(0.5, 100, 1) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    low, high = gates.interval(0.5, 100, 10)
+    assert low < 0.4
+    assert high > 0.6
 
 
 def test_work_that_another_process_does_is_passed_over(tmp_path):
