@@ -48,7 +48,7 @@ SINK_ROWS = ("full", *(f"sinks={sinks}" for sinks in SINKS))
 DISTILLED_ROWS = ("teacher", "before", "without summary", "after")
 _BATCH = 4
 _RESULTS = HERE / "sinks.json"
-_TRANSFER, _TUNE = 100, 200
+_TRANSFER, _TUNE = 100, 1000
 
 Array = NDArray[Any]
 Results = dict[str, dict[str, dict[str, float]]]

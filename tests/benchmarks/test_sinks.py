@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests import house
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "evidence"))
 
@@ -33,3 +36,13 @@ def test_the_tables_show_means_and_ranges_and_the_share_of_the_gap() -> None:
     assert "| 4 sinks, window 12 | 2.000" in sinks.sink_table(seeds)
     assert "| after | 2.150 (2.100 to 2.200) | 0.625 (0.500 to 0.750) |" in sinks.distilled_table(seeds)
     assert "| before | 2.400 (2.400 to 2.400) | 0.000 (0.000 to 0.000) |" in sinks.distilled_table(seeds)
+
+
+def test_the_page_shows_the_results() -> None:
+    seeds = list(json.loads((house.ROOT / "benchmarks/evidence/sinks.json").read_text()).values())
+    page = (house.ROOT / "docs/evidence.md").read_text()
+    assert len(seeds) == 3
+    for line in sinks.sink_table(seeds).splitlines()[2:]:
+        assert line.partition("window")[2] in page or line in page
+    for line in sinks.distilled_table(seeds).splitlines()[2:]:
+        assert f"| {line.split(' | ')[1]} |" in page
