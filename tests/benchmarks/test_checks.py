@@ -27,7 +27,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_every_figure_is_measured(checks: ModuleType, bundle: Bundle, tmp_path: Path) -> None:
-    alone = checks.alone(bundle, 7, 200, silent)
+    alone = checks.alone(bundle, "hold", 7, 200, silent)
     step = checks.whole_step(bundle, 7, silent)
     saves = checks.saving(bundle, tmp_path, 7, silent)
     assert 0 < alone.value < 50  # a loose bound: the figure itself is printed, not tested

@@ -13,7 +13,7 @@ import pytest
 
 from edgemem.export import export_bundle
 from edgemem.runtimes.trt.flavour import load_flavour
-from tests.export.test_memories_export import LISTS, SEALED
+from tests.export.test_memories_export import KINDS, SEALED
 from tests.shared import TracedDecoder
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx, the compiler that needs no GPU, is not installed")
@@ -46,9 +46,9 @@ def rtx():
 
 def test_the_table_has_a_row_for_every_memory():
     rows = compile_table.MEMORIES
-    assert {name: layers[0] for name, layers in rows.items() if not name.startswith("hybrid")} == LISTS
+    assert {name: layers[0] for name, layers in rows.items() if not name.startswith("hybrid")} == KINDS
     in_hybrids = {spec["type"] for name in (FIRST, SECOND) for layer in rows[name] for spec in layer}
-    assert in_hybrids == set(LISTS) - {"full"}  # a growing cache is a baseline, and stands alone
+    assert in_hybrids == set(KINDS) - {"full"}  # a growing cache is a baseline, and stands alone
 
 
 def test_the_table_holds_every_case_that_is_compiled_here():
@@ -62,15 +62,15 @@ def taken(bundle, rtx):
     assert found.plan_bytes > 0
 
 
-@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("name", KINDS)
 def test_every_memory_compiles(name, memory_bundle, rtx):
-    taken(memory_bundle(name, LISTS[name]), rtx)
+    taken(memory_bundle(name, KINDS[name]), rtx)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", SEALED)
 def test_sealed_graphs_compile(name, memory_bundle, rtx):
-    taken(memory_bundle(name, LISTS[name], heads=2, sealed=True), rtx)
+    taken(memory_bundle(name, KINDS[name], heads=2, sealed=True), rtx)
 
 
 @pytest.mark.parametrize("which", ["hybrid_bundle", "sealed_bundle"])
