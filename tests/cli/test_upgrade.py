@@ -42,7 +42,7 @@ def test_a_bundle_of_version_1_is_replaced_by_one_of_today(old, invoke):
     assert bundle.digest is not None
     assert json.loads((old / "manifest.json").read_text())["version"] == MANIFEST_FORMAT.versions[-1]
     assert bundle.contract.to_json()["version"] == 2
-    assert found["operators"]["GatedMlp"] > 0
+    assert found["operators"]["NormMatMul"] > 0
     recorded = np.load(OLD / "tokens.npz")
     for native_form in (False, True):
         with OrtSession(open_bundle(old), device="cpu", native=native_form) as session:
@@ -91,12 +91,12 @@ def test_a_native_form_that_no_longer_loads_is_made_again(old):
     manifest = upgrade(old).bundle.manifest
     model = onnx.load(old / "native.model.onnx", load_external_data=False)
     for node in model.graph.node:
-        node.op_type = node.op_type.replace("GatedMlp", "MlpOfOld")
+        node.op_type = node.op_type.replace("NormMatMul", "NormOfOld")
     onnx.save(model, old / "native.model.onnx")
     BundleWriter(old).finish(manifest)
     with edgemem.open(old, "onnxruntime", device="cpu") as session:
         assert session.engine.form.startswith("standard operators: ")
-    assert upgrade(old).operators["GatedMlp"] > 0
+    assert upgrade(old).operators["NormMatMul"] > 0
     with edgemem.open(old, "onnxruntime", device="cpu") as session:
         assert session.engine.form.startswith("native operators")
 
