@@ -1,7 +1,8 @@
 """Builds a target of the Dockerfile without Docker, in a folder: ``python -m boards.image cpu FOLDER``. Needs root.
 
 A base image is a fresh root of Debian with its Python, by mmdebstrap. The lines ``RUN`` run in it by chroot. ``run``
-starts a program in the result as ``docker run`` would.
+starts a program in the result as ``docker run`` would. ``IMAGE_FOLDERS`` names folders of packages, parted by colons, that
+pip's settings here refer to.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
 _PATH = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_BOUND = ("/opt/wheels", "/opt/pypi", "/opt/pypi-more")
-"""Folders of packages that pip's settings may name."""
+_BOUND = os.environ.get("IMAGE_FOLDERS", "").split(os.pathsep)
+"""Folders of packages that pip's settings name: the root sees them under the same paths."""
 
 
 @dataclass
