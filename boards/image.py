@@ -1,8 +1,8 @@
 """Builds a target of the Dockerfile without Docker, in a folder: ``python -m boards.image cpu FOLDER``. Needs root.
 
 A base image is a fresh root of Debian with its Python, by mmdebstrap. The lines ``RUN`` run in it by chroot. ``run``
-starts a program in the result as ``docker run`` would. ``IMAGE_FOLDERS`` names folders of packages, parted by colons, that
-pip's settings here refer to.
+starts a program in the result as ``docker run`` would. ``IMAGE_FOLDERS`` names folders of packages, parted by
+colons, that pip's settings here refer to.
 """
 
 from __future__ import annotations
