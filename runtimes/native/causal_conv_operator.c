@@ -59,7 +59,6 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
   return status;
 }
 
-static void destroy(void *kernel) { free(kernel); }
 static const char *name(const OrtCustomOp *op) { return op ? "CausalConv" : NULL; }
 static size_t inputs(const OrtCustomOp *op) { return op ? 4 : 0; }
 static size_t outputs(const OrtCustomOp *op) { return op ? 2 : 0; }
@@ -69,4 +68,4 @@ static int output_is(const OrtCustomOp *op, size_t index) { return op && index >
 const OrtCustomOp causal_conv_operator = {
     OPERATOR_BASICS, .GetName = name, .GetInputType = is_float, .GetInputTypeCount = inputs, .GetOutputType = is_float,
     .GetOutputTypeCount = outputs, .GetInputCharacteristic = input_is, .GetOutputCharacteristic = output_is,
-    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = destroy};
+    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = free_kernel};

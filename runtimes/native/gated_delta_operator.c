@@ -79,7 +79,6 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
   return status;
 }
 
-static void destroy(void *kernel) { free(kernel); }
 static const char *name(const OrtCustomOp *op) { return op ? "GatedDelta" : NULL; }
 static size_t inputs(const OrtCustomOp *op) { return op ? INPUTS : 0; }
 static size_t outputs(const OrtCustomOp *op) { return op ? 2 : 0; }
@@ -88,4 +87,4 @@ static int is_there(const OrtCustomOp *op, size_t index) { return op && index < 
 const OrtCustomOp gated_delta_operator = {
     OPERATOR_BASICS, .GetName = name, .GetInputType = is_float, .GetInputTypeCount = inputs, .GetOutputType = is_float,
     .GetOutputTypeCount = outputs, .GetInputCharacteristic = is_there, .GetOutputCharacteristic = is_there,
-    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = destroy};
+    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = free_kernel};

@@ -89,7 +89,6 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
   return status;
 }
 
-static void destroy(void *kernel) { free(kernel); }
 static const char *name(const OrtCustomOp *op) { return op ? "GatedMlp" : NULL; }
 static size_t inputs(const OrtCustomOp *op) { return op ? 4 : 0; }
 static size_t outputs(const OrtCustomOp *op) { return op ? 3 : 0; }
@@ -99,4 +98,4 @@ static int output_is(const OrtCustomOp *op, size_t index) { return op && index >
 const OrtCustomOp gated_mlp_operator = {
     OPERATOR_BASICS, .GetName = name, .GetInputType = is_float, .GetInputTypeCount = inputs, .GetOutputType = is_float,
     .GetOutputTypeCount = outputs, .GetInputCharacteristic = input_is, .GetOutputCharacteristic = output_is,
-    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = destroy};
+    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = free_kernel};

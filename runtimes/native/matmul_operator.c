@@ -36,7 +36,6 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
   return status;
 }
 
-static void destroy(void *kernel) { free(kernel); }
 static const char *name(const OrtCustomOp *op) { return op ? "MatMul" : NULL; }
 static size_t inputs(const OrtCustomOp *op) { return op ? 3 : 0; }
 static size_t outputs(const OrtCustomOp *op) { return op ? 1 : 0; }
@@ -46,4 +45,4 @@ static int output_is(const OrtCustomOp *op, size_t index) { return op && index ?
 const OrtCustomOp matmul_operator = {
     OPERATOR_BASICS, .GetName = name, .GetInputType = is_float, .GetInputTypeCount = inputs, .GetOutputType = is_float,
     .GetOutputTypeCount = outputs, .GetInputCharacteristic = input_is, .GetOutputCharacteristic = output_is,
-    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = destroy};
+    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = free_kernel};

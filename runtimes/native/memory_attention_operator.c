@@ -89,8 +89,6 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
   return status;
 }
 
-static void destroy(void *kernel) { free(kernel); }
-
 // --- queries, keys and values ---------------------------------------------------------------------------------------
 
 static OrtStatus *read_packed(const struct layer *layer, const struct tensor *q, struct attention *call) {
@@ -297,4 +295,4 @@ const OrtCustomOp memory_attention_operator = {
     OPERATOR_BASICS, .GetName = name, .GetInputType = input_type, .GetInputTypeCount = inputs,
     .GetOutputType = output_type, .GetOutputTypeCount = outputs, .GetInputCharacteristic = input_is,
     .GetOutputCharacteristic = output_is, .CreateKernelV2 = create, .KernelComputeV2 = compute,
-    .KernelDestroy = destroy};
+    .KernelDestroy = free_kernel};

@@ -3,6 +3,7 @@
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 const OrtApi *ort;
@@ -146,3 +147,5 @@ int first_version(UNUSED const OrtCustomOp *op) { return 1; }
 int last_version(UNUSED const OrtCustomOp *op) { return INT_MAX; }
 int one(UNUSED const OrtCustomOp *op) { return 1; }
 int zero(UNUSED const OrtCustomOp *op) { return 0; }
+void free_kernel(void *kernel) { free(kernel); }
+void keep_kernel(UNUSED void *kernel) {}

@@ -68,6 +68,8 @@ int first_version(const OrtCustomOp *op);
 int last_version(const OrtCustomOp *op);
 int one(const OrtCustomOp *op);
 int zero(const OrtCustomOp *op);
+void free_kernel(void *kernel);  // one that `create` has allocated
+void keep_kernel(void *kernel);  // one that is shared and lives on
 
 #define OPERATOR_BASICS                                                                                             \
   .version = ORT_API_VERSION, .GetExecutionProviderType = on_the_cpu, .GetInputMemoryType = in_memory,              \

@@ -40,7 +40,6 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
   return status;
 }
 
-static void destroy(void *kernel) { free(kernel); }
 static const char *name(const OrtCustomOp *op) { return op ? "RMSNorm" : NULL; }
 static size_t inputs(const OrtCustomOp *op) { return op ? 3 : 0; }
 static size_t outputs(const OrtCustomOp *op) { return op ? 2 : 0; }
@@ -50,4 +49,4 @@ static int output_is(const OrtCustomOp *op, size_t index) { return op && index =
 const OrtCustomOp rms_norm_operator = {
     OPERATOR_BASICS, .GetName = name, .GetInputType = is_float, .GetInputTypeCount = inputs, .GetOutputType = is_float,
     .GetOutputTypeCount = outputs, .GetInputCharacteristic = input_is, .GetOutputCharacteristic = output_is,
-    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = destroy};
+    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = free_kernel};

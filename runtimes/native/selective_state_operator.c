@@ -99,7 +99,6 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
   return status;
 }
 
-static void destroy(void *kernel) { free(kernel); }
 static const char *name(const OrtCustomOp *op) { return op ? "SelectiveState" : NULL; }
 static size_t inputs(const OrtCustomOp *op) { return op ? INPUTS : 0; }
 static size_t outputs(const OrtCustomOp *op) { return op ? 2 : 0; }
@@ -109,4 +108,4 @@ static int output_is(const OrtCustomOp *op, size_t index) { return op && index >
 const OrtCustomOp selective_state_operator = {
     OPERATOR_BASICS, .GetName = name, .GetInputType = is_float, .GetInputTypeCount = inputs, .GetOutputType = is_float,
     .GetOutputTypeCount = outputs, .GetInputCharacteristic = input_is, .GetOutputCharacteristic = output_is,
-    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = destroy};
+    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = free_kernel};

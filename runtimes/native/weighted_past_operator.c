@@ -43,7 +43,6 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
   return NULL;
 }
 
-static void destroy(void *kernel) { (void)kernel; }
 static const char *name(const OrtCustomOp *op) { return op ? "WeightedPast" : NULL; }
 static size_t inputs(const OrtCustomOp *op) { return op ? 7 : 0; }
 static size_t outputs(const OrtCustomOp *op) { return op ? 4 : 0; }
@@ -52,4 +51,4 @@ static int is_there(const OrtCustomOp *op, size_t index) { return op && index < 
 const OrtCustomOp weighted_past_operator = {
     OPERATOR_BASICS, .GetName = name, .GetInputType = is_float, .GetInputTypeCount = inputs, .GetOutputType = is_float,
     .GetOutputTypeCount = outputs, .GetInputCharacteristic = is_there, .GetOutputCharacteristic = is_there,
-    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = destroy};
+    .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = keep_kernel};
