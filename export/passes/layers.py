@@ -11,7 +11,7 @@ import onnx_ir as ir
 from edgemem.export.passes.gates import GATE
 from edgemem.export.passes.native_products import PRODUCT
 from edgemem.export.passes.norms import NORM, same_shape
-from edgemem.export.passes.values import replace_value
+from edgemem.export.passes.values import replace_value, used_once
 from edgemem.memories.site import DOMAIN
 
 NORM_PRODUCT = "NormMatMul"
@@ -36,17 +36,10 @@ def join_layers(model: ir.Model) -> None:
                 join(graph, node)
 
 
-def _only_use(value: ir.Value | None) -> ir.Node | None:
-    """The node that alone uses a value."""
-    uses = [] if value is None or value.is_graph_output() else list(value.uses())
-    return uses[0].node if len(uses) == 1 else None
-
-
 def _own(value: ir.Value | None, operator: str) -> ir.Node | None:
     """The operator of edgemem that makes a value, where one node uses that."""
-    node = None if value is None else value.producer()
-    is_it = node is not None and node.domain == DOMAIN and node.op_type == operator
-    return node if is_it and _only_use(value) is not None else None
+    node = value.producer() if value is not None and used_once(value) else None
+    return node if node is not None and node.domain == DOMAIN and node.op_type == operator else None
 
 
 def _bare_product(value: ir.Value | None) -> ir.Node | None:

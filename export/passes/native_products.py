@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgemem.export.passes.products import constant_operand
-from edgemem.export.passes.values import constant, made_by, replace_value
+from edgemem.export.passes.values import constant, made_by, replace_value, used_once
 from edgemem.memories.site import DOMAIN
 
 PRODUCT = "MatMul"
@@ -66,11 +66,11 @@ def _is_matrix(weight: ir.Value) -> bool:
 
 def _with_bias(node: ir.Node, weight: ir.Value, transposed: bool) -> tuple[ir.Node, ir.Value | None]:
     """The addition of a bias that alone uses a product, and the bias; else the product, and ``None``."""
-    uses = list(node.outputs[0].uses())
-    if len(uses) == 1 and not node.outputs[0].is_graph_output():
-        adding = made_by(uses[0].node.outputs[0], "Add")
+    if used_once(node.outputs[0]):
+        (use,) = node.outputs[0].uses()
+        adding = made_by(use.node.outputs[0], "Add")
         if adding is not None:
-            other = adding.inputs[1 - uses[0].idx]
+            other = adding.inputs[1 - use.idx]
             if other is not None and _is_bias(other, weight, transposed):
                 return adding, other
     return node, None

@@ -17,6 +17,11 @@ def replace_value(old: ir.Value, new: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
 
+def used_once(value: ir.Value) -> bool:
+    """Whether one node uses a value, and nothing else does."""
+    return len(list(value.uses())) == 1 and not value.is_graph_output()
+
+
 def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
     """The node that made a value, if it is this operator of ONNX."""
     node = value.producer() if value is not None else None
