@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import re
+from pathlib import Path
 from typing import IO, Any
+
+from edgemem.errors import InputError
 
 MOST_JSON_BYTES = 64 << 20
 MOST_TEXT_BYTES = 256 << 20
@@ -31,13 +35,22 @@ def read_at_most(file: IO[bytes], most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def read_text(file: IO[bytes]) -> str:
+def read_text(path: Path, name: str = "", file: IO[bytes] | None = None) -> str:
     """The text that a file, a pipe or a device gives; bytes that are not UTF-8 become surrogate escapes.
 
+    Args:
+        path: Where it is.
+        name: What errors call it; the path if empty.
+        file: It, where it is open already.
+
     Raises:
-        OSError: As :func:`read_at_most`, with at most :data:`MOST_TEXT_BYTES`.
+        InputError: It cannot be read, or gives more than :data:`MOST_TEXT_BYTES`.
     """
-    return read_at_most(file, MOST_TEXT_BYTES).decode("utf-8", "surrogateescape")
+    try:
+        with path.open("rb") if file is None else contextlib.nullcontext(file) as opened:
+            return read_at_most(opened, MOST_TEXT_BYTES).decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise InputError(f"{name or path} cannot be read: {error.strerror or error}") from error
 
 
 def parse_json(text: str | bytes, *, loose: bool = False) -> Any:

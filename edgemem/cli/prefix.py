@@ -77,11 +77,7 @@ class PrefixOptions:
         """
         if self.prefix is None:
             return ""
-        try:
-            with self.prefix.open("rb") as file:
-                text = read_text(file)
-        except OSError as error:
-            raise InputError(f"{self.prefix} cannot be read: {error.strerror or error}") from error
+        text = read_text(self.prefix)
         if not text.strip():
             raise InputError(f"the prefix {self.prefix} is empty.", hint="Write the text that every run begins with.")
         return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -158,11 +157,7 @@ def _prefix_tokens(options: RunOptions, tokenizer: Tokenizer | None, *, fresh: b
 def _read_source(path: Path) -> str:
     if path == STDIN and sys.stdin.isatty():
         click.echo("Reading the prompt from the terminal; end it with Ctrl-D.", err=True)
-    try:
-        with contextlib.nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb") as file:
-            return read_text(file)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    return read_text(path, file=sys.stdin.buffer if path == STDIN else None)
 
 
 def _parse_ids(text: str) -> NDArray[np.int64]:

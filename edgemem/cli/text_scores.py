@@ -57,11 +57,7 @@ def score_file(bundle: Bundle, source: Source | None, file: Path, progress: Call
     tokenizer = open_tokenizer(bundle)
     if tokenizer is None:
         raise InputError(f"{bundle.path} has no tokenizer, so its input is not text.")
-    try:
-        with file.open("rb") as opened:
-            text = read_text(opened)
-    except OSError as error:
-        raise InputError(f"the text {file} cannot be read: {error.strerror or error}") from error
+    text = read_text(file, f"the text {file}")
     runtime = "torch" if bundle.manifest.precision.dtype == "bfloat16" else "onnxruntime"
     with edgemem.open(bundle, runtime, device="cpu") as session:
         scored = score_text(session, tokenizer, text, lambda done, total: progress("text, bundle", done, total))
