@@ -100,6 +100,7 @@ def _facts(offer: Offer) -> dict[str, Any]:
 
 
 def _print(task: str, facts: dict[str, Any], budget: int) -> None:
+    title = f"{task}: {TASKS[task].what}"
     columns = ("memory", "turned", "state", facts["unit"], "as good as the first?", "µs a step")
     rows: Sequence[tuple[str, ...]] = [
         (
@@ -112,11 +113,15 @@ def _print(task: str, facts: dict[str, Any], budget: int) -> None:
         )
         for at, row in enumerate(facts["rows"])
     ]
-    print_table(console(), f"{task}: {TASKS[task].what}", columns, rows, right=("µs a step",))
-    if not rows:
-        click.echo(f"No memory of {readable_bytes(budget)} or less was tried.")
-    better = "More" if facts["more_is_better"] else "Less"
-    click.echo(f"{facts['compared']} rows fit; these no other beats in bytes, time and quality. {better} is better.")
+    if rows:
+        print_table(console(), title, columns, rows, right=("µs a step",))
+        better = "More" if facts["more_is_better"] else "Less"
+        click.echo(f"{better} is better. Rows within the budget: {facts['compared']}.")
+        click.echo("A row that another one beats in bytes, time and quality is not shown.")
+    elif facts["compared"]:
+        click.echo(f"{title}\nEvery memory of {readable_bytes(budget)} or less is too slow for the rate.")
+    else:
+        click.echo(f"{title}\nNo memory of {readable_bytes(budget)} or less was tried.")
     for top in facts["ceiling"]:
         click.echo(f"For comparison, {top['memory']}: {top['quality']:.3f}.")
     for words, names in (("Too slow for the rate", facts["too_slow"]), ("Not tried", facts["not_tried"])):
