@@ -48,7 +48,7 @@ SINK_ROWS = ("full", *(f"sinks={sinks}" for sinks in SINKS))
 DISTILLED_ROWS = ("teacher", "before", "without summary", "after")
 _BATCH = 4
 _RESULTS = HERE / "sinks.json"
-_TRANSFER, _TUNE = 100, 1000
+_TRANSFER = 100
 
 Array = NDArray[Any]
 Results = dict[str, dict[str, dict[str, float]]]
@@ -113,7 +113,7 @@ def sink_models(teacher: Decoder) -> Iterator[tuple[str, Decoder]]:
         yield f"sinks={sinks}", bounded(teacher, MemoryBound(SLOTS - sinks, sinks))
 
 
-def distilled_models(teacher: Decoder, seed: int) -> Iterator[tuple[str, Decoder]]:
+def distilled_models(teacher: Decoder, seed: int, tune: int) -> Iterator[tuple[str, Decoder]]:
     """Sinks and window, untrained and distilled, and a summary in place of two pairs of the window, distilled."""
     text, held_out = load_text()
     plain = MemoryBound(SLOTS - 4, 4)
@@ -125,18 +125,18 @@ def distilled_models(teacher: Decoder, seed: int) -> Iterator[tuple[str, Decoder
         def evaluate(model: nn.Module) -> float:
             return bits_per_byte(model, held_out[:4096], TRAINED_LENGTH)
 
-        distil(teacher, student, text, evaluate, length=TRAINED_LENGTH, transfer=_TRANSFER, tune=_TUNE, seed=seed)
+        distil(teacher, student, text, evaluate, length=TRAINED_LENGTH, transfer=_TRANSFER, tune=tune, seed=seed)
         yield name, student
 
 
-def run(teacher: Decoder, seed: int, results: Results, part: str) -> None:
-    """Score what is missing of one seed and part, and write it as it comes."""
+def run(teacher: Decoder, seed: int, results: Results, path: Path, part: str, tune: int) -> None:
+    """Score what is missing of one seed and part, and write all to ``path`` as it comes."""
     held_out = load_text()[1]
     own = results.setdefault(str(seed), {})
 
     def add(name: str, model: Decoder, length: int) -> None:
         own[name] = scored(model, held_out, length)
-        write_atomic(_RESULTS, (json.dumps(results, indent=1) + "\n").encode())
+        write_atomic(path, (json.dumps(results, indent=1) + "\n").encode())
         click.echo(f"seed {seed}, {name}: {own[name]}")
 
     if part == "sinks":
@@ -146,7 +146,7 @@ def run(teacher: Decoder, seed: int, results: Results, part: str) -> None:
         return
     if not set(DISTILLED_ROWS) <= set(own):
         add("teacher", teacher, TRAINED_LENGTH)
-        for name, model in distilled_models(teacher, seed):
+        for name, model in distilled_models(teacher, seed, tune):
             add(name, model, TRAINED_LENGTH)
 
 
@@ -180,17 +180,21 @@ def distilled_table(seeds: list[dict[str, dict[str, float]]]) -> str:
 @click.option("--models", type=click.Path(path_type=Path), default=Path("demo/sinks"), help="Folder of checkpoints.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, help="Number of seeds, from 0.")
 @click.option("--steps", type=click.IntRange(min=1), default=800, help="Training steps of the decoder.")
+@click.option("--tune", type=click.IntRange(min=0), default=1000, help="Steps of fine-tuning of a distilled decoder.")
+@click.option(
+    "--results", "path", type=click.Path(path_type=Path), default=_RESULTS, help="Scores: what is there stays."
+)
 @click.option("--part", type=click.Choice(["train", "sinks", "distil"]), help="Only this part; else all.")
-def main(models: Path, seeds: int, steps: int, part: str | None) -> None:
+def main(models: Path, seeds: int, steps: int, tune: int, path: Path, part: str | None) -> None:
     """Train decoders with full attention, and stream text through them with memories of fixed size."""
-    results: Results = json.loads(_RESULTS.read_text()) if _RESULTS.exists() else {}
+    results: Results = json.loads(path.read_text()) if path.exists() else {}
     for seed in range(seeds):
         folder = models / f"teacher-{seed}"
         if not folder.exists():
             save_checkpoint(train_teacher(seed, steps), folder)
         for each in ("sinks", "distil"):
             if part in (None, each):
-                run(load_checkpoint(folder), seed, results, each)
+                run(load_checkpoint(folder), seed, results, path, each, tune)
     for rows, table in ((SINK_ROWS, sink_table), (DISTILLED_ROWS, distilled_table)):
         if complete := [models for models in results.values() if set(rows) <= set(models)]:
             click.echo(f"{len(complete)} seeds:\n{table(complete)}\n")
