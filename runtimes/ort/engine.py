@@ -21,7 +21,7 @@ from edgemem.runtimes.engine import Call, Engine, Tensors
 from edgemem.runtimes.memory import HostMemory, Memory
 from edgemem.runtimes.ort.form import STANDARD, native_operators
 from edgemem.runtimes.ort.graph import check_graph
-from edgemem.runtimes.ort.importing import import_onnxruntime
+from edgemem.runtimes.ort.importing import import_onnxruntime, load_cuda_libraries
 from edgemem.runtimes.ort.load import LoadOptions, load_graph
 from edgemem.runtimes.ort.providers import CPU, CUDA, TENSORRT, cuda_options, no_cuda, tensorrt_options
 from edgemem.runtimes.session import Session
@@ -84,6 +84,8 @@ class OrtEngine(Engine):
             ) from error
         self._bundle = bundle
         self.memory, first = self._choose(onnxruntime.get_available_providers(), device)
+        if first != CPU:
+            load_cuda_libraries(onnxruntime)
         self.graphs: dict[str, Any] = {}
         regions = huge_pages.anonymous_regions()
         with bundle.loading() as folder:

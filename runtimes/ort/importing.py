@@ -6,6 +6,8 @@ must not call home, and the thread's memory is not the model's. The variable cou
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from typing import Any
 
@@ -22,3 +24,15 @@ def import_onnxruntime() -> Any:
     import onnxruntime
 
     return onnxruntime
+
+
+def load_cuda_libraries(onnxruntime: Any) -> None:
+    """Load cuBLAS, cuDNN and the rest from pip's packages, where they are installed.
+
+    The dynamic loader finds those of the system by itself, but not those that ``onnxruntime-gpu[cuda,cudnn]`` or torch
+    bring. What is missing is no error here: ONNX Runtime says so when it starts its provider.
+    """
+    preload = getattr(onnxruntime, "preload_dlls", None)  # from 1.21
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            preload()

@@ -1,14 +1,16 @@
-"""ONNX Runtime calls nobody: its uploader is not started."""
+"""ONNX Runtime calls nobody: its uploader is not started. It finds CUDA's libraries that pip installed."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("onnxruntime")
+from edgemem.runtimes.ort.importing import load_cuda_libraries
 
 COUNT_THREADS = """
 import os
@@ -39,3 +41,14 @@ def test_importing_it_starts_no_thread() -> None:
 
 def test_who_wants_its_telemetry_keeps_it() -> None:
     assert imported(ORT_DISABLE_TELEMETRY="0")[0] == "0"
+
+
+def test_what_preloading_prints_is_not_for_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = []
+    load_cuda_libraries(SimpleNamespace(preload_dlls=lambda: calls.append(print("Failed to load libcudnn.so.9"))))
+    assert len(calls) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_an_onnxruntime_that_cannot_preload_is_left_alone() -> None:
+    load_cuda_libraries(SimpleNamespace())

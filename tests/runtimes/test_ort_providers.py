@@ -92,3 +92,14 @@ def test_a_tensorrt_provider_that_does_not_start_is_an_error(
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: PROVIDERS[1:])
     with pytest.raises(RuntimeUnavailableError, match="could not start TensorrtExecutionProvider"):
         edgemem.open(tokens_bundle.path, "onnxruntime-tensorrt")
+
+
+def test_cuda_libraries_of_pip_are_loaded_before_the_provider(
+    told: list[Any], tokens_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: list[int] = []
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: before.append(len(told)), raising=False)
+    with edgemem.open(tokens_bundle.path, "onnxruntime", device="cuda"):
+        assert before == [0]
+    with edgemem.open(tokens_bundle.path, "onnxruntime", device="cpu"):
+        assert before == [0]
