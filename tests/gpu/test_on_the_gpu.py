@@ -142,6 +142,27 @@ def test_streams_run_in_threads(any_gpu: Gpu, bundle: Bundle) -> None:
             np.testing.assert_allclose(got, tiny.tokens_outputs(history), atol=1e-4, rtol=1e-4)
 
 
+def test_streams_of_a_pool_compute_what_each_computes_alone(any_gpu: Gpu, bundle: Bundle) -> None:
+    histories: list[list[int]] = [[], [], [], []]
+    last: list[Any] = [None] * 4
+    rng = np.random.default_rng(0)
+    with any_gpu.open(bundle, max_batch=4) as session, session.pool(4) as pool:
+        streams = [pool.open() for _ in range(4)]
+        for turn in range(200):
+            chosen = sorted(rng.choice(4, 1 + turn % 4, replace=False).tolist())
+            tokens = rng.integers(0, tiny.VOCAB, len(chosen)).tolist()
+            outputs = pool.step([streams[i] for i in chosen], tokens)
+            for i, token, output in zip(chosen, tokens, outputs, strict=True):
+                histories[i].append(token)
+                last[i] = output.copy()
+            if turn % 50 == 49:  # one is parked, and goes on in another slot
+                parked = streams[turn % 4].snapshot()
+                streams[turn % 4].close()
+                streams[turn % 4] = pool.open(restore=parked)
+        for history, output in zip(histories, last, strict=True):
+            np.testing.assert_allclose(output, tiny.tokens_outputs(history)[-1], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("k", [1, 2])
 def test_the_device_picks_the_largest_outputs(gpu: Gpu, bundle: Bundle, k: int) -> None:
     with gpu.open(bundle, top_k=2) as session:
