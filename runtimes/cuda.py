@@ -1,11 +1,12 @@
 """Device memory through the CUDA runtime, by ``cuda.bindings.runtime`` alone.
 
-This has not run on a GPU yet; its address arithmetic, its order of work and its graphs are tested over a stand-in for
-``cuda.bindings.runtime`` that acts on host memory by CUDA's definition of each call.
+It ran on an H200 under ONNX Runtime. Its address arithmetic, its order of work and its graphs are also tested over a
+stand-in for ``cuda.bindings.runtime`` that acts on host memory by CUDA's definition of each call.
 """
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ import numpy as np
 
 from edgemem.errors import EdgememError
 from edgemem.machine.cuda import cuda_runtime, describe_code
+from edgemem.runtimes.captured import CapturedGraph
+from edgemem.runtimes.gate import Gate
 from edgemem.runtimes.memory import Array, Block, Box, Bytes
 
 
@@ -39,6 +42,7 @@ class CudaMemory:
         device_id: Number of the device.
         stream: Address of the ``cudaStream_t``, for an engine that is to work in the same order.
         observer: Sees the calls while it is set.
+        gate: Keeps other threads' calls out of a recording, where several threads use the stream.
 
     Raises:
         RuntimeUnavailableError: cuda-bindings is not installed, or there is no working CUDA device.
@@ -48,6 +52,7 @@ class CudaMemory:
     alignment = 256  # TensorRT asks for it; cudaMalloc gives it
     on_host = False
     observer: CallObserver | None = None
+    gate: Gate | None = None
 
     def __init__(self, device_id: int = 0, *, blocking: bool = True) -> None:
         # Before anything else: some libraries crash if CUDA does not start.
@@ -57,6 +62,7 @@ class CudaMemory:
         flags = self.api.cudaStreamDefault if blocking else self.api.cudaStreamNonBlocking
         self._stream = self.call(self.api.cudaStreamCreateWithFlags, flags)
         self.stream = int(self._stream)
+        self._pinned: dict[int, int] = {}  # address -> bytes
         self._finalizer = weakref.finalize(self, self.api.cudaStreamDestroy, self._stream)
 
     def call(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
@@ -68,17 +74,25 @@ class CudaMemory:
         Raises:
             EdgememError: The code is an error.
         """
-        observer = self.observer
-        if observer is None:
-            code, *values = function(*arguments)
+        gate = self.gate
+        if gate is None:
+            code, *values = self._observed(function, arguments)
         else:
-            name = getattr(function, "__name__", "")
-            observer.before(name, arguments)
-            code, *values = function(*arguments)
-            observer.after(name, arguments)
+            with gate:
+                code, *values = self._observed(function, arguments)
         if int(code) != 0:
             raise EdgememError(f"{getattr(function, '__name__', function)} failed: {describe_code(code)}.")
         return values[0] if values else None
+
+    def _observed(self, function: Callable[..., tuple[Any, ...]], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        observer = self.observer
+        if observer is None:
+            return function(*arguments)
+        name = getattr(function, "__name__", "")
+        observer.before(name, arguments)
+        results = function(*arguments)
+        observer.after(name, arguments)
+        return results
 
     def allocate(self, nbytes: int) -> CudaBlock:
         """See :meth:`edgemem.runtimes.memory.Memory.allocate`."""
@@ -129,54 +143,18 @@ class CudaMemory:
         """Wait until everything issued is done."""
         self.call(self.api.cudaStreamSynchronize, self._stream)
 
-    def capture(self, issue: Callable[[], None]) -> CapturedGraph:
+    def capture(self, issue: Callable[[], None], *, constants: bool = False) -> CapturedGraph:
         """Record what ``issue`` puts into the stream, without running it; see :class:`CapturedGraph`."""
-        return CapturedGraph(self, self._stream, issue)
+        with self.gate.alone() if self.gate is not None else contextlib.nullcontext():
+            return CapturedGraph(self, self._stream, issue, constants=constants)
 
+    def pinned(self, nbytes: int) -> Bytes:
+        """New page-locked host memory, which the device copies itself."""
+        return np.asarray(_Pinned(self, nbytes))
 
-class CapturedGraph:
-    """A CUDA graph: work of a stream that is recorded once and launched by one call ever after.
-
-    Addresses and shapes are those of the recording. Where recording fails the stream is as it was.
-
-    Args:
-        memory: Whose stream it is.
-        stream: The ``cudaStream_t``.
-        issue: Puts the work into the stream. It must have run once before, so that the engine allocates nothing now.
-
-    Raises:
-        EdgememError: The work cannot be recorded.
-    """
-
-    def __init__(self, memory: CudaMemory, stream: Any, issue: Callable[[], None]) -> None:
-        api = memory.api
-        self._memory, self._stream = memory, stream
-        # Of this thread alone: other threads may allocate meanwhile.
-        mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        memory.call(api.cudaStreamBeginCapture, stream, mode)
-        try:
-            issue()
-        except BaseException:
-            # The recording must be ended also where it is spoilt, or the stream would stay unusable.
-            code, graph = api.cudaStreamEndCapture(stream)
-            if int(code) == 0 and int(graph):
-                api.cudaGraphDestroy(graph)
-            api.cudaGetLastError()
-            raise
-        try:
-            graph = memory.call(api.cudaStreamEndCapture, stream)
-        except EdgememError:
-            api.cudaGetLastError()
-            raise
-        try:
-            self._executable = memory.call(api.cudaGraphInstantiate, graph, 0)
-        finally:
-            api.cudaGraphDestroy(graph)
-        self._finalizer = weakref.finalize(self, api.cudaGraphExecDestroy, self._executable)
-
-    def launch(self) -> None:
-        """Put the recorded work into the stream."""
-        self._memory.call(self._memory.api.cudaGraphLaunch, self._executable, self._stream)
+    def is_own(self, address: int) -> bool:
+        """Whether the address lies in page-locked memory of :meth:`pinned`."""
+        return any(start <= address < start + nbytes for start, nbytes in list(self._pinned.items()))
 
 
 class _Pinned:
@@ -185,7 +163,13 @@ class _Pinned:
     def __init__(self, memory: CudaMemory, nbytes: int) -> None:
         address = int(memory.call(memory.api.cudaHostAlloc, max(nbytes, 1), memory.api.cudaHostAllocDefault))
         self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (address, False)}
-        self._finalizer = weakref.finalize(self, memory.api.cudaFreeHost, address)
+        memory._pinned[address] = nbytes
+        self._finalizer = weakref.finalize(self, _free_pinned, memory.api, memory._pinned, address)
+
+
+def _free_pinned(api: Any, pinned: dict[int, int], address: int) -> None:
+    pinned.pop(address, None)
+    api.cudaFreeHost(address)
 
 
 class CudaBlock:
@@ -201,7 +185,7 @@ class CudaBlock:
     def host_buffer(self, offset: int, nbytes: int) -> Bytes:
         """See :meth:`edgemem.runtimes.memory.Block.host_buffer`; page-locked, so that the device copies it itself."""
         self._inside(offset, nbytes)
-        buffer = np.asarray(_Pinned(self._memory, nbytes))
+        buffer = self._memory.pinned(nbytes)
         buffer[...] = 0
         return buffer
 

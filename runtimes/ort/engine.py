@@ -6,6 +6,9 @@ one address and changed there between two runs.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,14 +20,28 @@ from edgemem.extras import how_to_install
 from edgemem.machine import huge_pages
 from edgemem.machine.mappings import make_private
 from edgemem.overrides import override
+from edgemem.runtimes.cuda import CudaMemory
 from edgemem.runtimes.engine import Call, Engine, Tensors
+from edgemem.runtimes.gate import Gate
 from edgemem.runtimes.memory import HostMemory, Memory
+from edgemem.runtimes.ort.device import RunOptions, inputs_on_host, no_collection
 from edgemem.runtimes.ort.form import STANDARD, native_operators
 from edgemem.runtimes.ort.graph import check_graph
 from edgemem.runtimes.ort.importing import import_onnxruntime, load_cuda_libraries
 from edgemem.runtimes.ort.load import LoadOptions, load_graph
-from edgemem.runtimes.ort.providers import CPU, CUDA, TENSORRT, cuda_options, no_cuda, tensorrt_options
+from edgemem.runtimes.ort.providers import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    cuda_options,
+    no_cuda,
+    not_started,
+    recordable,
+    tensorrt_options,
+)
 from edgemem.runtimes.session import Session
+
+_LOG = logging.getLogger("edgemem.onnxruntime")
 
 
 def open_session(bundle: Bundle, *, threads: int | None, device: str, guard: bool) -> Session:
@@ -65,6 +82,7 @@ class OrtEngine(Engine):
     Attributes:
         graphs: The ``onnxruntime.InferenceSession`` of each graph file.
         form: Which form of the graphs runs, and if it is the standard one, why.
+        cuda_graphs: Whether a step on a CUDA device is one launch of a CUDA graph.
 
     Raises:
         RuntimeUnavailableError: ONNX Runtime cannot be imported, or the device cannot be used.
@@ -87,19 +105,26 @@ class OrtEngine(Engine):
         if first != CPU:
             load_cuda_libraries(onnxruntime)
         self.graphs: dict[str, Any] = {}
+        self.cuda_graphs = False
+        self._on_host: dict[str, frozenset[str]] = {}
+        self._run_options = RunOptions(onnxruntime)
+        self._gate = Gate()
+        self._threads: set[int] = set()
         regions = huge_pages.anonymous_regions()
         with bundle.loading() as folder:
             if first == TENSORRT:  # which names the engines in its cache after the path
                 folder = bundle.path
             if first != CPU and not self._load(onnxruntime, folder, options, first, None):
                 if device == "cuda" or first == TENSORRT:
-                    raise no_cuda(f"ONNX Runtime could not start {first}")
+                    raise not_started(first)
                 self.memory, first = HostMemory(), CPU
             if first == CPU:
                 self._load_on_cpu(onnxruntime, folder, options)
                 huge_pages.join_pages_since(regions)
             make_private(folder)
         self._device = "cpu" if first == CPU else "cuda"
+        if isinstance(self.memory, CudaMemory):  # streams in several threads share its stream
+            self.memory.gate = self._gate
 
     def _load_on_cpu(self, onnxruntime: Any, folder: Path, options: LoadOptions) -> None:
         """Load the native form where it works, else the standard form."""
@@ -116,11 +141,18 @@ class OrtEngine(Engine):
         """Load every graph; whether ONNX Runtime started the provider."""
         for graph in self._bundle.manifest.graphs:
             providers = [*self._providers(self.memory, graph, first), CPU]
-            loaded = load_graph(onnxruntime, self._bundle, folder, graph, providers, options, operators)
+            load = partial(load_graph, onnxruntime, self._bundle, folder, graph)
+            loaded = None
+            if options.cuda_graphs and first == CUDA and graph.min_time == 1:
+                with contextlib.suppress(EdgememError):  # not every node runs on the device
+                    loaded = load(recordable(providers), options, fallback=False)
+                self.cuda_graphs = loaded is not None
+            loaded = loaded or load(providers, options, operators)
             if loaded.get_providers()[0] != first:
                 return False
             check_graph(loaded, self._bundle.contract, graph)
             self.graphs[graph.file] = loaded
+            self._on_host[graph.file] = inputs_on_host(loaded) if first != CPU else frozenset()
         return True
 
     def _choose(self, available: list[str], device: str) -> tuple[Memory, str]:
@@ -129,8 +161,6 @@ class OrtEngine(Engine):
             return HostMemory(), CPU
         if CUDA not in available:
             raise no_cuda(f"this ONNX Runtime has no {CUDA}, only {', '.join(available)}")
-        from edgemem.runtimes.cuda import CudaMemory
-
         try:
             return CudaMemory(), CUDA
         except RuntimeUnavailableError:
@@ -142,21 +172,74 @@ class OrtEngine(Engine):
         """The providers before the CPU's, with their options."""
         return [] if first == CPU else [(CUDA, cuda_options(memory))]
 
-    def graph_for(self, time: int) -> Any:
-        """The ``onnxruntime.InferenceSession`` that takes ``time`` steps in one call."""
+    def graph_for(self, time: int) -> tuple[GraphFile, Any]:
+        """The graph that takes ``time`` steps in one call, and its ``onnxruntime.InferenceSession``."""
         graph = self._bundle.graph_for(time)
         if graph is None:
             raise BundleError(f"no graph of the bundle takes {time} time steps.")
-        return self.graphs[graph.file]
+        return graph, self.graphs[graph.file]
 
     @override
     def bind(self, time: int, inputs: Tensors, outputs: Tensors) -> Call:
-        loaded, device = self.graph_for(time), self._device
+        (graph, loaded), device = self.graph_for(time), self._device
         binding = loaded.io_binding()
+        moved = []
         for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
             for name, tensor in tensors.items():
-                bind(name, device, 0, element_type(tensor.dtype).for_ort, tensor.shape, tensor.address)
-        return partial(loaded.run_with_iobinding, binding)
+                given = name, device, 0, element_type(tensor.dtype).for_ort, tensor.shape, tensor.address
+                bind(*given)
+                if name in self._on_host[graph.file] and tensors is inputs:
+                    moved.append(given)
+        if device == "cpu":
+            return partial(loaded.run_with_iobinding, binding)
+        gate, chosen, finish, threads = self._gate, self._run_options, self.finish, self._threads
+
+        def run() -> None:
+            threads.add(threading.get_ident())
+            if moved:
+                finish()
+            with gate:
+                for given in moved:  # what ONNX Runtime reads on the host it fetches when it is bound, not when it runs
+                    binding.bind_input(*given)
+                loaded.run_with_iobinding(binding, chosen.now)
+
+        return run
+
+    @override
+    def ready(self, steps: tuple[Call, Call]) -> tuple[Call, Call]:
+        """Record both directions where the model can be recorded.
+
+        ONNX Runtime allocates in its first runs, which a recording forbids. What a run uploads it keeps until the next
+        run that waits for the device: that must follow at once, and come from the same thread. So nothing is recorded
+        any more once another thread has run the model.
+        """
+        graph, _ = self.graph_for(1)
+        if not self.cuda_graphs or self._on_host[graph.file]:
+            return steps
+        try:
+            for run in steps * 2:
+                run()
+            with self._gate.alone(), no_collection():
+                if self._threads == {threading.get_ident()}:
+                    return self._recorded(steps)
+        except (EdgememError, RuntimeError) as error:
+            _LOG.warning("CUDA graphs are off, steps take longer: %s", error)
+        return steps
+
+    def _recorded(self, steps: tuple[Call, Call]) -> tuple[Call, Call]:
+        memory = self.memory
+        assert isinstance(memory, CudaMemory)
+        try:
+            with self._run_options.recording():
+                first, second = (memory.capture(run, constants=True).launch for run in steps)
+        finally:
+            steps[0]()
+        return first, second
+
+    @override
+    def finish(self) -> None:
+        if isinstance(self.memory, CudaMemory):
+            self.memory.synchronize()
 
     @override
     def close(self) -> None:
@@ -181,8 +264,6 @@ class OrtTensorrtEngine(OrtEngine):
             )
         if TENSORRT not in available:
             raise no_cuda(f"this ONNX Runtime has no {TENSORRT}, only {', '.join(available)}")
-        from edgemem.runtimes.cuda import CudaMemory
-
         return CudaMemory(), TENSORRT
 
     def _providers(self, memory: Memory, graph: GraphFile, first: str) -> list[Any]:

@@ -22,12 +22,15 @@ class LoadOptions:
         threads: Threads of one operator; ``None`` leaves them to the engine.
         exact: Multiply quantised weights in floating point. By default the engine rounds what they are multiplied
             with to 8 bits too, which is several times faster.
+        cuda_graphs: On a CUDA device a step is one launch of a CUDA graph, where every operator can be recorded;
+            without, its kernels are launched one by one.
         native: Use edgemem's own operators where the bundle has such a form of its graphs, and their library loads.
         profile: Time every operator, into files whose names begin so; an engine's ``end_profiling()`` names its own.
     """
 
     threads: int | None = None
     exact: bool = False
+    cuda_graphs: bool = True
     native: bool = True
     profile: Path | None = None
 
@@ -40,6 +43,8 @@ def load_graph(
     providers: list[Any],
     wanted: LoadOptions,
     operators: Path | None = None,
+    *,
+    fallback: bool = True,
 ) -> Any:
     """An ``onnxruntime.InferenceSession`` for one graph of a bundle.
 
@@ -51,6 +56,7 @@ def load_graph(
         providers: ONNX Runtime's execution providers, with their options.
         wanted: How to load it.
         operators: The library of edgemem's own operators, for the graph's native form; ``None``: the standard form.
+        fallback: Whether ONNX Runtime may take the CPU where the first provider fails.
 
     Raises:
         RuntimeUnavailableError: There are no kernels for the graph's dtype here.
@@ -63,7 +69,9 @@ def load_graph(
             file = graph.native
             options.register_custom_ops_library(str(operators))
         path = str(folder / file)
-        return onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=disabled)
+        return onnxruntime.InferenceSession(
+            path, options, providers=providers, disabled_optimizers=disabled, enable_fallback=int(fallback)
+        )
     except Exception as error:
         raise _why_not(onnxruntime, bundle, bundle.file(file), str(error)) from error
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.errors import RuntimeUnavailableError
-from edgemem.machine.packages import how_to_get
+from edgemem.machine.packages import how_to_get, is_jetson
 from edgemem.runtimes.memory import Memory
 
 CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
@@ -19,6 +20,12 @@ def cuda_options(memory: Memory) -> dict[str, str]:
     bits of a mantissa: float32 summaries and running means need all 23.
     """
     return {"device_id": "0", "user_compute_stream": str(getattr(memory, "stream", 0)), "use_tf32": "0"}
+
+
+def recordable(providers: list[Any]) -> list[Any]:
+    """The same providers; loading fails unless every operator can be recorded into a CUDA graph."""
+    (name, options), *rest = providers
+    return [(name, {**options, "enable_cuda_graph": "1"}), *rest]
 
 
 def tensorrt_options(bundle: Bundle, graph: GraphFile, memory: Memory) -> dict[str, str]:
@@ -57,4 +64,17 @@ def no_cuda(why: str) -> RuntimeUnavailableError:
     return RuntimeUnavailableError(
         f"device 'cuda' cannot be used: {why}.",
         hint=how_to_get("onnxruntime-gpu"),
+    )
+
+
+def not_started(provider: str) -> RuntimeUnavailableError:
+    """The error for a provider that this ONNX Runtime has, and that did not start."""
+    what, command = {
+        CUDA: ("cuBLAS, cuDNN and the rest of CUDA", 'pip install "onnxruntime-gpu[cuda,cudnn]"'),
+        TENSORRT: ("TensorRT's libraries", "pip install tensorrt"),
+    }[provider]
+    how = how_to_get("onnxruntime-gpu") if is_jetson() else f"{command}\nOr use device='cpu'."
+    return RuntimeUnavailableError(
+        f"device 'cuda' cannot be used: ONNX Runtime could not start {provider}.",
+        hint=f"It needs {what}, in the versions that it was built for:\n{how}",
     )

@@ -14,8 +14,8 @@ from typing import Any
 
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.contract import POSITION, Contract
-from edgemem.errors import EngineError
-from edgemem.runtimes.trt.flavour import BuildLog, Flavour
+from edgemem.errors import EngineError, RuntimeUnavailableError
+from edgemem.runtimes.trt.flavour import BuildLog, Flavour, version_tuple
 from edgemem.runtimes.trt.io import TOP_INDICES, TOP_VALUES, IoTensor, io_difference, network_io
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.profiles import Profile, profiles
@@ -210,6 +210,23 @@ def known_compute_capabilities(flavour: Flavour) -> dict[str, Any]:
     if kinds is None:
         return {}
     return {f"{int(kind) // 10}.{int(kind) % 10}": kind for kind in kinds.__members__.values() if int(kind) > 1}
+
+
+def require_served(flavour: Flavour) -> None:
+    """Raise if TensorRT-RTX does not serve this GPU: it leaves out those of data centres.
+
+    Raises:
+        RuntimeUnavailableError: With the GPUs that it serves.
+    """
+    known = sorted(map(version_tuple, known_compute_capabilities(flavour)))
+    here = flavour.cuda.compute_capability
+    if known and here and version_tuple(here) not in known and version_tuple(here) <= known[-1]:
+        gpu = f"{flavour.cuda.device}, compute capability {here}"
+        served = ", ".join(".".join(map(str, each)) for each in known)
+        raise RuntimeUnavailableError(
+            f"{flavour.name} {flavour.version} does not serve this GPU ({gpu}): it serves {served} and later ones.",
+            hint="Use --runtime tensorrt, or --runtime onnxruntime --device cuda.",
+        )
 
 
 def _set_compute_capabilities(flavour: Flavour, config: Any, wanted: tuple[str, ...]) -> None:

@@ -34,6 +34,7 @@ from edgemem.runtimes.memory import Array
 from edgemem.runtimes.session import Session
 from edgemem.runtimes.top import Top
 from edgemem.runtimes.trt import sidecar
+from edgemem.runtimes.trt.builder import require_served
 from edgemem.runtimes.trt.contexts import Bound, Contexts, bind
 from edgemem.runtimes.trt.engine import open_engine, shipped_folder
 from edgemem.runtimes.trt.flavour import Flavour, load_flavour
@@ -132,6 +133,7 @@ class TrtEngine(Engine):
             )
         self.flavour = load_flavour(self.package)
         self.flavour.cuda.require()
+        require_served(self.flavour)
         self.memory: CudaMemory = CudaMemory(blocking=False)
         self.contract = bundle.contract
         self.options = options or _shipped_options(bundle, self.flavour)

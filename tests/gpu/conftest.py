@@ -19,12 +19,15 @@ from edgemem.errors import RuntimeUnavailableError
 from edgemem.machine.cuda import probe_cuda
 from edgemem.runtimes import Session
 from edgemem.runtimes.cuda import CudaMemory
+from edgemem.runtimes.ort.engine import OrtSession
+from edgemem.runtimes.trt.builder import require_served
 from edgemem.runtimes.trt.flavour import load_flavour
 from edgemem.runtimes.trt.options import BuildOptions
 from edgemem.runtimes.trt.session import RtxSession, TrtSession
 
 STAND_IN = os.environ.get("EDGEMEM_GPU_STAND_IN") == "1"
 ENGINES = {"tensorrt": TrtSession, "tensorrt-rtx": RtxSession}
+PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,7 +51,9 @@ def _open_engine(runtime: str) -> Callable[..., Session]:
 
 
 def _open_onnxruntime(runtime: str) -> Callable[..., Session]:
-    def open_session(bundle: Bundle, *, guard: bool = False, **_: Any) -> Session:
+    def open_session(bundle: Bundle, *, guard: bool = False, cuda_graphs: bool = True, **_: Any) -> Session:
+        if runtime == "onnxruntime":
+            return OrtSession(bundle, device="cuda", guard=guard, cuda_graphs=cuda_graphs)
         return edgemem.open(bundle.path, runtime, device="cuda", guard=guard)
 
     return open_session
@@ -60,7 +65,7 @@ def skip_unless_it_works(runtime: str) -> None:
         pytest.skip(f"no CUDA device: {problem}")
     if runtime in ENGINES:
         try:
-            load_flavour(ENGINES[runtime].package)
+            require_served(load_flavour(PACKAGES[runtime]))
         except RuntimeUnavailableError as error:
             pytest.skip(f"{runtime}: {error.message}")
         return
@@ -82,6 +87,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session", params=[*ENGINES, "onnxruntime", "onnxruntime-tensorrt"])
 def any_gpu(request: pytest.FixtureRequest, cache: Path) -> Iterator[Gpu]:
     """Every runtime that keeps its state on the device."""
+    yield from _gpu(request.param)
+
+
+@pytest.fixture(scope="session", params=[*ENGINES, "onnxruntime"])
+def recording_gpu(request: pytest.FixtureRequest, cache: Path) -> Iterator[Gpu]:
+    """The runtimes that record a step as a CUDA graph."""
     yield from _gpu(request.param)
 
 

@@ -102,10 +102,12 @@ def test_memories_and_precisions_give_what_torch_gives(any_gpu: Gpu, models: Any
 
 @pytest.mark.parametrize("name", ["tiny", "tokens", "float16"])
 def test_a_thousand_steps_with_graphs_are_bit_equal_to_a_thousand_without(
-    gpu: Gpu, bundle: Bundle, models: Any, name: str
+    recording_gpu: Gpu, bundle: Bundle, models: Any, name: str
 ) -> None:
+    if (recording_gpu.runtime, name) == ("onnxruntime", "tiny"):
+        pytest.skip("ONNX Runtime counts on the host, which no recording can hold")
     used = bundle if name == "tiny" else models(name)[1]
-    with gpu.open(used) as graphs, gpu.open(used, cuda_graphs=False) as plain:
+    with recording_gpu.open(used) as graphs, recording_gpu.open(used, cuda_graphs=False) as plain:
         a, b = graphs.stream(), plain.stream()
         for i in range(STEPS):
             token = (7 * i + 3) % tiny.VOCAB
@@ -126,6 +128,39 @@ def test_the_step_after_a_snapshot_is_bit_equal(any_gpu: Gpu, bundle: Bundle) ->
             np.testing.assert_array_equal(other.step(3), wanted)
             np.testing.assert_array_equal(fork.step(3), wanted)
             assert other.snapshot() == stream.snapshot() == fork.snapshot()
+
+
+def test_opening_streams_disturbs_no_other_thread(recording_gpu: Gpu, models: Any) -> None:
+    """A recording takes what is put into the stream meanwhile, from wherever it comes."""
+    _, bundle = models("tokens")
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, tiny.VOCAB, 300).tolist()
+    with recording_gpu.open(bundle) as session, ThreadPoolExecutor(3) as pool:
+
+        def run(opens: bool) -> list[np.ndarray]:
+            stream, outputs = session.stream(), []
+            for index, token in enumerate(tokens):
+                if opens and index % 10 == 0:
+                    session.stream().step(token)
+                outputs.append(stream.step(token).copy())
+            return outputs
+
+        wanted = run(False)
+        for got in pool.map(run, (False, True, False)):
+            np.testing.assert_array_equal(got, wanted)
+
+
+def test_chunks_between_steps_leave_a_recorded_step_as_it_is(recording_gpu: Gpu, models: Any) -> None:
+    """The engine's scratch memory serves chunks and recorded steps in turn."""
+    _, bundle = models("tokens")
+    rng = np.random.default_rng(0)
+    with recording_gpu.open(bundle) as graphs, recording_gpu.open(bundle, cuda_graphs=False) as plain:
+        a, b = graphs.stream(), plain.stream()
+        for _ in range(60):
+            chunk = rng.integers(0, tiny.VOCAB, int(rng.integers(2, 40)))
+            np.testing.assert_array_equal(a.feed(chunk), b.feed(chunk))
+            for token in rng.integers(0, tiny.VOCAB, 3).tolist():
+                np.testing.assert_array_equal(a.step(token), b.step(token))
 
 
 def test_streams_run_in_threads(any_gpu: Gpu, bundle: Bundle) -> None:
@@ -272,10 +307,10 @@ def test_bench_measures(runtime: str, models: Any, tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     (median,) = (p["value_ms"] for p in found["steps"]["latency"]["percentiles"] if p["percent"] == 50)
     assert 0 < found["gpu_time"]["gpu_ms"] <= 2 * median
-    assert (found["gpu_time"]["graph_ms"] is not None) == (runtime == "tensorrt")
+    assert (found["gpu_time"]["graph_ms"] is not None) == (runtime != "tensorrt-rtx")
 
 
-def test_a_graph_makes_steps_faster(gpu: Gpu, models: Any, record_property: Any) -> None:
+def test_a_graph_makes_steps_faster(recording_gpu: Gpu, models: Any, record_property: Any) -> None:
     """Side by side in turns; the ratio is in the report (``--junitxml``) and printed with ``-s``."""
     import time
 
@@ -292,9 +327,9 @@ def test_a_graph_makes_steps_faster(gpu: Gpu, models: Any, record_property: Any)
             stream.step(i % tiny.VOCAB)
         return time.perf_counter() - began
 
-    with gpu.open(bundle) as graphs, gpu.open(bundle, cuda_graphs=False) as plain:
+    with recording_gpu.open(bundle) as graphs, recording_gpu.open(bundle, cuda_graphs=False) as plain:
         ratios = [turn(plain) / turn(graphs) for _ in range(7)]
     ratio = float(np.median(ratios))
     record_property("without_graphs_over_with", ratio)
-    print(f"\n{gpu.runtime}: a step without graphs takes {ratio:.2f} times as long as with")
+    print(f"\n{recording_gpu.runtime}: a step without graphs takes {ratio:.2f} times as long as with")
     assert ratio > 1

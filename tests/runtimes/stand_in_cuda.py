@@ -38,8 +38,15 @@ def _names(prefix: str, *names: str) -> Any:
 MemcpyKind = _names("cudaMemcpy", "HostToHost", "HostToDevice", "DeviceToHost", "DeviceToDevice")
 CaptureMode = _names("cudaStreamCaptureMode", "Global", "ThreadLocal", "Relaxed")
 DeviceAttribute = _names("cudaDevAttr", "Integrated", "ComputeCapabilityMajor", "ComputeCapabilityMinor")
+NodeType = _names("cudaGraphNodeType", "Kernel", "Memcpy", "Host", "MemAlloc")
+MemoryType = _names("cudaMemoryType", "Unregistered", "Host", "Device")
 Pitched = namedtuple("Pitched", "ptr pitch xsize ysize")
 Triple = namedtuple("Triple", "x y z")
+Extent = namedtuple("Extent", "width height depth")
+
+
+class Node(SimpleNamespace):
+    """A node of a graph: its ``kind``, its ``work``, and the ``rows`` and ``width`` of a copy."""
 
 
 class CallError(Exception):
@@ -160,10 +167,13 @@ class StandIn(ModuleType):
         # A capture fills ``recording``, which is None otherwise.
         return self._add(self.streams, SimpleNamespace(queue=[], recording=None, spoilt=False, thread=0))
 
-    def enqueue(self, stream: int, work: Callable[[], Any]) -> None:
+    def enqueue(self, stream: int, work: Callable[[], Any], kind: str = "Kernel", **about: Any) -> None:
         """Queue or record work of a stream: copies, and the kernels of an engine."""
         found = self.streams[stream]
-        (found.queue if found.recording is None else found.recording).append(work)
+        if found.recording is None:
+            found.queue.append(work)
+        else:
+            found.recording.append(Node(kind=NodeType[f"cudaGraphNodeType{kind}"], work=work, **about))
         if self.at_once and found.recording is None:
             self.wait(stream)
 
@@ -236,7 +246,7 @@ class StandIn(ModuleType):
                 self.moved[kind.name[10:]] += width * len(rows)
                 self.device_ms += width * len(rows) / self.copy_bytes_per_ms
 
-        self.enqueue(stream, work)
+        self.enqueue(stream, work, "Memcpy", rows=rows, width=width)
         if ordinary and source == "Device":
             self.wait(stream)
 
@@ -253,9 +263,27 @@ class StandIn(ModuleType):
 
     # Graphs.
 
-    cudaGraphInstantiate = lambda self, graph, flags: self._add(self.executables, list(self.graphs[graph]))
+    cudaGraphInstantiate = lambda self, graph, flags: self._add(
+        self.executables, [node.work for node in self.graphs[graph]]
+    )
+    cudaGraphGetNodes = lambda self, graph, count: (self.graphs[graph][:count], len(self.graphs[graph]))
+    cudaGraphNodeGetType = lambda self, node: node.kind
+    cudaGraphNodeType, cudaMemoryType = NodeType, MemoryType
     cudaGraphDestroy = lambda self, graph: delitem(self.graphs, graph)
     cudaGraphExecDestroy = lambda self, executable: delitem(self.executables, executable)
+
+    def cudaGraphMemcpyNodeGetParams(self, node: Node) -> Any:
+        (dst, src), *more = node.rows
+        ends = (Pitched(address, node.width, node.width, 1 + len(more)) for address in (dst, src))
+        return SimpleNamespace(dstPtr=next(ends), srcPtr=next(ends), extent=Extent(node.width, 1 + len(more), 1))
+
+    def cudaGraphMemcpyNodeSetParams1D(self, node: Node, dst: int, src: int, count: int, kind: Any) -> None:
+        require(self.home(src, count) == "pinned" and self.home(dst, count) == "Device")
+        node.rows, node.work = [(dst, src)], lambda: ctypes.memmove(dst, src, count)
+
+    def cudaPointerGetAttributes(self, address: int) -> Any:
+        home = {"Device": "Device", "pinned": "Host", "other": "Unregistered"}[self.home(address, 1)]
+        return SimpleNamespace(type=MemoryType[f"cudaMemoryType{home}"])
 
     def cudaStreamBeginCapture(self, stream: int, mode: Any) -> None:
         require(not self.capturing(stream) and mode == CaptureMode.cudaStreamCaptureModeThreadLocal)

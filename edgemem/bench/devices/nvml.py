@@ -1,7 +1,7 @@
 """NVIDIA's GPUs through NVML (package ``nvidia-ml-py``, imported as ``pynvml``).
 
 On a Jetson, NVML may start and then support almost nothing. So each query may fail, and what a device does not support
-is left out. This has not run on a GPU.
+is left out. It ran on an H200.
 """
 
 from __future__ import annotations

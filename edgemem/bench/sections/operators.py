@@ -134,7 +134,7 @@ def profile(
         with session:
             loop = Loop(new_stream(session), session.contract)
             measure.run_loop(loop, warmup + steps)
-            file = Path(session.engine.graph_for(1).end_profiling())
+            file = Path(session.engine.graph_for(1)[1].end_profiling())
         events = json.loads(file.read_text(encoding="utf-8"))
     progress("operators", 1, 1)
     return summarise(events, steps)
