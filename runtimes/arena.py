@@ -16,6 +16,7 @@ from edgemem.runtimes.growing import GrowingState
 from edgemem.runtimes.layout import Layout
 from edgemem.runtimes.memory import Array, Block, Memory, Place, Tensor
 from edgemem.runtimes.rings import Rings
+from edgemem.runtimes.sides import Sides
 
 
 class Arena:
@@ -45,7 +46,7 @@ class Arena:
         self._chunk = self.block.host_buffer(start, layout.chunk_indices.end - start)
         self.block.upload(layout.step_indices.offset, np.zeros(1, np.int64))
         self._wide: Block | None = None
-        self._sides: list[tuple[Array, ...]] = []
+        self._sides = Sides(self.block, layout, memory.on_host)
         self._rings = Rings(self.block, layout, memory.on_host)
         self.append_step = self._rings.append_step
         grown = [t for t in layout.inputs if isinstance(t.spec, StateSpec) and t.spec.growing_axis is not None]
@@ -221,30 +222,15 @@ class Arena:
             rows: Those rows, int64 ``[K]``, or a slice.
             others: The other rows whose state must stay as it is, int64 ``[M]``; ``None`` where they are more.
         """
-        self._rings.append_rows(rows, self.positions[rows])
-        self.positions[rows] += 1
+        before = self.positions[rows]
+        self._rings.append_rows(rows, before)
+        self.positions[rows] = before + 1
         if others is None:
-            self._copy_sides(rows)
+            self._sides.copy(self.side, rows)
             return
         self.side = 1 - self.side  # the new copy becomes the state, and takes over the rows that stay
         if len(others):
-            self._copy_sides(others)
-
-    def _copy_sides(self, rows: Array | slice) -> None:
-        """Copy rows of the replaced states from the copy that is not the state to the one that is."""
-        to, of = self.layout.replaced[self.side], self.layout.replaced[1 - self.side]
-        if self._on_host:
-            if not self._sides:
-                buffer = self.block.host_buffer(0, self.layout.state_bytes)
-                views = [tuple(side[name].rows(buffer) for side in self.layout.replaced) for name in to]
-                self._sides = views
-            for pair in self._sides:
-                pair[self.side][rows] = pair[1 - self.side][rows]
-            return
-        for name in to:
-            for row in np.arange(self.layout.batch)[rows].tolist():
-                for (dst, nbytes), (src, _) in zip(to[name].row_parts(row), of[name].row_parts(row), strict=True):
-                    self.block.copy_from(self.block, nbytes, dst, src)
+            self._sides.copy(self.side, others)
 
     def new(self, state: StateSpec, time: int) -> Array:
         """What the last call of ``time`` steps makes of a state, batch axis first: all of it, or its new entries."""

@@ -19,6 +19,12 @@ Bytes = NDArray[np.uint8]
 _SURELY_THERE = 64 << 20  # bytes for which nobody asks how much memory there is
 
 
+def address_of(array: Array) -> int:
+    """Where a contiguous array lies."""
+    found: int = array.__array_interface__["data"][0]  # twice as fast as array.ctypes
+    return found
+
+
 @dataclass(frozen=True)
 class Box:
     """A strided copy: ``depth`` slices of ``height`` rows of ``width`` contiguous bytes.

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from edgemem.runtimes import native
 from edgemem.runtimes.layout import Layout, RingGroup
-from edgemem.runtimes.memory import Array, Block, Box
+from edgemem.runtimes.memory import Array, Block, Box, address_of
 
 
 def write_ring(ring: Array, entries: Array, positions: Array) -> None:
@@ -39,6 +40,10 @@ class Rings:
         self._rows = np.arange(batch)
         self.append_step = tuple((self._step_copier(group, 0, batch), group.shape[1]) for group in layout.groups)
         self._append_row = tuple([self._step_copier(g, row, 1) for row in range(batch)] for g in layout.groups)
+        calls = native.row_calls() if on_host else None
+        self._append_rows = calls[0] if calls is not None else None
+        self._table = np.array([self._numbers(group) for group in layout.groups], np.int64)
+        self._table_address = address_of(self._table)
 
     def append(self, time: int, positions: Sequence[int], common: int | None) -> None:
         """Write the entries of a call of ``time`` steps.
@@ -62,18 +67,28 @@ class Rings:
 
         Args:
             rows: Indices, int64 ``[K]``, or a slice.
-            positions: Of those rows, before the call, int64 ``[K]``.
+            positions: Of those rows, before the call, int64 ``[K]``, contiguous.
         """
+        if self._append_rows is not None:
+            chosen = self._rows[rows]
+            places = address_of(chosen), address_of(positions)
+            self._append_rows(self._block.address, self._table_address, len(self._table), *places, len(chosen))
+            return
         if self._views is not None and len(positions) > 1:
             for ring, entries, starts, window in self._views:
                 at = (starts[rows] + (positions % window)[:, np.newaxis]).reshape(-1)
                 for into, new in zip(ring, entries, strict=True):  # numpy is fastest with one axis
                     into[at] = new[rows].reshape(-1)
             return
-        chosen = self._rows[rows].tolist()
         for appends, (_, window) in zip(self._append_row, self.append_step, strict=True):
-            for row, position in zip(chosen, positions.tolist(), strict=True):
+            for row, position in zip(self._rows[rows].tolist(), positions.tolist(), strict=True):
                 appends[row](position % window)
+
+    def _numbers(self, group: RingGroup) -> list[int]:
+        """A group as append_rows.c takes it."""
+        (heads, window, _), rings = group.shape, (group.rings, group.ring_stride)
+        entries = group.step_entries, self._layout.entry_stride(group, 1)
+        return [len(group.names), heads, window, group.entry_bytes, *rings, *entries]
 
     def _arrays(self, group: RingGroup) -> tuple[Array, Array, Array, int]:
         """A group in host memory, an entry being one element: the rings ``[N, B*H*W]``, the entries ``[N, B, H]`` of a

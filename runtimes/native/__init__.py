@@ -1,18 +1,21 @@
-"""The project's own operators for ONNX Runtime on the CPU, in C.
+"""The project's own operators for ONNX Runtime on the CPU, and what it does between two runs, in C.
 
-A bundle's native graph needs them; its standard graph does not, and is always there. So a missing library is never an
-error: :func:`library` returns ``None``, and :func:`why` says what is missing.
+A bundle's native graph needs the operators; its standard graph does not, and is always there. All else has a form in
+numpy. So a missing library is never an error: :func:`library` returns ``None``, and :func:`why` says what is missing.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from edgemem.runtimes.native.build import LIBRARY
 
+Call = Callable[..., None]
 VERSION = 3
 """Of what the operators take and give. A library of another version is not used."""
 
@@ -45,6 +48,23 @@ def why() -> str:
 def level() -> str:
     """The instruction set that the operators use on this machine; ``""`` without the library."""
     return find().level
+
+
+@lru_cache(maxsize=1)
+def row_calls() -> tuple[Call, Call] | None:
+    """``edgemem_append_rows`` and ``edgemem_copy_rows`` of rows.c, which take addresses and counts.
+
+    ``None`` without the library.
+    """
+    path = find().path
+    if path is None:
+        return None
+    loaded = ctypes.CDLL(str(path))
+    append, copy = loaded.edgemem_append_rows, loaded.edgemem_copy_rows
+    append.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64]
+    copy.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int64]
+    append.restype = copy.restype = None
+    return append, copy
 
 
 @lru_cache(maxsize=1)

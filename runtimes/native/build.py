@@ -19,6 +19,7 @@ LIBRARY = "libedgemem_native.so"
 ONCE = (
     "register.c",
     "dispatch.c",
+    "rows.c",
     "operator.c",
     "memory_attention_operator.c",
     "memory_states.c",

@@ -134,7 +134,7 @@ class Bank:
         Their data are not finite, or they have no position left: what then happens is for a stream to say.
         """
         good = [finite_items(spec, items[spec.name]).all(axis=1) for spec in self._policy.checked]
-        if self._limit is not None:
+        if self._limit is not None and self.positions.max() >= self._limit:
             good.append(self.positions[rows] < self._limit)
         if all(rows.all() for rows in good):
             return []
@@ -160,7 +160,10 @@ class Bank:
         for name, values in data.items():
             lane.arena.step_inputs[name][at] = values
         errors = self._compute(rows, at)
-        outputs = {name: np.array(view[at]) for name, view in lane.arena.step_outputs.items()}
+        outputs = {
+            name: np.array(view[at]) if isinstance(at, slice) else view.take(at, 0)
+            for name, view in lane.arena.step_outputs.items()
+        }
         found, after_outputs = part.host_outputs(outputs)
         if self._guard:
             errors.update(self._not_finite(rows, found, errors))

@@ -339,13 +339,17 @@ class Pool:
 
     def _tick(self, groups: Sequence[Group], streams: Sequence[PoolStream]) -> None:
         """One step of each stream of those groups, and of each of those streams."""
-        runs = [Run(group.ticket, 0, len(group.rows)) for group in groups]
-        parts = [group.rows for group in groups]
-        if streams:
-            runs += runs_of([stream.requests[0] for stream in streams])  # type: ignore[misc]
-            parts.append(np.array([stream.row for stream in streams]))
-        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        items: dict[str, Array] = {spec.name: gathered(runs, spec.name) for spec in self._data}
+        one = groups[0] if len(groups) == 1 and not streams else None
+        if one is not None:  # as most often: its arrays are taken as they are
+            rows, items, runs = one.rows, one.ticket.items, [Run(one.ticket, 0, len(one.rows))]
+        else:
+            runs = [Run(group.ticket, 0, len(group.rows)) for group in groups]
+            parts = [group.rows for group in groups]
+            if streams:
+                runs += runs_of([stream.requests[0] for stream in streams])  # type: ignore[misc]
+                parts.append(np.array([stream.row for stream in streams]))
+            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            items = {spec.name: gathered(runs, spec.name) for spec in self._data}
         if alone := self._bank.goes_alone(rows, items):
             self._tick_apart(groups, streams, alone)
             return

@@ -68,7 +68,7 @@ class Windows:
 
     def cover(self, rows: NDArray[np.int64] | slice) -> list[Window]:
         """The windows that hold every one of those rows: int64 ``[K]``, or a slice."""
-        count = rows.stop - rows.start if isinstance(rows, slice) else 0
+        count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
         if self._whole or count == self._rows:
             return [(0, self._rows)]
         if isinstance(rows, slice) and count == 1:
