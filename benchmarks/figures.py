@@ -35,6 +35,7 @@ from edgemem.bench.loop import Loop
 from edgemem.bench.measure import Contender, Progress
 from edgemem.bench.numpy_loop import NumpyLoop
 from edgemem.bench.positions import steps_to_fill, sweep_contenders, sweep_of
+from edgemem.bench.rewritten import sealed
 from edgemem.bench.rounds import EDGEMEM
 from edgemem.bench.sections.comparison import compare
 from edgemem.bench.sections.environment import Environment
@@ -47,7 +48,7 @@ from edgemem.cli.bench_command import progress_bars
 from edgemem.console import console, print_table
 from edgemem.decoder_config import DecoderConfig
 from edgemem.errors import EdgememError
-from edgemem.export import ExportOptions, export_bundle, from_config, load_source, sealed_twin, source_of
+from edgemem.export import ExportOptions, export_bundle, from_config, load_source, source_of
 from edgemem.machine.facts import load_average
 from edgemem.runtimes import Session
 from edgemem.runtimes.engine import Call, Engine, Tensors
@@ -138,7 +139,7 @@ def one_step(bundle: Bundle, effort: Effort, folder: Path, progress: Progress) -
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(edgemem.open(bundle.path, threads=THREADS))
         loop = Loop(session.stream(), session.contract)
-        by_hand = NumpyLoop(open_bundle(sealed_twin(bundle, folder / "sealed")), THREADS)
+        by_hand = NumpyLoop(sealed(bundle, folder / "sealed"), THREADS)
         floor = prepare_floor(bundle, THREADS, stack)
         if not isinstance(floor, FloorReady):
             raise EdgememError(f"the floor cannot be measured: {floor.reason}")
@@ -182,7 +183,7 @@ def small_step(bundle: Bundle, effort: Effort, folder: Path, progress: Progress)
             session = stack.enter_context(Session(bundle.contract, bundle, OrtEngine(bundle, "cpu", options)))
             loops[name] = loop = Loop(session.stream(), session.contract)
             measure.run_loop(loop, steps_to_fill(session.contract), progress, f"warm-up, {name}")
-        by_hand = NumpyLoop(open_bundle(sealed_twin(bundle, folder / "sealed_small")), THREADS)
+        by_hand = NumpyLoop(sealed(bundle, folder / "sealed_small"), THREADS)
         samples = measure.interleave(
             [
                 *(Contender(name, loop.step, after=loop.choose) for name, loop in loops.items()),

@@ -7,7 +7,7 @@ from edgemem.export.exporter import export_bundle
 from edgemem.export.load import load_source
 from edgemem.export.options import ExportOptions
 from edgemem.export.sources import Source, from_config, from_module
-from edgemem.export.twins import growing_twin, sealed_twin, source_of
+from edgemem.export.twins import growing_twin, source_of
 from edgemem.export.upgrade import Upgrade, upgrade
 from edgemem.export.verify.check import CheckReport, check
 
@@ -23,7 +23,6 @@ __all__ = [
     "from_module",
     "growing_twin",
     "load_source",
-    "sealed_twin",
     "source_of",
     "upgrade",
 ]

@@ -14,21 +14,6 @@ from edgemem.export.sources import DecoderSource, from_config, rebuilt
 from edgemem.memories.kinds.full import FullCache
 
 
-def sealed_twin(bundle: Bundle, out: str | Path) -> Path:
-    """The same decoder with its rings written inside the graph, for hosts that do not write rings.
-
-    Returns:
-        The new bundle's folder.
-
-    Raises:
-        ExportError: The bundle was not made from a decoder's configuration.
-    """
-    options = ExportOptions(
-        sealed=True, max_chunk=bundle.contract.max_chunk, verify=False, **bundle.manifest.precision.options
-    )
-    return export_bundle(source_of(bundle), out, options).path
-
-
 def growing_twin(bundle: Bundle, out: str | Path) -> Path:
     """The baseline: a decoder of the same shape with a growing KV cache instead of its memories, and random weights.
 

@@ -113,7 +113,10 @@ def named(specs: Sequence[InputSpec], x: Any, call: str) -> dict[str, Any]:
         raise InputError(f"{call} takes a mapping with {', '.join(names)}, got a {type(x).__name__}.")
     if set(x) != set(names):
         missing, unknown = [name for name in names if name not in x], sorted(map(str, set(x) - set(names)))
-        raise InputError(f"{call} lacks {', '.join(missing) or 'nothing'} and got {unknown or 'nothing'} unknown.")
+        wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"does not know {', '.join(unknown)}"] * bool(
+            unknown
+        )
+        raise InputError(f"{call} {' and '.join(wrong)}: it takes {', '.join(names)}.")
     return dict(x)
 
 

@@ -59,7 +59,7 @@ EXPORTED = {
     "edgemem.runtimes.pool": ["Outcome", "Pool", "PoolFutures", "PoolStats", "PoolStream", "parts_soon"],
     "edgemem.export": [
         *("CheckReport", "ExportOptions", "Source", "check", "discover", "export_bundle", "from_config", "from_module"),
-        *("Upgrade", "growing_twin", "load_source", "sealed_twin", "source_of", "upgrade"),
+        *("Upgrade", "growing_twin", "load_source", "source_of", "upgrade"),
     ],
     "edgemem.export.hf": ["load"],
     "edgemem.memories": [

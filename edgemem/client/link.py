@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
+from edgemem.errors import InputError
+from edgemem.runtimes.memory import Array
+
 Op = Literal["step", "feed"]
 
 
@@ -39,3 +44,18 @@ class Link(Protocol):
 
     def close(self) -> None:
         """End the connection."""
+
+
+def numbers(x: Any, name: str = "x") -> Array:
+    """What a caller passed for one input, as an array.
+
+    Raises:
+        InputError: It is not one array of numbers.
+    """
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise InputError(f"{name} cannot be read as one array: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{name} of dtype {array.dtype}, wanted numbers.", hint="Encode text to token ids first.")
+    return array

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from edgemem.client.link import LinkLostError, Op
+from edgemem.client.link import LinkLostError, Op, numbers
 from edgemem.errors import EdgememError, MissingDependencyError
 from edgemem.extras import how_to_install
 from edgemem.wire import DTYPES, pack, unpack
@@ -56,9 +56,9 @@ class ServeLink:
         """See :class:`~edgemem.client.link.Link`."""
         header = {"op": op} if op == "step" else {"op": op, "outputs": outputs}
         if isinstance(x, dict):
-            found = self._ask({**header, "x": {name: np.asarray(value).tolist() for name, value in x.items()}})
+            found = self._ask({**header, "x": {name: numbers(value, name).tolist() for name, value in x.items()}})
         else:
-            array = np.asarray(x)
+            array = numbers(x)
             found = self._ask(header, array if str(array.dtype) in DTYPES else array.astype(np.float32))
         return found, self._take_snapshot() if wants_snapshot else None
 

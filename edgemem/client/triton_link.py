@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemem.client.link import LinkLostError, Op
+from edgemem.client.link import LinkLostError, Op, numbers
 from edgemem.errors import EdgememError, MissingDependencyError
 from edgemem.extras import how_to_install
 from edgemem.triton.config import SNAPSHOT
@@ -62,7 +62,7 @@ class TritonLink:
     def send(self, op: Op, x: Any, outputs: str, wants_snapshot: bool) -> tuple[Any, bytes | None]:
         """See :class:`~edgemem.client.link.Link`."""
         given = x if isinstance(x, dict) else {next(iter(self._inputs)): x}
-        tensors = [self._tensor(name, np.asarray(value)) for name, value in given.items()]
+        tensors = [self._tensor(name, numbers(value, name)) for name, value in given.items()]
         if self._starts and self._first is not None:
             snapshot = np.frombuffer(self._first, np.uint8)[None]
             tensors.append(triton.InferInput(SNAPSHOT, snapshot.shape, "UINT8"))

@@ -27,19 +27,16 @@ from edgemem.runtimes.pool.jobs import opened, stepped
 from edgemem.runtimes.pool.requests import (
     Outcome,
     Request,
-    Run,
     Ticket,
     Work,
     blank,
     fail,
-    gathered,
     outcome,
-    runs_of,
     settle,
 )
 from edgemem.runtimes.pool.stats import PoolStats
 from edgemem.runtimes.pool.stream import PoolStream
-from edgemem.runtimes.pool.waiting import Group, Waiting, closed_error
+from edgemem.runtimes.pool.waiting import Group, Waiting, closed_error, together
 from edgemem.runtimes.snapshot import Parts, read
 
 if TYPE_CHECKING:
@@ -339,17 +336,7 @@ class Pool:
 
     def _tick(self, groups: Sequence[Group], streams: Sequence[PoolStream]) -> None:
         """One step of each stream of those groups, and of each of those streams."""
-        one = groups[0] if len(groups) == 1 and not streams else None
-        if one is not None:  # as most often: its arrays are taken as they are
-            rows, items, runs = one.rows, one.ticket.items, [Run(one.ticket, 0, len(one.rows))]
-        else:
-            runs = [Run(group.ticket, 0, len(group.rows)) for group in groups]
-            parts = [group.rows for group in groups]
-            if streams:
-                runs += runs_of([stream.requests[0] for stream in streams])  # type: ignore[misc]
-                parts.append(np.array([stream.row for stream in streams]))
-            rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            items = {spec.name: gathered(runs, spec.name) for spec in self._data}
+        runs, rows, items = together(groups, streams)
         if alone := self._bank.goes_alone(rows, items):
             self._tick_apart(groups, streams, alone)
             return

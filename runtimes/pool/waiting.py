@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from edgemem.contract import Contract
 from edgemem.errors import EdgememError, QueueFullError
-from edgemem.runtimes.pool.requests import Request, Step, Ticket, fail, refuse
+from edgemem.runtimes.memory import Array
+from edgemem.runtimes.pool.requests import Request, Run, Step, Ticket, fail, gathered, refuse, runs_of
 
 if TYPE_CHECKING:
     from edgemem.runtimes.pool.stream import PoolStream
@@ -32,6 +33,26 @@ class Group(NamedTuple):
     ticket: Ticket
     rows: NDArray[np.int64]
     streams: Sequence[PoolStream]
+
+
+def together(
+    groups: Sequence[Group], streams: Sequence[PoolStream]
+) -> tuple[list[Run], NDArray[np.int64], Mapping[str, Array]]:
+    """The steps of those groups, and the first step of each of those streams.
+
+    Returns:
+        The steps in runs; their rows, int64 ``[K]``; and their data by name, ``[K, step_items, *item_shape]``.
+    """
+    if len(groups) == 1 and not streams:  # as most often: its arrays are taken as they are
+        ticket, rows, _ = groups[0]
+        return [Run(ticket, 0, len(rows))], rows, ticket.items
+    runs = [Run(group.ticket, 0, len(group.rows)) for group in groups]
+    parts = [group.rows for group in groups]
+    if streams:
+        runs += runs_of([stream.requests[0] for stream in streams])  # type: ignore[misc]
+        parts.append(np.array([stream.row for stream in streams]))
+    items = {name: gathered(runs, name) for name in runs[0].ticket.items}
+    return runs, np.concatenate(parts), items
 
 
 class Waiting:

@@ -74,6 +74,14 @@ class Cutter:
         self._listener.close()
 
 
+@pytest.mark.parametrize("x", [["a", "b"], [[1], [1, 2]], {"x": "text"}])
+def test_what_is_no_array_of_numbers_is_refused_before_it_is_sent(server: Running, x: object) -> None:
+    with connect(url(server), "numbers") as stream:
+        with pytest.raises(InputError, match=r"numbers|one array"):
+            stream.step(x)
+        np.testing.assert_array_equal(stream.step(ROWS[0]), SUMS[0])
+
+
 def test_steps_and_feeds_give_what_the_stream_gives(server: Running) -> None:
     with connect(url(server), "plain") as stream:
         np.testing.assert_array_equal(stream.step(ROWS[0]), SUMS[0])

@@ -17,7 +17,7 @@ import edgemem
 from edgemem.bundle import GraphFile, open_bundle
 from edgemem.contract import METADATA_KEY, Contract
 from edgemem.errors import BundleError, EdgememError, ExportError, VerificationError
-from edgemem.export import ExportOptions, export_bundle, growing_twin, load_source, sealed_twin, source_of
+from edgemem.export import ExportOptions, export_bundle, growing_twin, load_source, source_of
 from edgemem.export.graph import export_graph
 from edgemem.export.sources import ModuleSource
 from tests.shared import TracedModule
@@ -92,17 +92,13 @@ def test_the_sealed_bundle_computes_the_same_numbers(hybrid_bundle, sealed_bundl
 
 @pytest.mark.long
 def test_a_twin_is_rebuilt_from_the_bundle_alone(small_bundle, tmp_path):
-    sealed = open_bundle(sealed_twin(small_bundle, tmp_path / "sealed"))
     growing = open_bundle(growing_twin(small_bundle, tmp_path / "growing"))
-    assert {state.update for state in sealed.contract} == {"replace"}
     assert not growing.contract.has_fixed_size
     assert growing.contract.state_bytes_at(100) == 100 * 2 * 2 * 16 * 4  # k and v, heads, width, float32
 
 
 def test_a_users_own_module_has_no_twin(gru, tmp_path):
     bundle = export_bundle(gru, tmp_path / "gru", ExportOptions(verify=False))
-    with pytest.raises(ExportError, match="user's own module"):
-        sealed_twin(bundle, tmp_path / "sealed")
     with pytest.raises(ExportError, match="user's own module"):
         source_of(bundle)
 

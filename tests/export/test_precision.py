@@ -12,7 +12,7 @@ import torch
 import edgemem
 from edgemem.bundle import open_bundle
 from edgemem.errors import BundleError, ExportError, RuntimeUnavailableError, VerificationError
-from edgemem.export import ExportOptions, check, export_bundle, from_config, sealed_twin, source_of
+from edgemem.export import ExportOptions, check, export_bundle, from_config, source_of
 from edgemem.export.verify.counters import check_counters
 from edgemem.export.verify.far import FAR_POSITIONS
 from edgemem.manifest import MANIFEST_FORMAT
@@ -137,16 +137,6 @@ def test_int4_streams_in_the_fast_kernels_near_the_exact_ones(int4_bundle):
         wanted = reference.stream().feed(TOKENS, outputs="all")
     np.testing.assert_allclose(slow, wanted, atol=1e-4, rtol=1e-4)
     assert 0 < np.sqrt(np.mean((quick - slow) ** 2)) < 0.03 * slow.std()
-
-
-@pytest.mark.long
-def test_the_sealed_twin_is_in_the_same_precision(small, tmp_path):
-    bundle = export_bundle(small, tmp_path / "open", ExportOptions(weights="int4", verify=False))
-    sealed = open_bundle(sealed_twin(bundle, tmp_path / "sealed"))
-    assert sealed.manifest.precision.matrices == bundle.manifest.precision.matrices
-    with OrtSession(bundle, device="cpu", exact=True) as a, OrtSession(sealed, device="cpu", exact=True) as b:
-        one, two = (s.stream().feed(TOKENS, outputs="all") for s in (a, b))
-    np.testing.assert_allclose(one, two, atol=1e-4)
 
 
 def test_a_tampered_scale_is_found(int4_bundle, hybrid, tmp_path):

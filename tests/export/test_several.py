@@ -214,8 +214,8 @@ def test_nvidias_compiler_takes_every_model(exported, name):
         ("stride", np.zeros((5, 3)), "step takes exactly 4 items, got 5"),
         ("stride", np.zeros((4, 2)), r"features of shape \[4, 2\]: step of a stream with batch 1 takes \[4, 3\]"),
         ("two", np.zeros(4), "step takes a mapping with imu, gps, got a ndarray"),
-        ("two", {"imu": np.zeros(4)}, "step lacks gps and got nothing unknown"),
-        ("two", {"imu": np.zeros(4), "gps": np.zeros(3), "lidar": 0}, r"got \['lidar'\] unknown"),
+        ("two", {"imu": np.zeros(4)}, "step lacks gps: it takes imu, gps"),
+        ("two", {"imu": np.zeros(4), "gps": np.zeros(3), "lidar": 0}, "step does not know lidar: it takes imu, gps"),
     ],
 )
 def test_a_step_that_does_not_fit_is_refused_and_changes_nothing(exported, name, x, message):
