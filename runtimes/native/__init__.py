@@ -16,8 +16,8 @@ from pathlib import Path
 from edgemem.runtimes.native.build import LIBRARY
 
 Call = Callable[..., None]
-VERSION = 3
-"""Of what the operators take and give. A library of another version is not used."""
+VERSION = 4
+"""Of what the operators and the functions take and give. A library of another version is not used."""
 
 
 @dataclass(frozen=True)
