@@ -89,6 +89,8 @@ def keep_constants(memory: CudaMemory, graph: Any) -> list[Bytes]:
             continue
         copy = memory.call(api.cudaGraphMemcpyNodeGetParams, node)
         source, nbytes = int(copy.srcPtr.ptr), int(copy.extent.width)
+        if not _on_device(memory, int(copy.dstPtr.ptr)):
+            raise EdgememError("the recording writes to host memory, which may serve something else later.")
         if memory.is_own(source) or _on_device(memory, source):
             continue
         if copy.extent.height > 1 or copy.extent.depth > 1 or not source:

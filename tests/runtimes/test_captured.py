@@ -85,6 +85,13 @@ def test_a_box_of_a_table_is_refused(api: StandIn) -> None:
         )
 
 
+def test_a_copy_to_the_host_is_refused(api: StandIn) -> None:
+    memory = CudaMemory()
+    block, (address, _) = memory.allocate(8), table(api, [1, 2])
+    with pytest.raises(EdgememError, match="writes to host memory"):
+        memory.capture(lambda: memory.copy(address, block.address, 8, "DeviceToHost"), constants=True)
+
+
 def test_an_empty_recording_is_refused(api: StandIn) -> None:
     with pytest.raises(EdgememError, match="empty"):
         CudaMemory().capture(lambda: None, constants=True)
