@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from edgemem.console import readable_bytes
 from edgemem.evidence import DISTANCES, TASKS, Entry, Evidence, ceiling
 from edgemem.files import write_atomic
+from evidence.plan import MAIN_BUDGETS
 
 _MARKS = "osD^v<>Ph*Xp8d"
 _STYLE: dict[Any, Any] = {
@@ -47,9 +48,11 @@ def quality(evidence: Evidence, figure: Figure) -> None:
 
 
 def distance(evidence: Evidence, figure: Figure) -> None:
-    """Recall against the steps since, a panel for each budget that all rows have."""
-    budgets = [16 * 1024, 64 * 1024]
-    for axes, budget in zip(figure.subplots(1, len(budgets), sharey=True), budgets, strict=True):
+    """Recall against the steps since, a panel for each budget that all rows have and of which something is there."""
+    there = {entry.budget for entry in evidence.entries["distance"]}
+    budgets = [budget for budget in MAIN_BUDGETS if budget in there]
+    panels = figure.subplots(1, max(1, len(budgets)), sharey=True, squeeze=False)[0]
+    for axes, budget in zip(panels, budgets, strict=False):
         chosen = [entry for entry in evidence.entries["distance"] if entry.budget in (0, budget)]
         for entry in chosen:
             means = [entry.mean(f"recall-{steps}") for steps in DISTANCES]

@@ -143,7 +143,8 @@ class OrtEngine(Engine):
             providers = [*self._providers(self.memory, graph, first), CPU]
             load = partial(load_graph, onnxruntime, self._bundle, folder, graph)
             loaded = None
-            if options.cuda_graphs and first == CUDA and graph.min_time == 1:
+            wanted = options.cuda_graphs and options.profile is None  # which sees no operator of a recording
+            if wanted and first == CUDA and graph.min_time == 1:
                 with contextlib.suppress(EdgememError):  # not every node runs on the device
                     loaded = load(recordable(providers), options, fallback=False)
                 self.cuda_graphs = loaded is not None

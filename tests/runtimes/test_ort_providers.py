@@ -17,6 +17,7 @@ import pytest
 import edgemem
 from edgemem.bundle import Bundle
 from edgemem.errors import RuntimeUnavailableError
+from edgemem.runtimes.ort.engine import OrtSession
 from tests.runtimes import tiny
 from tests.runtimes.stand_in_cuda import StandIn
 
@@ -197,6 +198,15 @@ def test_a_model_that_cannot_be_recorded_is_loaded_again(
         stream.step(1)
         assert runs.log == ["run"]
     assert capsys.readouterr().out == ""
+
+
+def test_a_profile_is_of_plain_steps(runs: Runs, told: list[Any], tokens_bundle: Bundle, tmp_path: Path) -> None:
+    with OrtSession(tokens_bundle, device="cuda", profile=tmp_path / "profile") as session:
+        assert "enable_cuda_graph" not in told[-1][0][1]
+        stream = session.stream()
+        runs.log.clear()
+        stream.step(1)
+        assert runs.log == ["run"]
 
 
 def test_what_is_read_on_the_host_is_bound_again_before_every_run(runs: Runs, tokens_bundle: Bundle) -> None:
