@@ -184,10 +184,13 @@ def test_the_package_brings_the_merged_results():
     assert json.loads(library.FILE.read_text(encoding="utf-8")) == json.loads(merge.encoded(merge.merged()))
 
 
-def test_every_bundle_scored_as_torch_did():
+def test_every_bundle_computed_what_torch_did_and_was_scored_alike():
+    """Of 512 answers one may differ: where two answers are equally likely, the rounding of an output chooses."""
     for path in runs.RESULTS.glob("*.json"):
         result = json.loads(path.read_text(encoding="utf-8"))
-        assert result.get("difference", 0.0) <= 1e-3, path.name
+        if "bundle" in result:
+            assert result["output_difference"] <= 1e-3, path.name
+            assert result["difference"] <= (1 / 512 if tasks.TASKS[result["task"]].more_is_better else 1e-3), path.name
 
 
 def _seeded() -> torch.Generator:
