@@ -222,9 +222,7 @@ class Arena:
             rows: Those rows, int64 ``[K]``, or a slice.
             others: The other rows whose state must stay as it is, int64 ``[M]``; ``None`` where they are more.
         """
-        before = self.positions[rows]
-        self._rings.append_rows(rows, before)
-        self.positions[rows] = before + 1
+        self._rings.append_rows(rows, self.positions, 1)
         if others is None:
             self._sides.copy(self.side, rows)
             return

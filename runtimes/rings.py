@@ -60,28 +60,33 @@ class Rings:
             for append, window in self.append_step:
                 append(common % window)
         else:
-            self.append_rows(slice(None), np.asarray(positions))
+            self.append_rows(slice(None), np.array(positions), 0)
 
-    def append_rows(self, rows: Array | slice, positions: Array) -> None:
-        """Write the entries of a step of those rows alone.
+    def append_rows(self, rows: Array | slice, positions: Array, steps: int) -> None:
+        """Write the entries of a step of those rows alone, and advance their positions.
 
         Args:
             rows: Indices, int64 ``[K]``, or a slice.
-            positions: Of those rows, before the call, int64 ``[K]``, contiguous.
+            positions: Of every row, before the call, int64 ``[B]``, contiguous.
+            steps: What is added to those of the rows: 1, or 0 where somebody else does it.
         """
+        chosen = self._rows[rows]
         if self._append_rows is not None:
-            chosen = self._rows[rows]
-            places = address_of(chosen), address_of(positions)
-            self._append_rows(self._block.address, self._table_address, len(self._table), *places, len(chosen))
+            table = self._table_address, len(self._table)
+            self._append_rows(
+                self._block.address, *table, address_of(chosen), len(chosen), address_of(positions), steps
+            )
             return
-        if self._views is not None and len(positions) > 1:
+        before = positions[chosen]
+        positions[chosen] = before + steps
+        if self._views is not None and len(chosen) > 1:
             for ring, entries, starts, window in self._views:
-                at = (starts[rows] + (positions % window)[:, np.newaxis]).reshape(-1)
+                at = (starts[chosen] + (before % window)[:, np.newaxis]).reshape(-1)
                 for into, new in zip(ring, entries, strict=True):  # numpy is fastest with one axis
-                    into[at] = new[rows].reshape(-1)
+                    into[at] = new[chosen].reshape(-1)
             return
         for appends, (_, window) in zip(self._append_row, self.append_step, strict=True):
-            for row, position in zip(self._rows[rows].tolist(), positions.tolist(), strict=True):
+            for row, position in zip(chosen.tolist(), before.tolist(), strict=True):
                 appends[row](position % window)
 
     def _numbers(self, group: RingGroup) -> list[int]:

@@ -52,6 +52,7 @@ def distance(evidence: Evidence, figure: Figure) -> None:
     there = {entry.budget for entry in evidence.entries["distance"]}
     budgets = [budget for budget in MAIN_BUDGETS if budget in there]
     panels = figure.subplots(1, max(1, len(budgets)), sharey=True, squeeze=False)[0]
+    panels[0].set_ylabel("answers right")
     for axes, budget in zip(panels, budgets, strict=False):
         chosen = [entry for entry in evidence.entries["distance"] if entry.budget in (0, budget)]
         for entry in chosen:

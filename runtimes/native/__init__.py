@@ -59,9 +59,9 @@ def row_calls() -> tuple[Call, Call] | None:
     path = find().path
     if path is None:
         return None
-    loaded = ctypes.CDLL(str(path))
+    loaded = ctypes.PyDLL(str(path))  # it keeps Python's lock: giving it back for so short a call may cost milliseconds
     append, copy = loaded.edgemem_append_rows, loaded.edgemem_copy_rows
-    append.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_void_p, c_int64]
+    append.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int64]
     copy.argtypes = [c_void_p, c_void_p, c_int64, c_void_p, c_int64]
     append.restype = copy.restype = None
     return append, copy

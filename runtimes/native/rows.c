@@ -23,22 +23,23 @@ static inline void copy(char *into, const char *from, int64_t bytes) {
   for (; bytes; bytes--) *into++ = *from++;
 }
 
-// The entries of a step go into a slot of every ring. rows and positions have count items each: which rows, and where
-// each stands before the step.
+// The entries of a step go into a slot of every ring, for count rows. positions has an item for every row that there is:
+// where it stands before the step. Those of the rows are then advanced by so many steps.
 PUBLIC void edgemem_append_rows(char *block, const struct group *groups, int64_t group_count, const int64_t *rows,
-                                const int64_t *positions, int64_t count) {
+                                int64_t count, int64_t *positions, int64_t steps) {
   for (const struct group *group = groups; group < groups + group_count; group++) {
     const int64_t entry = group->entry, heads = group->heads, window = group->window;
     for (int64_t ring = 0; ring < group->rings; ring++) {
       char *into = block + group->first_ring + ring * group->ring_stride;
       const char *from = block + group->first_entry + ring * group->entry_stride;
       for (int64_t k = 0; k < count; k++) {
-        const int64_t slot = positions[k] % window;
+        const int64_t slot = positions[rows[k]] % window;
         for (int64_t head = rows[k] * heads; head < (rows[k] + 1) * heads; head++)
           copy(into + (head * window + slot) * entry, from + head * entry, entry);
       }
     }
   }
+  for (int64_t k = 0; k < count; k++) positions[rows[k]] += steps;
 }
 
 // A state that lies twice. Offsets are from the start of the block.

@@ -75,5 +75,5 @@ def test_the_engine_reads_rings_and_inputs_where_they_lie(session: Session) -> N
 
 def test_every_dtype_of_a_contract_is_named_as_onnxruntime_names_it(tokens_bundle: Bundle) -> None:
     with OrtSession(tokens_bundle, threads=1, device="cpu") as session:
-        found = {arg.name: arg.type for arg in session.engine.graph_for(1).get_inputs()}
+        found = {arg.name: arg.type for arg in session.engine.graph_for(1)[1].get_inputs()}
     assert found["past.1.count.n"] == element_type("int64").ort
