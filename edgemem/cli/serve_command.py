@@ -13,7 +13,7 @@ from edgemem.cli.options import count
 from edgemem.cli.snapshots import duration_s
 from edgemem.errors import EdgememError, MissingDependencyError
 from edgemem.extras import how_to_install
-from edgemem.reading import read_at_most
+from edgemem.files import read_file
 
 _MOST_TOKEN_BYTES = 4096
 
@@ -71,8 +71,10 @@ def serve(bundles: tuple[Path, ...], **options: Any) -> None:
 
 
 def _token(path: Path) -> str:
-    with path.open("rb") as file:
-        token = read_at_most(file, _MOST_TOKEN_BYTES).decode("utf-8", "replace").strip()
+    try:
+        token = read_file(path, _MOST_TOKEN_BYTES).decode("utf-8", "replace").strip()
+    except OSError as error:
+        raise EdgememError(f"the token cannot be read from {path}: {error.strerror or error}.") from error
     if not token:
         raise EdgememError(f"{path} holds no token.", hint="Write one line of random characters to it.")
     return token

@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,23 @@ class Line:
     full: bool = False
 
 
+@contextmanager
+def served_at_once() -> Iterator[None]:
+    """A server that starts ends as soon as it listens, instead of serving for ever."""
+    import uvicorn
+
+    plain = uvicorn.Server.on_tick
+
+    async def end(self: uvicorn.Server, counter: int) -> bool:
+        return True
+
+    uvicorn.Server.on_tick = end  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        uvicorn.Server.on_tick = plain  # type: ignore[method-assign]
+
+
 def run_line(line: Line, folder: Path) -> tuple[str, str]:
     """What becomes of a line, in a word, and the details of what may not happen."""
     (folder / "stdin").write_bytes(line.stdin)
@@ -71,6 +89,7 @@ def run_line(line: Line, folder: Path) -> tuple[str, str]:
         open("/dev/full" if line.full else folder / "stdout", "w", encoding="utf-8") as sys.stdout,
         open(folder / "stderr", "w", encoding="utf-8", errors="replace") as sys.stderr,
         warnings.catch_warnings(),
+        served_at_once(),
     ):
         warnings.simplefilter("ignore")
         sys.argv = ["edgemem", *line.arguments]
