@@ -26,9 +26,11 @@ def serve(host: Host) -> None:
     options = host.options
     try:
         listener = socket.create_server((options.host, options.port), backlog=1024)
-    except OSError as error:
+    except (OSError, TypeError, UnicodeError) as error:  # the last two: of a name that is none
+        address = f"{ascii(options.host)[1:-1]}:{options.port}"
         raise EdgememError(
-            f"cannot listen on {options.host}:{options.port}: {error.strerror or error}", hint="Choose another --port."
+            f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}",
+            hint="Choose another --port or --host.",
         ) from error
     config = uvicorn.Config(
         build_app(host),

@@ -30,3 +30,10 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
 def test_an_empty_and_a_huge_file_are_refused(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "token").write_text(content)
     assert said in served(tmp_path, tmp_path / "token").replace("\n", " ")
+
+
+@pytest.mark.parametrize("host", ["\udcff\udc80", "256.256.256.256", "a" * 300])
+def test_a_host_that_is_none_is_named(tmp_path: Path, host: str) -> None:
+    done = CliRunner().invoke(main, ["serve", str(write_reciter(tmp_path / "reciter")), "--host", host])
+    assert done.exit_code == 1
+    assert "cannot listen on" in done.output

@@ -242,7 +242,8 @@ def _words(name: str, option: click.Parameter, known: dict[str, list[str]]) -> I
     """The hostile forms of an option or an argument."""
     if isinstance(option, click.Argument):
         values = known["bundle"] + known["path"] if option.name == "bundle" else known["file"]
-        yield from ((value,) for value in values if not (value == "fifo" and option.name == "source" and name == "run"))
+        waits = name == "run" and option.name in ("source", "prefix")  # for who writes to a pipe
+        yield from ((value,) for value in values if not (value == "fifo" and waits))
         return
     assert isinstance(option, click.Option)
     flag = option.opts[0]
