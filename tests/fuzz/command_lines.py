@@ -242,8 +242,7 @@ def _words(name: str, option: click.Parameter, known: dict[str, list[str]]) -> I
     """The hostile forms of an option or an argument."""
     if isinstance(option, click.Argument):
         values = known["bundle"] + known["path"] if option.name == "bundle" else known["file"]
-        waits = name == "run" and option.name in ("source", "prefix")  # for who writes to a pipe
-        yield from ((value,) for value in values if not (value == "fifo" and waits))
+        yield from ((value,) for value in values if not (value == "fifo" and option.name == "source" and name == "run"))
         return
     assert isinstance(option, click.Option)
     flag = option.opts[0]
@@ -256,8 +255,9 @@ def _words(name: str, option: click.Parameter, known: dict[str, list[str]]) -> I
         reads = flag in ("--resume", "--text")
         # What is written must never be a device: whoever runs this may be allowed to replace it.
         values = known["file"] if reads else [path for path in PATHS if not path.startswith(("/dev", "/proc"))]
-    # Without a limit of tokens a run does not end.
-    yield from ((flag, value) for value in values if (flag, value) != ("--max-tokens", "0"))
+    # Without a limit of tokens a run does not end, and it waits for the text of a pipe.
+    endless = {("--max-tokens", "0"), ("--prefix", "fifo")}
+    yield from ((flag, value) for value in values if (flag, value) not in endless)
     if name == "run":
         yield from ((flag, value, "--json") for value in values[3:6])
 
