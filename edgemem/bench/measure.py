@@ -7,16 +7,16 @@ order, so a machine that slows down slows all of them down.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemem.bench.loop import Loop
+from edgemem.machine.collector import collector_off
 
 Progress = Callable[[str, int, int], None]
 """Called between timed sections, never inside one: what is being measured, how much of it is done, of how much."""
@@ -30,18 +30,6 @@ def silent(what: str, done: int, total: int) -> None:
 
 def _nothing() -> None:
     pass
-
-
-@contextlib.contextmanager
-def collector_off() -> Iterator[None]:
-    """No garbage collection inside the block."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def time_steps(

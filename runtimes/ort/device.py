@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,18 +35,6 @@ class RunOptions:
             yield
         finally:
             self.now = self._plain
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Keep the garbage collector away: what it frees may be memory of the device, which spoils a recording."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def inputs_on_host(loaded: Any) -> frozenset[str]:

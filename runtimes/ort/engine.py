@@ -18,13 +18,14 @@ from edgemem.dtypes import element_type
 from edgemem.errors import BundleError, EdgememError, RuntimeUnavailableError
 from edgemem.extras import how_to_install
 from edgemem.machine import huge_pages
+from edgemem.machine.collector import collector_off
 from edgemem.machine.mappings import make_private
 from edgemem.overrides import override
 from edgemem.runtimes.cuda import CudaMemory
 from edgemem.runtimes.engine import Call, Engine, Tensors
 from edgemem.runtimes.gate import Gate
 from edgemem.runtimes.memory import HostMemory, Memory
-from edgemem.runtimes.ort.device import RunOptions, inputs_on_host, no_collection
+from edgemem.runtimes.ort.device import RunOptions, inputs_on_host
 from edgemem.runtimes.ort.form import STANDARD, native_operators
 from edgemem.runtimes.ort.graph import check_graph
 from edgemem.runtimes.ort.importing import import_onnxruntime, load_cuda_libraries
@@ -220,7 +221,8 @@ class OrtEngine(Engine):
         try:
             for run in steps * 2:
                 run()
-            with self._gate.alone(), no_collection():
+            # The collector may free memory of the device, which spoils a recording.
+            with self._gate.alone(), collector_off():
                 if self._threads == {threading.get_ident()}:
                     return self._recorded(steps)
         except (EdgememError, RuntimeError) as error:

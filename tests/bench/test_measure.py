@@ -31,9 +31,6 @@ def test_the_garbage_collector_is_off_while_timing_and_as_it_was_afterwards() ->
     measure.time_steps(lambda: seen.append(gc.isenabled()), np.zeros(2, dtype=np.int64))
     assert seen == [False, False]
     assert gc.isenabled()
-    with pytest.raises(RuntimeError), measure.collector_off():
-        raise RuntimeError
-    assert gc.isenabled()
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgemem.bench import statistics
-from edgemem.bench.measure import collector_off
 from edgemem.bench.result import BenchResult, Section, Stage
 from edgemem.bench.statistics import Distribution
 from edgemem.bench.subject import Run
 from edgemem.bench.table import Card, Table
 from edgemem.bench.words import count, ms, number, percentile_rows
+from edgemem.machine.collector import collector_off
 
 _FEWEST_STEPS = 20
 
