@@ -113,10 +113,9 @@ def named(specs: Sequence[InputSpec], x: Any, call: str) -> dict[str, Any]:
         raise InputError(f"{call} takes a mapping with {', '.join(names)}, got a {type(x).__name__}.")
     if set(x) != set(names):
         missing, unknown = [name for name in names if name not in x], sorted(map(str, set(x) - set(names)))
-        wrong = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"does not know {', '.join(unknown)}"] * bool(
-            unknown
-        )
-        raise InputError(f"{call} {' and '.join(wrong)}: it takes {', '.join(names)}.")
+        found = {"lacks": missing, "does not know": unknown}
+        wrong = " and ".join(f"{what} {', '.join(these)}" for what, these in found.items() if these)
+        raise InputError(f"{call} {wrong}: it takes {', '.join(names)}.")
     return dict(x)
 
 
@@ -128,11 +127,21 @@ def token_error(spec: InputSpec, token: int, where: str = "") -> InputError:
     )
 
 
-def _real_array(spec: InputSpec, x: Any) -> Array:
+def one_array(name: str, x: Any) -> Array:
+    """What was passed for an input, of any dtype.
+
+    Raises:
+        InputError: It is not one array.
+    """
     try:
-        array: Array = np.asarray(x)
+        found: Array = np.asarray(x)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{spec.name} cannot be read as one array: {error}") from error
+        raise InputError(f"{name} cannot be read as one array: {error}") from error
+    return found
+
+
+def _real_array(spec: InputSpec, x: Any) -> Array:
+    array = one_array(spec.name, x)
     integral = spec.dtype.startswith("int") or spec.dtype == "bool"
     kinds = "b" if spec.dtype == "bool" else "iu" if integral else "fiu"
     if array.dtype.kind not in kinds and array.size:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from edgemem.errors import InputError
+from edgemem.runtimes.inputs import one_array
 from edgemem.runtimes.memory import Array
 
 Op = Literal["step", "feed"]
@@ -52,10 +51,7 @@ def numbers(x: Any, name: str = "x") -> Array:
     Raises:
         InputError: It is not one array of numbers.
     """
-    try:
-        array = np.asarray(x)
-    except ValueError as error:
-        raise InputError(f"{name} cannot be read as one array: {error}") from error
+    array = one_array(name, x)
     if array.dtype.kind not in "biuf":
         raise InputError(f"{name} of dtype {array.dtype}, wanted numbers.", hint="Encode text to token ids first.")
     return array
