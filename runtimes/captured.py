@@ -78,9 +78,7 @@ def keep_constants(memory: CudaMemory, graph: Any) -> list[Bytes]:
         EdgememError: The graph does something else on the host, such as calling a function.
     """
     api, kept = memory.api, list[Bytes]()
-    _, count = _nodes(api, graph)
-    nodes, _ = _nodes(api, graph, count)
-    for node in nodes:
+    for node in _nodes(api, graph):
         kind = memory.call(api.cudaGraphNodeGetType, node)
         name = kind.name.removeprefix("cudaGraphNodeType")
         if name not in _HARMLESS:
@@ -103,14 +101,15 @@ def keep_constants(memory: CudaMemory, graph: Any) -> list[Bytes]:
     return kept
 
 
-def _nodes(api: Any, graph: Any, count: int = 0) -> tuple[Any, int]:
-    """The nodes of a graph, and how many there are."""
+def _nodes(api: Any, graph: Any) -> list[Any]:
+    """The nodes of a graph."""
     if not hasattr(api, "cudaGraphGetNodes"):
         raise EdgememError("cuda-bindings is missing, so nobody can look into the recording.")
-    code, nodes, there = api.cudaGraphGetNodes(graph, count)
-    if int(code) != 0 or not there:
+    code, _, count = api.cudaGraphGetNodes(graph)
+    if int(code) != 0 or not count:
         raise EdgememError("the recording is empty.")
-    return nodes, there
+    nodes: list[Any] = api.cudaGraphGetNodes(graph, count)[1]
+    return nodes
 
 
 def _on_device(memory: CudaMemory, address: int) -> bool:

@@ -35,15 +35,18 @@ class Rings:
     def __init__(self, block: Block, layout: Layout, on_host: bool) -> None:
         self._block = block
         self._layout = layout
-        self._views = [self._arrays(group) for group in layout.groups] if on_host else None
         batch = layout.batch
         self._rows = np.arange(batch)
         self.append_step = tuple((self._step_copier(group, 0, batch), group.shape[1]) for group in layout.groups)
-        self._append_row = tuple([self._step_copier(g, row, 1) for row in range(batch)] for g in layout.groups)
         calls = native.row_calls() if on_host else None
-        self._append_rows = calls[0] if calls is not None else None
-        self._table = np.array([self._numbers(group) for group in layout.groups], np.int64)
-        self._table_address = address_of(self._table)
+        if calls is not None:
+            self._append_rows: native.Call | None = calls[0]
+            self._table = np.array([self._numbers(group) for group in layout.groups], np.int64)
+            self._table_address = address_of(self._table)
+            return
+        self._append_rows = None
+        self._views = [self._arrays(group) for group in layout.groups] if on_host else None
+        self._append_row = tuple([self._step_copier(g, row, 1) for row in range(batch)] for g in layout.groups)
 
     def append(self, time: int, positions: Sequence[int], common: int | None) -> None:
         """Write the entries of a call of ``time`` steps.

@@ -266,7 +266,7 @@ class StandIn(ModuleType):
     cudaGraphInstantiate = lambda self, graph, flags: self._add(
         self.executables, [node.work for node in self.graphs[graph]]
     )
-    cudaGraphGetNodes = lambda self, graph, count: (self.graphs[graph][:count], len(self.graphs[graph]))
+    cudaGraphGetNodes = lambda self, graph, count=0: (self.graphs[graph][:count], len(self.graphs[graph]))
     cudaGraphNodeGetType = lambda self, node: node.kind
     cudaGraphNodeType, cudaMemoryType = NodeType, MemoryType
     cudaGraphDestroy = lambda self, graph: delitem(self.graphs, graph)
