@@ -21,7 +21,7 @@ from edgemem.memories.base import Chunk, Dims, MatrixMemory, Memory, SlotMemory,
 from edgemem.memories.clock import Clock, phase_steps, rotary_turns, rotate
 from edgemem.memories.kinds.window import Window
 from edgemem.memories.registry import build_memory
-from edgemem.memories.site import SiteAttributes, begin, end, is_marking, layer_site
+from edgemem.memories.site import SiteAttributes, begin, begin_recurrence, end, is_marking, layer_site
 from edgemem.memories.summary import Summary
 
 MASKED = -1e9
@@ -107,34 +107,22 @@ class Attention(nn.Module):
         Returns:
             ``[B, T, C]``, and the new value of every own state.
         """
-        dims, time = self.dims, clock.time
         x, qkv = self._project(x, clock)
-        qkv, order = self._begin(x, qkv, clock, past)
         chunk = self._chunk(x, qkv, clock)
-        slots: list[Slots] = []
-        reads: list[Tensor] = []
+        if past is not None and is_marking() and self.dims.dtype == "float32":
+            chunk.marked = qkv
+        reads: list[Tensor] = []  # [B, T, Hq D] each
         new: dict[str, Tensor] = {}
-        for name, memory in sorted(self.named_memories(), key=lambda item: item[1].beside is not None):
-            own = None if past is None else {spec.name: past[f"{name}.{spec.name}"] for spec in memory.states()}
-            if isinstance(memory, SlotMemory):
-                offered, states = memory(chunk, own)
-                slots.extend(offered)
-            else:
-                read, states = memory(chunk, own)
+        for name, memory in self.named_memories():
+            if isinstance(memory, MatrixMemory):
+                read, states = self._read_matrix(memory, chunk, _own(name, memory, past))
                 reads.append(read)
-            new.update({f"{name}.{key}": value for key, value in states.items()})
-        if slots:
-            reads.insert(0, self._attend(chunk, slots))
-        read = self._mix(reads, time)  # [B, H, R, D]
-        batch = x.shape[0]
-        if dims.groups > 1:
-            read = read.reshape(batch, dims.heads, time, dims.head_dim)
-        merged = read.transpose(1, 2).reshape(batch, time, dims.heads * dims.head_dim)
-        if self._source:  # its source gives the states; the operator gives them again
-            return (end([merged], unused=len(order)) if order else merged) @ self.out, {}
-        if order:
-            merged = end([merged, *(new[name] for name in order)])
-        return merged @ self.out, new
+                new.update({f"{name}.{key}": value for key, value in states.items()})
+        if self.has_slots:
+            read, states = self._read_slots(chunk, past)
+            reads.insert(0, read)
+            new.update(states)
+        return self._mix(reads) @ self.out, {} if self._source else new
 
     def _project(self, x: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:
         """What gates look at ``[B, T, C]``, and queries, keys and values ``[B, T, (Hq + 2H) D]``."""
@@ -144,18 +132,59 @@ class Attention(nn.Module):
         given, qkv = clock.once(("projected", id(self._source[0])), _not_called)
         return given, torch.cat([projected, qkv[..., projected.shape[-1] :]], dim=-1)
 
-    def _begin(self, x: Tensor, qkv: Tensor, clock: Clock, past: States | None) -> tuple[Tensor, tuple[str, ...]]:
-        """Mark where an operator can compute this layer: ``qkv``, and the states in its order (none: it cannot)."""
-        dims = self.dims
-        if past is None or not is_marking() or dims.dtype != "float32":
-            return qkv, ()
-        site = layer_site(dict(self.named_memories()), x=x)
+    def _read_matrix(self, memory: MatrixMemory, chunk: Chunk, past: States | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is read of a matrix memory ``[B, T, Hq D]``, and its new states."""
+        operator = None if chunk.marked is None else memory.operator(chunk.x, chunk.clock)
+        if operator is None or past is None:
+            read, states = memory(chunk, past)
+            return self._merged(read), states
+        inputs = [chunk.marked, *operator.inputs, *past.values()]
+        # A part of its own: other memories may store the pairs, and must not store what the mark gives.
+        pairs = begin_recurrence(operator.name, chunk.pairs, inputs, operator.attributes)
+        part = replace(chunk, pairs=pairs)
+        read, states = memory(part, past)
+        outputs = [self._merged(read), *states.values()]
+        if part.written is not None and part.written is not chunk.written:
+            outputs.append(_join_heads(part.written))
+            chunk.written = outputs[-1].reshape(read.shape[0], -1, *chunk.v.shape[1::2]).transpose(1, 2)
+        return end(outputs), states
+
+    def _read_slots(self, chunk: Chunk, past: States | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the softmax over all slots reads ``[B, T, Hq D]``, and the new states of their memories."""
+        memories = {name: memory for name, memory in self.named_memories() if isinstance(memory, SlotMemory)}
+        order = () if chunk.marked is None or past is None else self._begin(memories, chunk, chunk.marked, past)
+        slots: list[Slots] = []
+        new: dict[str, Tensor] = {}
+        for name, memory in sorted(memories.items(), key=lambda item: item[1].beside is not None):
+            offered, states = memory(chunk, _own(name, memory, past))
+            slots.extend(offered)
+            new.update({f"{name}.{key}": value for key, value in states.items()})
+        read = self._merged(self._attend(chunk, slots))
+        if order and self._source:  # its source gives the states; the operator gives them again
+            read = end([read], unused=len(order))
+        elif order:
+            read = end([read, *(new[name] for name in order)])
+        return read, new
+
+    def _begin(self, memories: Mapping[str, SlotMemory], chunk: Chunk, qkv: Tensor, past: States) -> tuple[str, ...]:
+        """Mark where an operator can compute these memories: the states in its order (none: it cannot)."""
+        site, dims = layer_site(memories, x=chunk.x, written=chunk.written), self.dims
         if site is None:
-            return qkv, ()
+            return ()
         attributes = SiteAttributes(site.kinds, dims.heads, dims.kv_heads, dims.scale, 0.0, 1, 0, dims.window)
         phases = torch.tensor(phase_steps(rotary_turns(dims.head_dim, dims.theta)), device=qkv.device)
-        inputs = [qkv, None, None, clock.start, phases, None, None, site.bias, *site.given(past)]
-        return begin(inputs, attributes), site.states
+        inputs = [qkv, None, None, chunk.clock.start, phases, None, None, site.bias, *site.given(past)]
+        if dims.window:
+            chunk.q_rotated = begin(inputs, attributes, chunk.q_rotated)  # which only a window takes
+        else:
+            chunk.q = begin(inputs, attributes, chunk.q)
+        return site.states
+
+    def _merged(self, read: Tensor) -> Tensor:
+        """``[B, H, R, D]`` as ``[B, T, Hq D]``."""
+        if self.dims.groups > 1:
+            read = read.reshape(read.shape[0], self.dims.heads, -1, self.dims.head_dim)
+        return _join_heads(read)
 
     def _chunk(self, x: Tensor, qkv: Tensor, clock: Clock) -> Chunk:
         dims = self.dims
@@ -183,12 +212,25 @@ class Attention(nn.Module):
             read = read + part.read(share)
         return read
 
-    def _mix(self, reads: list[Tensor], time: int) -> Tensor:
+    def _mix(self, reads: list[Tensor]) -> Tensor:
+        """The reads ``[B, T, Hq D]``, mixed by each head's shares."""
         if self.mix is None:
             return reads[0]
-        shares = self.mix.softmax(dim=0)[..., None].expand(-1, -1, -1, 1 if self.dims.groups == 1 else time)
-        shares = shares.reshape(len(reads), 1, self.dims.kv_heads, -1, 1)
-        return torch.stack([read * share.to(read.dtype) for read, share in zip(reads, shares, strict=True)]).sum(dim=0)
+        shares = self.mix.softmax(dim=0).flatten(1).repeat_interleave(self.dims.head_dim, dim=1)  # [reads, Hq D]
+        mixed = reads[0] * shares[0].to(reads[0].dtype)
+        for read, share in zip(reads[1:], shares[1:], strict=True):
+            mixed = mixed + read * share.to(read.dtype)
+        return mixed
+
+
+def _own(name: str, memory: Memory, past: States | None) -> States | None:
+    """The states of one memory of a layer."""
+    return None if past is None else {spec.name: past[f"{name}.{spec.name}"] for spec in memory.states()}
+
+
+def _join_heads(x: Tensor) -> Tensor:
+    """``[B, H, T, D]`` as ``[B, T, H D]``."""
+    return x.transpose(1, 2).flatten(2)
 
 
 def _not_called() -> tuple[Tensor, Tensor]:

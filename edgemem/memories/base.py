@@ -73,8 +73,10 @@ class Chunk:
         v: Values ``[B, H, T, D]``.
         pairs: What a summary averages: the H heads' keys, not rotated, then their values, float32 ``[B, 2H, T, D]``.
         dims: The layer's sizes.
-        surprise: How much the layer's first ``gated_delta`` wrote at each step, without a gradient, float32
-            ``[B, H, T, 1]``; ``None`` before it ran.
+        written: What the layer's first ``gated_delta`` wrote at each step, float32 ``[B, H, T, D]``; ``None`` before it
+            ran.
+        marked: Queries, keys and values side by side ``[B, T, (Hq + 2H) D]``, where an operator may take them
+            (:mod:`edgemem.memories.site`); ``None`` elsewhere.
     """
 
     clock: Clock
@@ -85,7 +87,8 @@ class Chunk:
     v: Tensor
     pairs: Tensor
     dims: Dims
-    surprise: Tensor | None = field(default=None, kw_only=True)
+    written: Tensor | None = field(default=None, kw_only=True)
+    marked: Tensor | None = field(default=None, kw_only=True)
 
     def rows(self, per_time: Tensor) -> Tensor:
         """Repeat ``[B, H, T, ...]`` for the ``G`` query heads of each key/value head: ``[B, H, R, ...]``."""
@@ -153,7 +156,10 @@ class Memory(nn.Module, ABC):
     type_name: ClassVar[str]
     about: ClassVar[About | None] = None
     beside: ClassVar[str | None] = None
-    """A type that must be in the same list, and runs first: this memory reads what it leaves in the :class:`Chunk`."""
+    """A type that must be in the same list, and runs first: this memory reads what it leaves in the :class:`Chunk`.
+
+    Matrix memories run before those with slots.
+    """
 
     def __init__(self, dims: Dims) -> None:
         super().__init__()
@@ -162,16 +168,6 @@ class Memory(nn.Module, ABC):
     @abstractmethod
     def states(self) -> tuple[StateSpec, ...]:
         """The tensors to carry, under names of one part: ``k``, ``mean``."""
-
-    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]] | None:
-        """Its name in the operator ``MemoryAttention``, and the parameters that follow its states there.
-
-        ``None``: the operator does not have it.
-
-        Args:
-            x: The layer's normalised input ``[B, T, C]``; ``None`` where it is not at hand.
-        """
-        return None
 
     @property
     def max_chunk(self) -> int | None:
@@ -188,6 +184,17 @@ class SlotMemory(Memory):
         """Whether every query, the first one too, sees at least one slot."""
         return False
 
+    def native(self, x: Tensor | None, written: Tensor | None) -> tuple[str, tuple[Tensor, ...]] | None:
+        """Its name in the operator ``MemoryAttention``, and the parameters that follow its states there.
+
+        ``None``: the operator does not have it.
+
+        Args:
+            x: The layer's normalised input ``[B, T, C]``; ``None`` where it is not at hand.
+            written: What the layer's ``gated_delta`` writes ``[B, H, T, D]``; ``None`` where there is none.
+        """
+        return None
+
     @abstractmethod
     def forward(self, chunk: Chunk, past: States | None) -> tuple[list[Slots], dict[str, Tensor]]:
         """The slots that the chunk's queries see, and the new value (or the new entries) of every state.
@@ -198,8 +205,33 @@ class SlotMemory(Memory):
         """
 
 
+class Operator(NamedTuple):
+    """The operator that computes a matrix memory: one of :mod:`edgemem.runtimes.native`.
+
+    Attributes:
+        name: Its name.
+        inputs: What stands between the layer's queries, keys and values ``[B, T, (Hq + 2H) D]`` and the states.
+        attributes: Its attributes.
+    """
+
+    name: str
+    inputs: tuple[Tensor | None, ...]
+    attributes: Mapping[str, int | float]
+
+
 class MatrixMemory(Memory):
     """A memory with no slots: it is read as a whole, and a learned gate mixes the read in."""
+
+    def operator(self, x: Tensor, clock: Clock) -> Operator | None:
+        """The operator that gives the reads ``[B, T, Hq D]``, the new states, and what was written ``[B, T, H D]``.
+
+        ``None``: there is none. What was written comes from those that set :attr:`Chunk.written`.
+
+        Args:
+            x: The layer's normalised input ``[B, T, C]``.
+            clock: Time of the call.
+        """
+        return None
 
     @abstractmethod
     def forward(self, chunk: Chunk, past: States | None) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Marks in a trace: one call of the operator ``MemoryAttention`` computes what lies between them.
+"""Marks in a trace: one call of an operator, such as ``MemoryAttention``, computes what lies between them.
 
 Outside a trace for ONNX the marks are nothing. In a trace each is a node of edgemem's domain that gives on its first
 input; the export takes them out again, and writes a second form of the graph with the operator in their place
@@ -19,6 +19,7 @@ from edgemem.memories.kinds.window import Window
 from edgemem.memories.summary import Summary
 
 DOMAIN = "edgemem"
+ATTENTION = "MemoryAttention"
 BEGIN, END = "Begin", "End"
 OPERATOR, VIEW, UNUSED = "operator", "view", "unused"  # attributes of the marks
 
@@ -78,26 +79,29 @@ class LayerSite:
         return [past[entry] if isinstance(entry, str) else entry for entry in self.inputs]
 
 
-def layer_site(memories: Mapping[str, Memory], prefix: str = "", x: Tensor | None = None) -> LayerSite | None:
-    """How the operator computes a layer; ``None``: it cannot.
+def layer_site(
+    memories: Mapping[str, Memory], prefix: str = "", x: Tensor | None = None, written: Tensor | None = None
+) -> LayerSite | None:
+    """How the operator computes a layer's softmax; ``None``: it cannot.
 
-    It can where there is one window, and it has all other memories.
+    It can where there is at most one window, and it has all memories.
 
     Args:
-        memories: The layer's, by name.
+        memories: Those with slots, by name.
         prefix: Begins the names of their states.
         x: The layer's normalised input ``[B, T, C]``, at which gates look; ``None`` where it is not at hand.
+        written: What the layer's ``gated_delta`` writes ``[B, H, T, D]``; ``None`` where there is none.
     """
     # The operator has the window first.
     ordered = sorted(memories.items(), key=lambda item: not isinstance(item[1], Window))
-    if sum(isinstance(memory, Window) for memory in memories.values()) != 1:
+    if sum(isinstance(memory, Window) for memory in memories.values()) > 1:
         return None
     kinds: list[str] = []
     states: list[str] = []
     inputs: list[str | Tensor] = []
     biases: list[Tensor] = []
     for name, memory in ordered:
-        native = memory.native(x) if isinstance(memory, SlotMemory) else None
+        native = memory.native(x, written) if isinstance(memory, SlotMemory) else None
         if native is None:
             return None
         kind, parameters = native
@@ -127,17 +131,20 @@ def begin_recurrence(
     return _mark(BEGIN, [given, *inputs], {OPERATOR: operator, **attributes})
 
 
-def begin(inputs: Sequence[Tensor | None], attributes: SiteAttributes) -> Tensor:
+def begin(inputs: Sequence[Tensor | None], attributes: SiteAttributes, given: Tensor | None = None) -> Tensor:
     """Mark where the operator takes over.
 
     Args:
         inputs: The operator's inputs in its order; the first are the queries.
         attributes: Its attributes.
+        given: A tensor that what lies between the marks uses; ``None``: the queries.
 
     Returns:
-        The queries.
+        ``given``.
     """
-    return _mark(BEGIN, inputs, asdict(attributes))
+    queries = inputs[0]
+    assert queries is not None
+    return begin_recurrence(ATTENTION, queries if given is None else given, inputs, asdict(attributes))
 
 
 def end(outputs: Sequence[Tensor], view: View = "", unused: int = 0) -> Tensor:

@@ -11,9 +11,8 @@ from edgemem.contract import Contract, StateSpec
 from edgemem.dtypes import MemoryDType, element_type
 from edgemem.errors import ExportError
 from edgemem.export.passes.products import add_initializer
-from edgemem.export.passes.sites import ATTENTION
 from edgemem.export.passes.values import replace_value
-from edgemem.memories.site import DOMAIN
+from edgemem.memories.site import ATTENTION, DOMAIN
 from edgemem.streaming.narrow import LEAST_SCALE, narrow_contract, narrow_states
 
 _STATES_FROM = 8  # among the operator's inputs

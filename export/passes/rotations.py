@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgemem.export.passes.sites import ATTENTION
 from edgemem.export.passes.values import constant, input_of, made_by
+from edgemem.memories.site import ATTENTION
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Attention over memories as one operator, between the marks of :mod:`edgemem.memories.site`."""
+"""One operator in the place of what lies between the marks of :mod:`edgemem.memories.site`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from edgemem.export.passes.products import add_initializer
 from edgemem.export.passes.values import replace_value
 from edgemem.memories.site import BEGIN, DOMAIN, END, OPERATOR, UNUSED, VIEW
-
-ATTENTION = "MemoryAttention"
 
 
 def remove_sites(model: ir.Model) -> None:
@@ -63,12 +61,12 @@ def _sites(graph: ir.Graph) -> Iterator[tuple[ir.Node, ir.Node]]:
 def _replace(graph: ir.Graph, begin: ir.Node, end: ir.Node) -> None:
     """Put the operator in the place of what lies between the marks."""
     attributes = dict(begin.attributes)
-    name = attributes.pop(OPERATOR, None)
-    inputs = list(begin.inputs[1:] if name is not None else begin.inputs)
+    name = attributes.pop(OPERATOR)
+    inputs = list(begin.inputs[1:])
     unused = end.attributes.get(UNUSED)
     operator = ir.Node(
         DOMAIN,
-        ATTENTION if name is None else name.as_string(),
+        name.as_string(),
         inputs,
         list(attributes.values()),
         num_outputs=len(end.inputs) + (0 if unused is None else unused.as_int()),

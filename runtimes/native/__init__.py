@@ -16,7 +16,7 @@ from pathlib import Path
 from edgemem.runtimes.native.build import LIBRARY
 
 Call = Callable[..., None]
-VERSION = 4
+VERSION = 5
 """Of what the operators and the functions take and give. A library of another version is not used."""
 
 

@@ -33,6 +33,7 @@ ONCE = (
     "selective_state_operator.c",
     "gated_delta_operator.c",
     "weighted_past_operator.c",
+    "linear_attention_operator.c",
 )
 FOR_EACH_LEVEL = (
     "memory_attention.c",
@@ -42,6 +43,7 @@ FOR_EACH_LEVEL = (
     "selective_state.c",
     "gated_delta.c",
     "weighted_past.c",
+    "linear_attention.c",
 )
 FLAGS = (
     "-std=gnu11",

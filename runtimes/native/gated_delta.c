@@ -10,35 +10,59 @@
 
 // Queries, keys and decays of one step and head. found: keys times decays.
 struct step {
-  float q[WIDTH_MAX], k[WIDTH_MAX], decay[WIDTH_MAX], found[WIDTH_MAX];
+  float q[WIDTH_MAX], k[WIDTH_MAX], decay[WIDTH_MAX], found[WIDTH_MAX], beta;
 };
 
-INLINE float length_factor(const float *x, int64_t count) {
+INLINE float length_factor(const float *x, int64_t count, float scale) {
   vec squares = {0};
   for (int64_t i = 0; i < count; i += LANES) {
-    vec value = load_some(x + i, count - i);
+    vec value = scale * load_some(x + i, count - i);
     squares += value * value;
   }
   return 1.0f / sqrtf(sum(squares) + 1e-6f);
 }
 
+// The query that is number `group` of those that read a head's matrix, as it is multiplied with the matrix.
+static void prepare_query(const struct delta_rule *call, int64_t at, int64_t key_head, int64_t group, float *to) {
+  const float *q = call->q + at * call->q_step + (key_head * call->groups + group) * call->keys;
+  float factor = call->scale;
+  if (call->unit) factor *= length_factor(q, call->keys, call->unit == 2 ? call->scale : 1.0f);
+  for (int64_t i = 0; i < call->keys; i += LANES)
+    store_some(to + i, factor * load_some(q + i, call->keys - i), call->keys - i);
+}
+
 static void prepare(const struct delta_rule *call, int64_t row, int64_t head, int64_t t, struct step *step) {
   const int64_t keys = call->keys, at = row * call->time + t;
   const int64_t key_head = head / (call->heads / call->key_heads);
-  const float *q = call->q + (at * call->key_heads + key_head) * keys;
-  const float *k = call->k + (at * call->key_heads + key_head) * keys;
-  const float *g = call->g + (at * call->heads + head) * (call->decay_of_each ? keys : 1);
-  float of_q = call->scale * (call->unit ? length_factor(q, keys) : 1.0f);
-  float of_k = call->unit ? length_factor(k, keys) : 1.0f;
-  vec decay = vexp(splat(g[0]));
+  const float *k = call->k + at * call->k_step + key_head * keys;
+  const float *g = call->g + at * call->heads * (call->beta ? 1 : 2) + head;
+  if (call->decay_of_each) g = call->g + (at * call->heads + head) * keys;
+  float of_k = call->unit ? length_factor(k, keys, 1.0f) : 1.0f;
+  vec decay = call->beta ? vexp(splat(g[0])) : vsigmoid(splat(g[0]));
+  step->beta = call->beta ? call->beta[at * call->heads + head] : vsigmoid(splat(g[call->heads]))[0];
+  prepare_query(call, at, key_head, 0, step->q);
   for (int64_t i = 0; i < keys; i += LANES) {
     int64_t left = keys - i;
     vec key = of_k * load_some(k + i, left);
     if (call->decay_of_each) decay = vexp(load_some(g + i, left));
-    store_some(step->q + i, of_q * load_some(q + i, left), left);
     store_some(step->k + i, key, left);
     store_some(step->decay + i, decay, left);
     store_some(step->found + i, key * decay, left);
+  }
+}
+
+// What the queries after the first read of the matrix, after the step at row * T + t.
+static void read_again(const struct delta_rule *call, int64_t at, int64_t head, const float *matrix, int64_t first,
+                       const int vectors, const int64_t count) {
+  const int64_t key_head = head / (call->heads / call->key_heads), values = call->values;
+  float q[WIDTH_MAX];
+  for (int64_t group = 1; group < call->groups; group++) {
+    vec read[COLUMN_VECTORS] = {{0}};
+    prepare_query(call, at, key_head, group, q);
+    for (int64_t i = 0; i < call->keys; i++)
+      for (int c = 0; c < vectors; c++) read[c] += q[i] * load_some(matrix + i * values + c * LANES, count);
+    float *y = call->y + ((at * call->heads + head) * call->groups + group) * values + first;
+    for (int c = 0; c < vectors; c++) store_some(y + c * LANES, read[c], count);
   }
 }
 
@@ -59,14 +83,16 @@ INLINE void columns(const struct delta_rule *call, int64_t row, int64_t head, in
   for (int64_t t = 0; t < call->time; t++) {
     const struct step *now = &steps[t % 2];
     struct step *next = &steps[(t + 1) % 2];
-    int64_t at = (row * call->time + t) * call->heads + head;
+    int64_t at = row * call->time + t, place = (at * call->heads + head) * values + first;
     if (t + 1 < call->time)
       prepare(call, row, head, t + 1, next);
     else
       memset(next->found, 0, (size_t)keys * sizeof(float));
     for (int c = 0; c < vectors; c++) {
-      written[c] = call->beta[at] * (load_some(call->v + at * values + first + c * LANES, count) - found[c]);
+      vec value = load_some(call->v + at * call->v_step + head * values + first + c * LANES, count);
+      written[c] = now->beta * (value - found[c]);
       found[c] = read[c] = (vec){0};
+      if (call->written) store_some(call->written + place + c * LANES, written[c], count);
     }
     for (int64_t i = 0; i < keys; i++) {
       float decay = now->decay[i], k = now->k[i], q = now->q[i], later = next->found[i];
@@ -78,7 +104,9 @@ INLINE void columns(const struct delta_rule *call, int64_t row, int64_t head, in
         found[c] += later * s;
       }
     }
-    for (int c = 0; c < vectors; c++) store_some(call->y + at * values + first + c * LANES, read[c], count);
+    float *y = call->y + (at * call->heads + head) * call->groups * values + first;
+    for (int c = 0; c < vectors; c++) store_some(y + c * LANES, read[c], count);
+    if (call->groups > 1) read_again(call, at, head, present, first, vectors, count);
     past = present;
   }
 }

@@ -10,7 +10,7 @@
 enum { MEMORIES_MAX = 16, WIDTH_MAX = 512 };
 
 enum element { FLOAT32, FLOAT16, INT8 };
-enum kind { WINDOW, SINKS, CUMULATIVE, GEOMETRIC, GATED_AVERAGE, MOVING_AVERAGE, WEIGHTED_AVERAGE, COMPRESSED };
+enum kind { WINDOW, SINKS, CUMULATIVE, GEOMETRIC, GATED_AVERAGE, MOVING_AVERAGE, WEIGHTED_AVERAGE, COMPRESSED, EXACT };
 
 // One memory of the list: its states as they come in and as they go out, [B, heads, slots, width] each.
 struct memory {
@@ -18,14 +18,15 @@ struct memory {
   bool log_count;         // a summary's score gets the logarithm of the number of pairs that it stands for
   int64_t shown, rate;    // compressed: slots that a query sees, and pairs to a slot
   enum element element;   // of a window, of sinks or of a ring of pairs; the others are float32
-  int64_t slots;          // of a window (W), of sinks (n), of a ring of pairs, of a compressed queue
+  int64_t slots;          // of a window (W), of sinks (n), of a ring of pairs, of a compressed queue, of exact pairs
   // window, sinks: k, v; cumulative: mean, carry; geometric and gated: sum, mass; ring averages: pairs;
-  // compressed: slots, partial
+  // compressed: slots, partial; exact: slots, measure
   const void *past[2];
   void *present[2];            // the same; of rings only the T new entries
   const float *past_scale[2];  // of int8 rings: what each slot's integers are multiplied with, [B, heads, slots, 1]
   float *present_scale[2];
   // geometric: logarithm of the decay [H]; gated: logit of what is kept [B, T, H];
+  // exact: what the layer's delta rule wrote [B, T, H D];
   // weighted: logarithm of the weight at each age [H or 1, slots], parameter_head floats from head to head
   const float *parameter;
   int64_t parameter_head;
@@ -84,6 +85,7 @@ struct kernels {
   void (*select_state)(const struct selective *call, int64_t task);
   void (*correct)(const struct delta_rule *call, int64_t task);
   void (*weigh)(const struct weighted_past *call, int64_t task);
+  void (*attend_linearly)(const struct linear_attention *call, int64_t task);
 };
 
 extern const struct kernels kernels_avx512, kernels_avx2, kernels_sse2, kernels_neon;

@@ -21,5 +21,6 @@ void LEVEL_NAME(convolve)(const struct convolution *call, int64_t task);
 void LEVEL_NAME(select_state)(const struct selective *call, int64_t task);
 void LEVEL_NAME(correct)(const struct delta_rule *call, int64_t task);
 void LEVEL_NAME(weigh)(const struct weighted_past *call, int64_t task);
+void LEVEL_NAME(attend_linearly)(const struct linear_attention *call, int64_t task);
 
 #endif

@@ -10,6 +10,7 @@
 #include "rotary.h"
 #include "summaries.h"
 #include "compressed.h"
+#include "exact.h"
 
 // The T new entries of the window: keys rotated to their positions, and values.
 static void write_entries(const struct head *head) {
@@ -108,23 +109,24 @@ void LEVEL_NAME(attend)(const struct attention *call, int64_t task) {
   prepare_rotary(&rotary, call);
   struct head head = {call, &rotary, task / call->kv_heads, task % call->kv_heads, 0};
   head.start = call->position[head.row];
-  write_entries(&head);
-  for (int m = 1; m < call->memories; m++) {
-    if (call->memory[m].kind == SINKS)
-      write_sinks(&head, &call->memory[m]);
-    else
-      begin_summary(&head, &call->memory[m]);
-  }
+  const bool has_window = call->memory[0].kind == WINDOW;
+  for (int m = 0; m < call->memories; m++) switch (call->memory[m].kind) {
+      case WINDOW: write_entries(&head); break;
+      case SINKS: write_sinks(&head, &call->memory[m]); break;
+      case EXACT: begin_exact(&head, &call->memory[m]); break;
+      default: begin_summary(&head, &call->memory[m]);
+    }
   struct queries queries;
   int64_t total = call->time * call->groups, most = queries_at_once(call->width);
   for (int64_t first = 0; first < total; first += most) {
     take_queries(&queries, &head, first, total - first < most ? total - first : most);
     read_summaries(&queries, &head, first);
-    read_ring(&queries, &head);
-    read_chunk(&queries, &head);
-    for (int m = 1; m < call->memories; m++) {
+    if (has_window) read_ring(&queries, &head);
+    if (has_window) read_chunk(&queries, &head);
+    for (int m = 0; m < call->memories; m++) {
       if (call->memory[m].kind == SINKS) read_sinks(&queries, &head, &call->memory[m]);
       if (call->memory[m].kind == COMPRESSED) read_compressed(&queries, &head, &call->memory[m], first);
+      if (call->memory[m].kind == EXACT) read_exact(&queries, &head, &call->memory[m], first);
     }
     finish(&queries, call);
   }
@@ -132,4 +134,5 @@ void LEVEL_NAME(attend)(const struct attention *call, int64_t task) {
 
 const struct kernels LEVEL_NAME(kernels) = {TEXT(LEVEL), LANES, LEVEL_NAME(attend), LEVEL_NAME(swiglu),
                                             LEVEL_NAME(rms_norm), LEVEL_NAME(multiply), LEVEL_NAME(convolve),
-                                            LEVEL_NAME(select_state), LEVEL_NAME(correct), LEVEL_NAME(weigh)};
+                                            LEVEL_NAME(select_state), LEVEL_NAME(correct), LEVEL_NAME(weigh),
+                                            LEVEL_NAME(attend_linearly)};

@@ -20,7 +20,7 @@ struct call {
 static OrtStatus *read_kind(char *text, struct memory *memory) {
   char *options = strchr(text, ':');
   if (options) *options++ = 0;
-  for (int kind = WINDOW; kind <= COMPRESSED; kind++) {
+  for (int kind = WINDOW; kind <= EXACT; kind++) {
     if (strcmp(text, about_kind[kind].name) != 0) continue;
     memory->kind = (enum kind)kind;
     if (!options && kind != COMPRESSED) return NULL;
@@ -53,8 +53,8 @@ static OrtStatus *read_memories(const OrtKernelInfo *info, struct layer *layer) 
     if (layer->memories == MEMORIES_MAX) return failure(NAME "a list has at most %d memories", MEMORIES_MAX);
     struct memory *memory = &layer->memory[layer->memories];
     TRY(read_kind(kind, memory));
-    if ((memory->kind == WINDOW) != (layer->memories == 0))
-      return failure(NAME "a list must have a window, as its first memory only");
+    if (memory->kind == WINDOW && layer->memories)
+      return failure(NAME "a window must be the first memory of its list");
     layer->summaries += about_kind[memory->kind].is_summary;
   }
   return NULL;
@@ -69,7 +69,7 @@ static OrtStatus *read_attributes(const OrtKernelInfo *info, struct layer *layer
   TRY(integer_attribute(info, "neighbours", 0, 1, &layer->neighbours));
   TRY(integer_attribute(info, "by_slot", 0, 1, &layer->by_slot));
   TRY(integer_attribute(info, "heads_first", 0, 1, &layer->heads_first));
-  TRY(integer_attribute(info, "window", 1, INT32_MAX, &layer->window));
+  TRY(integer_attribute(info, "window", layer->memory[0].kind == WINDOW, INT32_MAX, &layer->window));
   TRY(float_attribute(info, "scale", &layer->scale));
   TRY(float_attribute(info, "softcap", &layer->softcap));
   if (layer->heads % layer->kv_heads)

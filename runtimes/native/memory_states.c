@@ -10,6 +10,7 @@ const struct about_kind about_kind[] = {
     [MOVING_AVERAGE] = {"moving_average", 1, 0, true, true, true},
     [WEIGHTED_AVERAGE] = {"weighted_average", 1, 1, true, true, true},
     [COMPRESSED] = {"compressed", 2, 0, false, false, true},
+    [EXACT] = {"exact", 2, 1, false, false, true},
 };
 
 // Where the next state is among inputs and outputs.
@@ -132,6 +133,20 @@ static OrtStatus *read_compressed(OrtKernelContext *context, struct places *plac
   return read_state(context, places, "partial", ORT_FLOAT32, partial, 1, &memory->past[1], &memory->present[1]);
 }
 
+static OrtStatus *read_exact(OrtKernelContext *context, struct places *places, const struct attention *call,
+                             struct memory *memory) {
+  struct tensor slots;
+  TRY(read_input(context, places->input, &slots));
+  memory->slots = slots.rank == 4 ? slots.dims[2] : 1;
+  const int64_t pairs[4] = {call->batch, 2 * call->kv_heads, memory->slots, call->width};
+  const int64_t measures[4] = {call->batch, call->kv_heads, memory->slots, 1};
+  const int64_t written[3] = {call->batch, call->time, call->kv_heads * call->width};
+  TRY(read_state(context, places, "slots", ORT_FLOAT32, pairs, memory->slots, &memory->past[0], &memory->present[0]));
+  TRY(read_state(context, places, "surprise", ORT_FLOAT32, measures, memory->slots, &memory->past[1],
+                 &memory->present[1]));
+  return read_parameter(context, places, "written", written, 3, &memory->parameter);
+}
+
 OrtStatus *check_counts(const OrtKernelContext *context, const struct layer *layer) {
   size_t inputs = 0, outputs = 0, wanted = STATES_FROM, states = 1;
   TRY(ort->KernelContext_GetInputCount(context, &inputs));
@@ -158,6 +173,7 @@ OrtStatus *read_states(OrtKernelContext *context, struct attention *call) {
       case MOVING_AVERAGE:
       case WEIGHTED_AVERAGE: TRY(read_ring_average(context, &places, call, memory)); break;
       case COMPRESSED: TRY(read_compressed(context, &places, call, memory)); break;
+      case EXACT: TRY(read_exact(context, &places, call, memory)); break;
       default: TRY(read_average(context, &places, call, memory));
     }
   }

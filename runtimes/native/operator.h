@@ -17,6 +17,7 @@ extern const struct kernels *const *levels;
 extern const OrtCustomOp memory_attention_operator, swiglu_operator, rms_norm_operator, matmul_operator;
 extern const OrtCustomOp norm_matmul_operator, gated_mlp_operator;
 extern const OrtCustomOp causal_conv_operator, selective_state_operator, gated_delta_operator, weighted_past_operator;
+extern const OrtCustomOp linear_attention_operator;
 
 struct tensor {
   const void *data;  // null: an optional input that is absent

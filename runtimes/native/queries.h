@@ -98,8 +98,10 @@ static void add_slot(struct queries *queries, int r, float score, float factor, 
 }
 
 static void finish(struct queries *queries, const struct attention *call) {
-  for (int r = 0; r < queries->count; r++)
+  for (int r = 0; r < queries->count; r++) {
+    if (queries->total[r] == 0.0f) continue;  // it saw nothing, and reads 0
     for (int64_t d = 0; d < call->value_width; d++) queries->read[r][d] /= queries->total[r];
+  }
 }
 
 #endif

@@ -29,12 +29,25 @@ struct selective {
 
 // S = a S + k (b (v - k a S)), y = q S: the gated delta rule.
 struct delta_rule {
-  int64_t batch, time, heads, key_heads, keys, values;  // keys: K; values: V; heads: of v
+  int64_t batch, time, heads, key_heads, keys, values;  // keys: K; values: V; heads: of v, one matrix each
+  int64_t groups;                                       // queries that read one head's matrix
+  int64_t q_step, k_step, v_step;                       // floats from one step to the next
   bool decay_of_each;                                   // g is [B, T, H, K], else [B, T, H]
-  bool unit;                                            // queries and keys are divided by their lengths
+  int64_t unit;                                         // 1: q and k are divided by their lengths; 2: q * scale is
   float scale;                                          // of queries
-  const float *q, *k, *v, *g, *beta, *past;  // q, k [B, T, Hk, K], v [B, T, H, V], log a, b [B, T, H], [B, H, K, V]
-  float *y, *present;
+  const float *q, *k, *v, *g, *beta, *past;  // G Hk queries, Hk keys, H values, log a, b [B, T, H], [B, H, K, V]
+  float *y, *present, *written;              // [B, T, H G, V], the state, what each step writes [B, T, H, V] or null
+};                                           // beta may be null: g has the logits of a and of b, [B, T, 2 H]
+
+// M = M + phi(k) v, z = z + phi(k), y = phi(q) M / (phi(q) z), phi(x) = elu(x) + 1: linear attention. The state holds
+// the means of M and z, and what was lost in rounding them (Kahan).
+struct linear_attention {
+  int64_t batch, time, heads, groups, keys, values;  // groups: queries that read one head's matrix
+  float scale;                                       // of queries, before phi
+  const float *qkv;                                  // [B, T, H G K + H K + H V]
+  const int64_t *position;                           // [B], of the first step
+  const float *past[2];                              // mean and carry, [B, H, K, V + 1]: the last column is of z
+  float *y, *present[2];                             // [B, T, H G V], the state
 };
 
 // RWKV's weighted average of values: a numerator and a denominator, both divided by exp(largest).

@@ -16,7 +16,7 @@ static OrtStatus *shared_domain(OrtCustomOpDomain **domain) {
   const OrtCustomOp *operators[] = {
       &memory_attention_operator, &swiglu_operator, &rms_norm_operator, &matmul_operator, &norm_matmul_operator,
       &gated_mlp_operator, &causal_conv_operator, &selective_state_operator, &gated_delta_operator,
-      &weighted_past_operator};
+      &weighted_past_operator, &linear_attention_operator};
   TRY(ort->CreateCustomOpDomain("edgemem", domain));
   for (size_t i = 0; i < sizeof operators / sizeof *operators; i++)
     TRY(ort->CustomOpDomain_Add(*domain, operators[i]));

@@ -121,6 +121,10 @@ static void summarise(struct summary *summary, const struct head *head, const st
   summary->values = (const float *)memory->present[0] + value_place(head);
 }
 
+INLINE bool is_summary(const struct memory *memory) {
+  return memory->kind != WINDOW && memory->kind != SINKS && memory->kind != COMPRESSED && memory->kind != EXACT;
+}
+
 // Adds every summary of the list to the queries, of which the first is query `first` of the head.
 static void read_summaries(struct queries *queries, const struct head *head, int64_t first) {
   const struct attention *call = head->call;
@@ -128,9 +132,9 @@ static void read_summaries(struct queries *queries, const struct head *head, int
   int number = 0;
   struct summary summary;
   float scratch[WIDTH_MAX];
-  for (int m = 1; m < call->memories; m++) {
+  for (int m = 0; m < call->memories; m++) {
     const struct memory *memory = &call->memory[m];
-    if (memory->kind == SINKS || memory->kind == COMPRESSED) continue;
+    if (!is_summary(memory)) continue;
     const float *bias = call->bias ? call->bias + number * heads + head->index * groups : NULL;
     for (int r = 0; r < queries->count; r++) {
       int64_t group = (first + r) % groups;

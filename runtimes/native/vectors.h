@@ -149,12 +149,14 @@ INLINE vec vtanh(vec x) {
   return (vec)((ivec)value | ((ivec)x & INT32_MIN));
 }
 
-// x / (1 + exp(-x))
-INLINE vec vsilu(vec x) {
+// 1 / (1 + exp(-x))
+INLINE vec vsigmoid(vec x) {
   vec e = vexp(-absolute(x));
-  vec sigmoid = where(x < 0.0f, e, splat(1.0f)) / (1.0f + e);
-  return x * sigmoid;
+  return where(x < 0.0f, e, splat(1.0f)) / (1.0f + e);
 }
+
+// x / (1 + exp(-x))
+INLINE vec vsilu(vec x) { return x * vsigmoid(x); }
 
 // Cosine and sine of an angle in parts of 2^-32 of a turn. The quarter of the turn is exact, whatever the angle.
 INLINE void vsincos(ivec angle, vec *cosine, vec *sine) {

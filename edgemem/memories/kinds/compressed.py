@@ -75,7 +75,7 @@ class Compressed(SlotMemory):
         heads, width = 2 * self.dims.kv_heads, self.dims.head_dim
         return (StateSpec("slots", (heads, self.queue, width)), StateSpec("partial", (heads, 1, width)))
 
-    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]] | None:
+    def native(self, x: Tensor | None, written: Tensor | None) -> tuple[str, tuple[Tensor, ...]] | None:
         """Its name in the operator, with ``m`` and ``c``; the operator has no convolution."""
         return None if self.kernel is not None else (f"{self.type_name}:{self.slots}:{self.rate}", ())
 

@@ -39,7 +39,7 @@ class CumulativeAverage(Summary):
         shape = (2 * self.dims.kv_heads, 1, self.dims.head_dim)
         return (StateSpec("mean", shape), StateSpec("carry", shape))
 
-    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
+    def native(self, x: Tensor | None, written: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
         """Its name in the operator."""
         return self.native_name, ()
 

@@ -69,10 +69,15 @@ class Exact(SlotMemory):
             StateSpec("surprise", (heads, self.slots, 1), initial=_EMPTY),
         )
 
+    def native(self, x: Tensor | None, written: Tensor | None) -> tuple[str, tuple[Tensor, ...]] | None:
+        """Its name in the operator, and what the delta rule wrote ``[B, T, H D]``."""
+        return None if written is None else (self.type_name, (written.transpose(1, 2).flatten(2),))
+
     def forward(self, chunk: Chunk, past: States | None) -> tuple[list[Slots], dict[str, Tensor]]:
         """Slots of the state and of the chunk's own pairs."""
-        assert chunk.surprise is not None  # `beside`
-        new, causal = chunk.surprise, chunk.clock.causal_ones()  # [B, H, T, 1], [T, T]
+        assert chunk.written is not None  # `beside`
+        new = chunk.written.detach().norm(dim=-1, keepdim=True)  # [B, H, T, 1]
+        causal = chunk.clock.causal_ones()  # [T, T]
         pairs = chunk.pairs.to(chunk.v.dtype)
         if past is None:
             batch = pairs.shape[0]

@@ -39,7 +39,7 @@ class GatedAverage(DecayingAverage):
         nn.init.normal_(self.gate.weight, std=0.02)
         nn.init.constant_(self.gate.bias, 4.0)  # keep 98 % at first
 
-    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]] | None:
+    def native(self, x: Tensor | None, written: Tensor | None) -> tuple[str, tuple[Tensor, ...]] | None:
         """Its name in the operator, and the gate before its sigmoid ``[B, T, H]``."""
         return None if x is None else (self.type_name, (wide_linear(self.gate, x),))
 

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgemem.contract import StateSpec
-from edgemem.memories.base import About, Chunk, Dims, MatrixMemory, States
+from edgemem.memories.base import About, Chunk, Dims, MatrixMemory, Operator, States
+from edgemem.memories.clock import Clock
 from edgemem.memories.registry import register_memory
 from edgemem.memories.summary import decay_matrix, wide_linear
 
@@ -57,9 +58,17 @@ class GatedDelta(MatrixMemory):
         """``S``, ``[H, D, D]``."""
         return (StateSpec("matrix", (self.dims.kv_heads, self.dims.head_dim, self.dims.head_dim)),)
 
+    def operator(self, x: Tensor, clock: Clock) -> Operator:
+        """``GatedDelta``: it scales the queries, and then divides them by their length."""
+        return Operator("GatedDelta", (None, None, self._logits(x), None), {"unit": 2, "scale": self.dims.scale})
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Logits of ``a`` and of ``β``, float32 ``[B, T, 2H]``."""
+        return wide_linear(self.gates, x)
+
     def forward(self, chunk: Chunk, past: States | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The read and the new matrix. A longer call than a graph takes is computed in parts: its cost is linear."""
-        logits = wide_linear(self.gates, chunk.x).transpose(1, 2).unsqueeze(-1)  # [B, 2H, T, 1]
+        logits = self._logits(chunk.x).transpose(1, 2).unsqueeze(-1)  # [B, 2H, T, 1]
         log_a, beta = F.logsigmoid(logits[:, : self.dims.kv_heads]), torch.sigmoid(logits[:, self.dims.kv_heads :])
         k, v = torch.split(chunk.pairs, self.dims.kv_heads, dim=1)
         grouped = (k.shape[0], self.dims.kv_heads, self.dims.groups, -1, self.dims.head_dim)
@@ -78,8 +87,8 @@ class GatedDelta(MatrixMemory):
             )
             reads.append(read.reshape(grouped))
             writes.append(write)
-        if chunk.surprise is None:
-            chunk.surprise = torch.cat(writes, dim=2).detach().norm(dim=-1, keepdim=True)
+        if chunk.written is None:
+            chunk.written = torch.cat(writes, dim=2)
         assert matrix is not None
         return torch.cat(reads, dim=3).flatten(2, 3).to(chunk.q.dtype), {"matrix": matrix}
 

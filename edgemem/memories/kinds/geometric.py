@@ -56,7 +56,7 @@ class GeometricAverage(DecayingAverage):
         logits = torch.tensor([math.log(value / (1 - value)) for value in values])
         self.decay_logit = nn.Parameter(logits, requires_grad=decay is None)
 
-    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
+    def native(self, x: Tensor | None, written: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
         """Its name in the operator, and ``log γ`` of every head."""
         return self.type_name, (self._log_decay(),)
 

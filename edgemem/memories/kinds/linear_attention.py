@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgemem.contract import StateSpec
-from edgemem.memories.base import About, Chunk, MatrixMemory, States
+from edgemem.memories.base import About, Chunk, MatrixMemory, Operator, States
+from edgemem.memories.clock import Clock
 from edgemem.memories.registry import register_memory
 
 
@@ -36,6 +37,10 @@ class LinearAttention(MatrixMemory):
         """Mean of ``φ(k)ᵀ [v, 1]``, and its carry, each ``[H, D, D + 1]``."""
         shape = (self.dims.kv_heads, self.dims.head_dim, self.dims.head_dim + 1)
         return (StateSpec("mean", shape), StateSpec("carry", shape))
+
+    def operator(self, x: Tensor, clock: Clock) -> Operator:
+        """``LinearAttention``."""
+        return Operator("LinearAttention", (clock.start,), {"scale": self.dims.scale})
 
     def forward(self, chunk: Chunk, past: States | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The read and the new mean."""

@@ -29,7 +29,7 @@ class MovingAverage(RingAverage):
         },
     )
 
-    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
+    def native(self, x: Tensor | None, written: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
         """Its name in the operator."""
         return self.native_name, ()
 

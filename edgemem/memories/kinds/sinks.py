@@ -56,7 +56,7 @@ class Sinks(SlotMemory):
         shape = (self.dims.kv_heads, self.slots, self.dims.head_dim)
         return (StateSpec("k", shape, self.dims.dtype), StateSpec("v", shape, self.dims.dtype))
 
-    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
+    def native(self, x: Tensor | None, written: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
         """Its name in the operator."""
         return self.type_name, ()
 

@@ -58,7 +58,7 @@ class WeightedMovingAverage(RingAverage):
             )
         self.log_beta = nn.Parameter(torch.tensor(beta).log().expand(1, -1).clone(), requires_grad=False)
 
-    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
+    def native(self, x: Tensor | None, written: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
         """Its name in the operator, and ``log β`` of every age."""
         return self.native_name, (self.log_beta.float(),)
 

@@ -49,7 +49,7 @@ class Window(SlotMemory):
         shape = (self.dims.kv_heads, self.window, self.dims.head_dim)
         return (StateSpec("k", shape, self.dims.dtype, "append"), StateSpec("v", shape, self.dims.dtype, "append"))
 
-    def native(self, x: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
+    def native(self, x: Tensor | None, written: Tensor | None) -> tuple[str, tuple[Tensor, ...]]:
         """Its name in the operator."""
         return self.type_name, ()
 

@@ -22,15 +22,21 @@ from edgemem.runtimes import native
 
 LAYERS = [
     [{"type": "sinks", "slots": 2}, {"type": "window", "window": 6}, {"type": "cumulative"}, {"type": "geometric"}],
-    [{"type": "window", "window": 6}, {"type": "gated_delta"}],
+    [
+        {"type": "window", "window": 6},
+        {"type": "gated_delta"},
+        {"type": "linear_attention"},
+        {"type": "moving_average", "window": 5},
+    ],
+    [{"type": "gated_delta"}, {"type": "exact", "slots": 2}],
 ]
 
 
 @pytest.fixture(scope="module")
 def traced():
-    """A layer with memories that the operator has, and one with a memory that it lacks."""
-    config = DecoderConfig(d_model=16, layers=2, heads=4, kv_heads=2, vocab_size=20, memory=LAYERS)
-    module = from_config(config, "two layers").module
+    """Layers with memories that operators have."""
+    config = DecoderConfig(d_model=16, layers=3, heads=4, kv_heads=2, vocab_size=20, memory=LAYERS)
+    module = from_config(config, "three layers").module
     return export_graph(module, module.contract())
 
 
@@ -42,11 +48,11 @@ def graph(text: str) -> ir.Model:
     return ir.from_onnx_text(f'<ir_version: 10, opset_import: ["": 20]> {text}')
 
 
-def test_a_layer_whose_memories_it_has_is_one_operator(traced):
+def test_a_softmax_whose_memories_it_has_is_one_operator_and_so_is_a_matrix(traced):
     form = native_form(traced)
     assert operators(form) == {
-        **{"MemoryAttention": 1, "GatedMlp": 2, "NormMatMul": 2, "MatMul": 4},
-        "RMSNorm": 1,  # which several products of the gated delta rule take
+        **{"MemoryAttention": 3, "GatedDelta": 2, "LinearAttention": 1, "GatedMlp": 3, "NormMatMul": 2, "MatMul": 7},
+        "RMSNorm": 2,  # which several products of the gated delta rule take
     }
     attention = next(node for node in form.graph if node.op_type == "MemoryAttention")
     assert attention.attributes["memories"].as_string() == "window,sinks,cumulative,geometric"
@@ -65,7 +71,7 @@ def test_both_forms_take_and_give_the_same(traced):
         assert [value.name for value in form.graph.outputs] == [value.name for value in traced.graph.outputs]
         assert all(value.producer() is not None for value in form.graph.outputs)
     assert not operators(standard)
-    assert operators(traced) == {"Begin": 1, "End": 1}  # the marks, of which there is a copy in neither form
+    assert operators(traced) == {"Begin": 6, "End": 6}  # the marks, of which there is a copy in neither form
 
 
 def inputs_of(session: onnxruntime.InferenceSession, batch: int, time: int) -> dict[str, np.ndarray]:

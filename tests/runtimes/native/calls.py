@@ -20,6 +20,10 @@ LISTS = (
     ["window", "gated_average", "moving_average"],
     ["window", "weighted_average:log_count", "moving_average:log_count", "compressed:3:2"],
     ["window", "compressed:2:5", "sinks", "gated_average"],
+    ["window", "exact", "cumulative"],
+    ["exact"],
+    ["compressed:2:3"],
+    ["sinks", "exact", "geometric"],
 )
 FAR = (0, 1, 2, 5, 7, 8, 9, 30, 1000, 2**31 - 3, 2**40 + 1, 2**53 + 1, 2**62 - 600)
 
@@ -54,6 +58,7 @@ def make_call(
 ) -> Call:
     """A call of normal numbers, each stream at its own position; ``halves``: k and v are float16 numbers."""
     random = np.random.default_rng(seed)
+    window = window if "window" in memories else 0
     batch, heads = len(position), kv_heads * groups
 
     def draw(*shape: int) -> Array:
@@ -72,6 +77,10 @@ def make_call(
             shown, rate = map(int, memory.split(":")[1:])
             states[f"{m}.slots"] = draw(batch, 2 * kv_heads, shown + -(-window // rate) + 1, width)
             states[f"{m}.partial"] = draw(batch, 2 * kv_heads, 1, width)
+        elif memory == "exact":
+            states[f"{m}.slots"] = draw(batch, 2 * kv_heads, sinks + 2, width)
+            states[f"{m}.surprise"] = draw(batch, kv_heads, sinks + 2, 1) * np.float32(width**0.5)  # below 0: no pair
+            parameters[m] = draw(batch, time, kv_heads * width)
         elif memory.startswith("cumulative"):
             states[f"{m}.mean"] = draw(batch, 2 * kv_heads, 1, width)
             states[f"{m}.carry"] = draw(batch, 2 * kv_heads, 1, width) * np.float32(1e-8)
@@ -85,7 +94,7 @@ def make_call(
             states[f"{m}.mass"] = np.abs(draw(batch, kv_heads, 1, 1)) * 5
             decays = np.log(random.uniform(0.5, 0.999, kv_heads)).astype(np.float32)
             parameters[m] = decays if memory == "geometric" else draw(batch, time, kv_heads) * 3
-    summaries = sum(not memory.startswith(("window", "sinks", "compressed")) for memory in memories)
+    summaries = sum(not memory.startswith(("window", "sinks", "compressed", "exact")) for memory in memories)
     given: dict[str, Any] = {"phases": rotary_phases(width), "bias": draw(summaries, heads) if summaries else None}
     return Call(
         memories,

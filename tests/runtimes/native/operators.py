@@ -23,6 +23,7 @@ TENSORS = {
     "moving_average": ("pairs",),
     "weighted_average": ("pairs",),
     "compressed": ("slots", "partial"),
+    "exact": ("slots", "surprise"),
 }
 KINDS = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
 KINDS |= {np.dtype(np.int64): TensorProto.INT64, np.dtype(np.int8): TensorProto.INT8}

@@ -79,7 +79,7 @@ class Row:
         self.call, self.b, self.h, self.start = call, b, h, int(call.position[b])
         self.groups = call.q.shape[1] // call.k.shape[1]
         self.states = {name: value[b].astype(np.float64) for name, value in call.states.items()}
-        kind = call.states["0.k"].dtype
+        kind = call.states["0.k"].dtype if call.window else np.dtype(np.float32)
         self.entries = [
             (stored(rotated(k, self.start + t, call), kind), stored(v, kind))
             for t, (k, v) in enumerate(zip(call.k[b, h], call.v[b, h], strict=True))
@@ -163,6 +163,16 @@ class Row:
             total = total + self.raw(p - self.start)
         return total / rate if (b + 1) * rate <= self.start + time else total
 
+    def exact(self, m: int, t: int) -> list[tuple[float, Array]]:
+        """Measure and pair of every slot after step ``t``, the largest measure first."""
+        h, heads, width = self.h, self.call.k.shape[1], self.call.k.shape[3]
+        slots, measures = self.states[f"{m}.slots"], self.states[f"{m}.surprise"][h, :, 0]
+        kept = [(float(s), np.concatenate([slots[h, j], slots[heads + h, j]])) for j, s in enumerate(measures)]
+        for j in range(t + 1):
+            written = self.call.parameters[m][self.b, j, h * width : (h + 1) * width].astype(np.float64)
+            kept.append((float(np.linalg.norm(written)), self.raw(j)))
+        return sorted(kept, key=lambda slot: -slot[0])[: len(measures)]
+
     def sink(self, m: int, slot: int, t: int) -> tuple[Array, Array]:
         """Sink ``slot`` as it is after step ``t``."""
         if self.start <= slot <= self.start + t:
@@ -195,6 +205,9 @@ class Row:
                 for b in range(max(0, outside - shown), outside):
                     k, v = np.split(self.block(m, b), 2)
                     slots.append((self.score(plain, k), v))
+            elif memory == "exact":
+                pairs = [np.split(pair, 2) for measure, pair in self.exact(m, t) if measure >= 0]
+                slots.extend((self.score(plain, k), v) for k, v in pairs)
             else:
                 k, v = self.summary(m, t)
                 score = self.score(plain, k) + (0 if call.bias is None else float(call.bias[summaries, head]))
@@ -202,6 +215,8 @@ class Row:
                 summaries += 1
         scores = np.array([score for score, _ in slots])
         alone = [] if call.sink_logits is None else [float(call.sink_logits[head])]
+        if not len(scores):
+            return np.zeros(call.v.shape[3])
         top = max([*scores, *alone])
         weights = np.exp(scores - top)
         read: Array = (weights[:, None] * np.stack([v for _, v in slots])).sum(axis=0)
@@ -238,6 +253,9 @@ def _states_after(call: Call, rows: dict[tuple[int, int], Row], m: int, memory: 
     def both(get: Any) -> Array:  # keys of all heads, then their values: [B, 2H, 1, D]
         return np.concatenate([each(lambda row: [get(row)[0]]), each(lambda row: [get(row)[1]])], axis=1)
 
+    def exact_half(row: Row, part: int) -> list[Array]:
+        return [np.split(pair, 2)[part] for _, pair in row.exact(m, time - 1)]
+
     if memory == "window":
         new = {
             f"{m}.k": each(lambda row: [k for (k, _), _ in row.entries]),
@@ -265,6 +283,12 @@ def _states_after(call: Call, rows: dict[tuple[int, int], Row], m: int, memory: 
         }
     if memory.startswith("compressed"):
         return _queue_after(call, m, each)
+    if memory == "exact":
+        keys_and_values = [each(lambda row, part=part: exact_half(row, part)) for part in (0, 1)]
+        return {
+            f"{m}.slots": np.concatenate(keys_and_values, axis=1),
+            f"{m}.surprise": each(lambda row: [[measure] for measure, _ in row.exact(m, time - 1)]),
+        }
     if memory.startswith("cumulative"):  # mean and carry together are the mean
         return {f"{m}.mean": both(lambda row: row.summary(m, time - 1))}
     return {

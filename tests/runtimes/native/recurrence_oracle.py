@@ -21,7 +21,7 @@ class RecurrentCall:
         operator: Its name.
         inputs: By name, in its order; ``None``: absent.
         attributes: Its attributes.
-        outputs: Names of its outputs: what it reads, then the states, which are inputs too.
+        outputs: Names of its outputs: what it reads, then the states, which are inputs too (``new_…``), then others.
         timed: Names of the inputs ``[B, T, ...]``.
         formula: Computes the outputs from inputs in float64.
     """
@@ -39,11 +39,11 @@ class RecurrentCall:
 
     @property
     def states(self) -> list[str]:
-        return [name.removeprefix("new_") for name in self.outputs[1:]]
+        return [name.removeprefix("new_") for name in self.outputs if name.startswith("new_")]
 
     def of_row(self, row: int) -> RecurrentCall:
         """The same for one stream alone."""
-        rows = {*self.timed, *self.states}
+        rows = {*self.timed, *self.states, "position"}
         own = {name: v[row : row + 1] if name in rows and v is not None else v for name, v in self.inputs.items()}
         return replace(self, inputs=own)
 
@@ -52,6 +52,8 @@ class RecurrentCall:
 
         def part(steps: slice) -> RecurrentCall:
             own = {name: v[:, steps] if name in self.timed and v is not None else v for name, v in self.inputs.items()}
+            if "position" in own:
+                own["position"] = own["position"] + (steps.start or 0)
             return replace(self, inputs=own)
 
         return part(slice(0, at)), part(slice(at, None))
@@ -152,19 +154,95 @@ def delta_rule(
     def formula(given: Inputs) -> list[Array]:
         q, k = given["q"], given["k"]
         if unit:
-            q, k = (x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6) for x in (q, k))
+            q, k = _unit(q), _unit(k)
         q, k = (np.repeat(x, count // key_heads, axis=2) for x in (q * scale, k))
         decay = np.exp(given["g"]).reshape(*k.shape[:3], -1, 1)
-        s, reads = given["state"], []
-        for t in range(k.shape[1]):
-            s = decay[:, t] * s
-            written = given["b"][:, t, :, None] * (given["v"][:, t] - np.einsum("bhk,bhkv->bhv", k[:, t], s))
-            s = s + k[:, t, :, :, None] * written[:, :, None]
-            reads.append(np.einsum("bhk,bhkv->bhv", q[:, t], s))
-        return [np.stack(reads, axis=1), s]
+        y, s, _ = _corrected(q[:, :, :, None], k, given["v"], decay, given["b"], given["state"])
+        return [y[:, :, :, 0], s]
 
     timed, outputs = ("q", "k", "v", "g", "b"), ("y", "new_state")
     return RecurrentCall("GatedDelta", inputs, {"unit": int(unit), "scale": scale}, outputs, timed, formula)
+
+
+def joined_delta_rule(
+    batch: int, time: int, heads: tuple[int, int], widths: tuple[int, int], seed: int
+) -> RecurrentCall:
+    """As a layer of our own decoder calls it; ``heads``: matrices, and queries that read each."""
+    draw, (count, groups), (keys, values) = _draw(seed), heads, widths
+    inputs = {
+        "qkv": draw(batch, time, count * ((groups + 1) * keys + values)),
+        "k": None,
+        "v": None,
+        "logits": 3 * draw(batch, time, 2 * count),
+        "b": None,
+        "state": draw(batch, count, keys, values),
+    }
+    scale = float(np.float32(keys**-0.5))
+
+    def formula(given: Inputs) -> list[Array]:
+        q, k, v = _parts(given["qkv"], count, groups, keys)
+        gates = 1 / (1 + np.exp(-given["logits"]))
+        decay, b = gates[..., :count, None, None], gates[..., count:]
+        y, s, written = _corrected(_unit(q * scale), _unit(k), v, decay, b, given["state"])
+        return [y.reshape(*y.shape[:2], -1), s, written.reshape(*y.shape[:2], -1)]
+
+    attributes, outputs = {"unit": 2, "scale": scale}, ("y", "new_state", "written")
+    return RecurrentCall("GatedDelta", inputs, attributes, outputs, ("qkv", "logits"), formula)
+
+
+def _unit(x: Array) -> Array:
+    return x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)
+
+
+def _parts(qkv: Array, heads: int, groups: int, keys: int) -> list[Array]:
+    """Queries ``[B, T, H, G, K]``, keys ``[B, T, H, K]`` and values ``[B, T, H, V]``."""
+    q, k, v = np.split(qkv, [heads * groups * keys, heads * (groups + 1) * keys], axis=2)
+    batch, time = qkv.shape[:2]
+    return [q.reshape(batch, time, heads, groups, keys), *(x.reshape(batch, time, heads, -1) for x in (k, v))]
+
+
+def _corrected(q: Array, k: Array, v: Array, decay: Array, b: Array, s: Array) -> tuple[Array, Array, Array]:
+    """Reads ``[B, T, H, G, V]`` of queries ``[B, T, H, G, K]``, the last state, and what each step writes."""
+    reads, writes = [], []
+    for t in range(k.shape[1]):
+        s = decay[:, t] * s
+        written = b[:, t, :, None] * (v[:, t] - np.einsum("bhk,bhkv->bhv", k[:, t], s))
+        s = s + k[:, t, :, :, None] * written[:, :, None]
+        reads.append(np.einsum("bhgk,bhkv->bhgv", q[:, t], s))
+        writes.append(written)
+    return np.stack(reads, axis=1), s, np.stack(writes, axis=1)
+
+
+def linear_attention(
+    batch: int, time: int, heads: tuple[int, int], widths: tuple[int, int], seed: int, position: int = 5
+) -> RecurrentCall:
+    """``heads``: matrices, and queries that read each."""
+    draw, (count, groups), (keys, values) = _draw(seed), heads, widths
+    mean = np.abs(draw(batch, count, keys, values + 1)) + np.float32(0.1)  # z of a stream that has run is above 0
+    inputs = {
+        "qkv": draw(batch, time, count * ((groups + 1) * keys + values)),
+        "position": position + np.arange(batch, dtype=np.int64),
+        "mean": mean,
+        "carry": np.float32(1e-8) * mean,
+    }
+    scale = float(np.float32(keys**-0.5))
+
+    def formula(given: Inputs) -> list[Array]:
+        q, k, v = _parts(given["qkv"], count, groups, keys)
+        q, k = (np.where(x > 0, x + 1, np.exp(np.minimum(x, 0))) for x in (q * scale, k))
+        v = np.concatenate([v, np.ones_like(v[..., :1])], axis=-1)
+        before = given["position"].reshape(-1, 1, 1, 1)
+        sums, reads = (given["mean"] + given["carry"]) * before, []
+        for t in range(k.shape[1]):
+            sums = sums + k[:, t, :, :, None] * v[:, t, :, None]
+            read = np.einsum("bhgk,bhkv->bhgv", q[:, t], sums)
+            reads.append(read[..., :-1] / read[..., -1:])
+        y = np.stack(reads, axis=1)
+        mean = sums / (before + k.shape[1])
+        return [y.reshape(*y.shape[:2], -1), mean, np.zeros_like(mean)]
+
+    outputs = ("y", "new_mean", "new_carry")
+    return RecurrentCall("LinearAttention", inputs, {"scale": scale}, outputs, ("qkv",), formula)
 
 
 def weighted_past(batch: int, time: int, channels: int, seed: int) -> RecurrentCall:

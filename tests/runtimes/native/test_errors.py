@@ -15,6 +15,12 @@ LIST = ["window", "gated_average", "moving_average", "weighted_average"]
 AVERAGES = make_call(LIST, position=[9, 2], kv_heads=2, groups=2, width=8)
 COMPRESSED = make_call(["window", "compressed:3:2"], position=[9, 2], kv_heads=2, groups=2, width=8)
 
+EXACT = make_call(["exact"], position=[9, 2], kv_heads=2, groups=2, width=8)
+
+
+def exact(**changed):
+    return replace(EXACT, states={**EXACT.states, **{f"0.{name}": value for name, value in changed.items()}})
+
 
 def compressed(**changed):
     return replace(COMPRESSED, states={**COMPRESSED.states, **{f"1.{name}": value for name, value in changed.items()}})
@@ -56,6 +62,13 @@ def zeros(*shape, dtype=np.float32):
         (replace(CALL, parameters={3: zeros(5)}), "log_decay"),
         (compressed(slots=zeros(2, 4, 6, 8)), r"slots\) is float32 \[2, 4, 6, 8\], and must be float32 \[2, 4, 8, 8\]"),
         (compressed(partial=zeros(2, 4, 8)), "partial"),
+        (exact(slots=zeros(2, 2, 5, 8)), r"slots\) is float32 \[2, 2, 5, 8\], and must be float32 \[2, 4, 5, 8\]"),
+        (exact(slots=zeros(2, 4, 8)), "slots"),
+        (exact(surprise=zeros(2, 2, 4, 1)), r"surprise\) is float32 \[2, 2, 4, 1\], and must be .*\[2, 2, 5, 1\]"),
+        (
+            replace(EXACT, parameters={0: zeros(2, 1, 8)}),
+            r"written\) is float32 \[2, 1, 8\], and must be .*\[2, 1, 16\]",
+        ),
         (replace(AVERAGES, parameters={**AVERAGES.parameters, 1: zeros(2, 3, 2)}), "gate"),
         (replace(AVERAGES, parameters={**AVERAGES.parameters, 3: zeros(3, 6)}), "log_beta"),
         (replace(AVERAGES, states={**AVERAGES.states, "2.pairs": zeros(2, 4, 0, 8)}), "pairs"),
@@ -70,7 +83,7 @@ def test_a_wrong_tensor(call, message):
     ("attributes", "message"),
     [
         ({"memories": "window,other"}, "the memory 'other' is not known"),
-        ({"memories": "sinks,window"}, "must have a window, as its first memory only"),
+        ({"memories": "sinks,window"}, "a window must be the first memory of its list"),
         ({"memories": ""}, "the memory '' is not known"),
         ({"memories": "window,compressed"}, "compressed:<slots>:<rate>"),
         ({"memories": "window,compressed:3:1"}, "a rate of 2 or more"),

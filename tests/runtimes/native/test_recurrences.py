@@ -60,6 +60,42 @@ def test_the_gated_delta_rule(time, heads, widths, decay_of_each, unit, seed):
     hold(oracle.delta_rule(2, time, heads, widths, decay_of_each, unit, seed))
 
 
+MATRICES = st.sampled_from([(1, 1), (2, 1), (2, 3)])
+WIDTHS = st.sampled_from([(1, 1), (5, 7), (16, 16), (64, 64), (40, 100), (128, 33)])
+
+
+@settings(deadline=None, max_examples=25)
+@given(LENGTHS, MATRICES, WIDTHS, SEEDS)
+def test_the_gated_delta_rule_of_a_layer_whose_queries_keys_and_values_lie_side_by_side(time, heads, widths, seed):
+    hold(oracle.joined_delta_rule(2, time, heads, widths, seed))
+
+
+@settings(deadline=None, max_examples=25)
+@given(LENGTHS, MATRICES, WIDTHS, SEEDS)
+def test_linear_attention(time, heads, widths, seed):
+    hold(oracle.linear_attention(2, time, heads, widths, seed))
+
+
+def test_linear_attention_is_right_from_the_first_step_on_and_far_from_it():
+    first = oracle.linear_attention(1, 3, (2, 1), (8, 8), 0, position=0)
+    for name in ("mean", "carry"):
+        first.inputs[name] = np.zeros_like(first.inputs[name])
+    hold(first)
+    hold(oracle.linear_attention(1, 3, (2, 1), (8, 8), 0, position=2**40))
+
+
+def test_what_linear_attention_loses_in_rounding_is_kept():
+    """At position 2^30, 20 steps move the mean by less than one unit in its last place."""
+    call = oracle.linear_attention(1, 20, (1, 1), (4, 4), 0, position=2**30)
+    call.inputs["carry"] *= 0
+    _, mean, carry = compute(call)
+    exact = call.expected()[1]
+    got = mean.astype(np.float64) + carry
+    moved = np.abs(exact - call.inputs["mean"]).max()
+    assert np.abs(got - exact).max() < 0.01 * moved
+    assert np.abs(mean - exact).max() > 0.1 * moved, "the mean alone would do: this test shows nothing"
+
+
 @settings(deadline=None, max_examples=15)
 @given(LENGTHS, st.sampled_from([1, 3, 16, 70, 130]), SEEDS)
 def test_a_weighted_past(time, channels, seed):
@@ -74,10 +110,12 @@ def large():
         oracle.selection(3, 8, (4, 48, 2), 64, False, False, 0),
         oracle.delta_rule(3, 4, (4, 2), (64, 160), False, True, 0),
         oracle.weighted_past(3, 40, 300, 0),
+        oracle.joined_delta_rule(3, 8, (2, 2), (64, 160), 0),
+        oracle.linear_attention(3, 8, (2, 2), (64, 160), 0),
     ]
 
 
-@pytest.mark.parametrize("call", large(), ids=lambda call: call.operator)
+@pytest.mark.parametrize("call", large(), ids=lambda call: f"{call.operator}_{call.timed[0]}")
 def test_a_row_is_bit_equal_to_the_row_alone_with_any_number_of_threads(call):
     together = compute(call, threads=2)
     for row in range(3):
@@ -85,11 +123,11 @@ def test_a_row_is_bit_equal_to_the_row_alone_with_any_number_of_threads(call):
             np.testing.assert_array_equal(whole[row : row + 1], alone)
 
 
-@pytest.mark.parametrize("call", large(), ids=lambda call: call.operator)
+@pytest.mark.parametrize("call", large(), ids=lambda call: f"{call.operator}_{call.timed[0]}")
 def test_steps_continue_where_a_chunk_stopped(call):
     first, second = call.cut(3)
     begun = compute(first)
-    after = compute(second.from_state(begun[1:]))
+    after = compute(second.from_state(begun[1 : 1 + len(call.states)]))
     for whole, *parts in zip(compute(call)[:1], begun, after, strict=False):
         np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-5, atol=1e-5)
 
@@ -103,6 +141,7 @@ def test_every_instruction_set(level, monkeypatch):
         hold(call)
     hold(oracle.delta_rule(1, 2, (2, 2), (20, 36), True, True, 1))
     hold(oracle.selection(1, 2, (7, 1, 1), 20, True, True, 1))
+    hold(oracle.linear_attention(1, 2, (2, 2), (20, 36), 1))
 
 
 @pytest.mark.parametrize("step", [-200.0, -30.0, 0.0, 30.0, 80.0])
@@ -122,6 +161,15 @@ def test_extreme_step_sizes(step):
         (large()[1], "dt", (3, 8, 3), "heads must divide the rows"),
         (large()[3], "k", (3, 4, 3, 64), "heads of keys must divide those of v"),
         (large()[3], "state", (3, 4, 600, 160), "a head has 1 to 512 keys"),
+        (large()[3], "q", (3, 4, 3, 64), r"192 channels of q: 2 heads of 64 keys must divide them"),
+        (large()[3], "b", (3, 4, 3), r"input 4 \(b\) is float32 \[3, 4, 3\], and must be float32 \[3, 4, 4\]"),
+        (large()[5], "qkv", (3, 8, 600), "152 channels of q: 2 heads of 64 keys must divide them"),
+        (large()[5], "qkv", (3, 8, 448), "0 channels of q: 2 heads of 64 keys must divide them"),
+        (large()[5], "qkv", (3, 8, 20), "channels of q: 2 heads of 64 keys must divide them"),
+        (large()[5], "logits", (3, 8, 2), r"input 3 \(g\) is float32 \[3, 8, 2\], and must be float32 \[3, 8, 4\]"),
+        (large()[6], "qkv", (3, 8, 600), "qkv has 600 channels: .* do not fill them"),
+        (large()[6], "carry", (3, 2, 64, 160), r"input 3 \(carry\) .* must be float32 \[3, 2, 64, 161\]"),
+        (large()[6], "mean", (3, 2, 600, 161), "a head has 1 to 512 keys"),
         (large()[3], "v", (3, 4, 64), r"input 2 \(v\) is float32 \[3, 4, 64\], and must be float32 \[3, 4, 640\]"),
         (large()[3], "state", (3, 4, 64), r"must be \[B, T, H K\] and \[B, H, K, V\]"),
         (large()[4], "largest", (3, 200), r"input 6 \(largest\) .* must be float32 \[3, 300\]"),

@@ -32,7 +32,7 @@ def test_integers(call):
 
 
 @settings(deadline=None, max_examples=10)
-@given(calls(np.int8))
+@given(calls(np.int8).filter(lambda call: call.window))
 def test_integers_of_rotated_keys(call):  # a rounding of a key may fall on the other side
     got = attend(call)
     assert np.abs(got["0.k"].astype(np.int32)).max(initial=0) <= 127

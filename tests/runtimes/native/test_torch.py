@@ -37,6 +37,8 @@ LISTS: list[list[dict[str, Any]]] = [
         {"type": "weighted_average", "window": 8, "beta": [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]},
     ],
     [{"type": "window", "window": WINDOW}, {"type": "compressed", "slots": 2, "rate": 4}],
+    [{"type": "sinks", "slots": 3}, {"type": "cumulative"}],
+    [{"type": "compressed", "slots": 2, "rate": 4}],
 ]
 
 
@@ -57,7 +59,19 @@ def call_of(layer: Attention, x: torch.Tensor, start: torch.Tensor, state: Any) 
     q, k, v = np.split(qkv, [heads, heads + kv_heads], axis=1)
     bias = None if site.bias is None else site.bias.numpy()
     phases = rotary_phases(width, SIZES.theta)
-    call = Call(memories, q, k, v, start.numpy(), WINDOW, width**-0.5, states, phases, bias=bias, parameters=parameters)
+    call = Call(
+        memories,
+        q,
+        k,
+        v,
+        start.numpy(),
+        layer.dims.window,
+        width**-0.5,
+        states,
+        phases,
+        bias=bias,
+        parameters=parameters,
+    )
     return call, site.states
 
 
@@ -69,7 +83,7 @@ def owners(inputs: Sequence[str | torch.Tensor], order: list[str]) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("specs", LISTS, ids=lambda specs: "+".join(spec["type"] for spec in specs[1:]))
+@pytest.mark.parametrize("specs", LISTS, ids=lambda specs: "+".join(spec["type"] for spec in specs))
 @torch.no_grad()
 def test_steps_and_chunks_equal_torch(specs):
     layer = make_layer(specs, SIZES)
