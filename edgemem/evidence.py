@@ -106,10 +106,10 @@ class Mean:
             return None
         return _T.get(count, _T_OF_MANY) * statistics.stdev(self.values) / math.sqrt(count)
 
-    def may_equal(self, other: Mean) -> bool:
-        """Whether the intervals overlap; a mean of one seed may equal any."""
+    def may_equal(self, other: Mean) -> bool | None:
+        """Whether the intervals overlap; ``None`` where one seed leaves it open."""
         if self.half is None or other.half is None:
-            return True
+            return None
         return abs(self.value - other.value) <= self.half + other.half
 
     def text(self, digits: int = 3) -> str:
@@ -223,13 +223,13 @@ class Offer:
         entry: What was measured.
         quality: On the task.
         step_us: Estimated for this machine.
-        may_be_best: Whether its interval overlaps that of the best row.
+        may_be_best: Whether its interval overlaps that of the best row; ``None`` where one of them has one seed.
     """
 
     entry: Entry
     quality: Mean
     step_us: float
-    may_be_best: bool
+    may_be_best: bool | None
 
 
 def offers(

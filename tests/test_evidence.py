@@ -32,7 +32,7 @@ def test_one_seed_has_no_interval_and_rules_nothing_out():
     one = Mean((2.0,))
     assert one.half is None
     assert one.text(1) == "2.0 (one seed)"
-    assert one.may_equal(Mean((9.0, 9.0, 9.0)))
+    assert one.may_equal(Mean((9.0, 9.0, 9.0))) is None
 
 
 def test_a_row_that_another_beats_in_everything_is_not_offered():
@@ -42,6 +42,11 @@ def test_a_row_that_another_beats_in_everything_is_not_offered():
     assert [offer.entry.row for offer in found] == ["best", "cheap"]
     assert [offer.may_be_best for offer in found] == [True, False]
     assert slow == []
+
+
+def test_one_seed_leaves_open_whether_a_row_is_as_good_as_the_best():
+    found, _ = offers(evidence(entry("best", (2.0,)), entry("cheap", (2.5, 2.6, 2.5), step_us=40.0)), "text", 16384)
+    assert [offer.may_be_best for offer in found] == [None, None]
 
 
 def test_rows_that_need_more_bytes_and_rows_that_grow_are_not_offered():

@@ -99,6 +99,9 @@ def _facts(offer: Offer) -> dict[str, Any]:
     }
 
 
+_AS_GOOD = {True: "perhaps", False: "no", None: "not known"}
+
+
 def _print(task: str, facts: dict[str, Any], budget: int) -> None:
     title = f"{task}: {TASKS[task].what}"
     columns = ("memory", "turned", "state", facts["unit"], "as good as the first?", "µs a step")
@@ -108,7 +111,7 @@ def _print(task: str, facts: dict[str, Any], budget: int) -> None:
             row["turned"],
             readable_bytes(row["state_bytes"]),
             row["shown"],
-            "first" if not at else "perhaps" if row["may_be_best"] else "no",
+            _AS_GOOD[row["may_be_best"]] if at else "first",
             f"{row['step_us']:.0f}",
         )
         for at, row in enumerate(facts["rows"])

@@ -10,6 +10,8 @@ Symbols::
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -103,7 +105,7 @@ class GatedDelta(MatrixMemory):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The reads, the writes ``u`` and the new matrix of some consecutive steps."""
         first = slice(None) if torch.compiler.is_exporting() else slice(k.shape[2])
-        ones, offsets = chunk.clock.causal_ones()[first, first], chunk.clock.offsets[first]
+        ones = chunk.clock.causal_ones()[first, first]
         within, carried = decay_matrix(ones, log_a)  # [B, H, T, T], [B, H, T, 1]
         earlier = ones - torch.eye(k.shape[2], device=k.device)
         a = beta * within * earlier * (k @ k.transpose(-1, -2))
@@ -111,12 +113,12 @@ class GatedDelta(MatrixMemory):
         shares = chunk.rows(within) * (q @ k.transpose(-1, -2))  # [B, H, R, T]
         left = (within[:, :, -1, :, None] * k).transpose(-1, -2)  # decay from each step to the last
         if matrix is None:
-            u = self._solved(a, right, offsets)
+            u = self._solved(a, right, chunk.clock)
             return shares @ u, u, left @ u
-        u = self._solved(a, right - beta * carried * (k @ matrix), offsets)
+        u = self._solved(a, right - beta * carried * (k @ matrix), chunk.clock)
         return shares @ u + chunk.rows(carried) * (q @ matrix), u, carried[:, :, -1:] * matrix + left @ u
 
-    def _solved(self, a: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
+    def _solved(self, a: Tensor, right: Tensor, clock: Clock) -> Tensor:
         """``(I + a)^-1 right`` for a strictly lower triangular ``a`` [..., T, T].
 
         ONNX has no such operator. A graph has the inverse: with the inverse ``X`` of the diagonal blocks of size ``s``,
@@ -128,10 +130,16 @@ class GatedDelta(MatrixMemory):
             solved: Tensor = torch.linalg.solve_triangular(x + a, right, upper=False, unitriangular=True)
             return solved
         for doubling in range(self._DOUBLINGS_EXPORTED):
-            block, pair = offsets // (1 << doubling), offsets // (2 << doubling)
-            joined = (pair[:, None] == pair) & (block[:, None] != block)
+            size = 1 << doubling
+            joined = clock.once(("joined", size), partial(_joined, clock.offsets, size))
             x = x - x @ (a * joined) @ x
         return x @ right
+
+
+def _joined(offsets: Tensor, size: int) -> Tensor:
+    """Which steps are in one block of ``2·size`` and in two of ``size``, bool ``[T, T]``."""
+    block, pair = offsets // size, offsets // (2 * size)
+    return (pair[:, None] == pair) & (block[:, None] != block)
 
 
 def _unit(x: Tensor) -> Tensor:
