@@ -15,6 +15,7 @@
 # make docs           write the parts of the docs that come from the code
 # make figures        the figures that edgemem holds itself to, measured on this machine
 # make evidence       train and score what is left of docs/evidence.md's table (ROW="--row window --bytes 16K --task recall")
+# make evidence-costs time of a step and bytes of every row that has a result, in turns on a quiet machine
 # make evidence-page  docs/evidence.md, its pictures and the file of edgemem choose, from the results
 # make wheel          wheels in dist/: one for every machine, and one for each processor with the native operators
 # make clean          remove what make made
@@ -45,7 +46,7 @@ endif
 NATIVE := runtimes/native/libedgemem_native.so
 
 .DELETE_ON_ERROR:
-.PHONY: demo demo-text demo-quick example-vad example-denoise test test-all lint types unit fuzz mutants soak rehearse docs-run triton test-gpu format docs figures evidence evidence-page wheel clean
+.PHONY: demo demo-text demo-quick example-vad example-denoise test test-all lint types unit fuzz mutants soak rehearse docs-run triton test-gpu format docs figures evidence evidence-costs evidence-page wheel clean
 
 demo: $(VENV)/.demo-installed
 	$(CALMLY) python examples/beats.py --out $(OUT)/beats $(TRAIN_BEATS)
@@ -129,6 +130,9 @@ figures: $(VENV)/.demo-installed
 
 evidence: $(VENV)/.dev-installed
 	$(CALMLY) OMP_NUM_THREADS=1 PYTHONPATH=benchmarks python -m evidence $(or $(ROW),--workers $(WORKERS))
+
+evidence-costs: $(VENV)/.dev-installed
+	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks python -m evidence.costs
 
 evidence-page: $(VENV)/.dev-installed
 	PYTHONPATH=benchmarks python -m evidence.page

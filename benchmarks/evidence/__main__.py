@@ -52,7 +52,7 @@ def do(work: Work, folder: Path, steps: int | None) -> None:
     if work.bundle:
         result = score_bundle(work.run, folder, steps)
         words = ", ".join(f"{name} {score:.3f}" for name, score in result["bundle"].items())
-        click.echo(f"{work.run.name}: {words}; {result['step_us']:.0f} µs; differs by {result['difference']:.1e}")
+        click.echo(f"{work.run.name}: {words}; differs by {result['difference']:.1e}")
     else:
         result = perform(work.run, folder, steps)
         click.echo(f"{work.run.name}: validation {result['validation']}, {result['train_s']} s")

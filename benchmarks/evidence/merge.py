@@ -1,4 +1,4 @@
-"""All results as the one compact file that the package brings, which `edgemem choose`` and the page read."""
+"""All results as the one compact file that the package brings, which ``edgemem choose`` and the page read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from edgemem.evidence import EVIDENCE, FILE
 from edgemem.files import write_atomic
 from edgemem.machine.facts import facts
+from evidence import costs
 from evidence.plan import Cell, cells
 from evidence.rows import KIB, ROWS, variant
 from evidence.runs import RATES, RESULTS, read
@@ -27,11 +28,12 @@ def name_machine(folder: Path) -> None:
 
 
 def merged(folder: Path = RESULTS) -> dict[str, Any]:
-    """The content of the package's file, from the results in `folder``."""
+    """The content of the package's file, from the results in ``folder`` and the costs."""
     entries: dict[str, list[dict[str, Any]]] = {task: [] for task in TASKS}
     missing: dict[str, list[str]] = {task: [] for task in TASKS}
+    measured = costs.read()
     for cell in cells():
-        entry = _entry(cell, folder)
+        entry = _entry(cell, folder, measured)
         if entry is None:
             size = f" at {cell.budget // KIB} KiB" if cell.budget else ""
             missing[cell.task].append(f"{ROWS[cell.row].label}{size}")
@@ -42,8 +44,8 @@ def merged(folder: Path = RESULTS) -> dict[str, Any]:
     return EVIDENCE.stamp({"machine": where, "entries": entries, "not_tried": missing})
 
 
-def _entry(cell: Cell, folder: Path) -> dict[str, Any] | None:
-    """A cell's seeds that were scored through a bundle; `None`` if there is none."""
+def _entry(cell: Cell, folder: Path, measured: dict[str, costs.Cost]) -> dict[str, Any] | None:
+    """A cell's seeds that were scored through a bundle, and what it costs; ``None`` if there is none."""
     found = [result for run in cell.seeds(folder) if "bundle" in (result := read(folder, run))]
     made = variant(cell.row, cell.budget)
     if not found or made is None:
@@ -51,18 +53,18 @@ def _entry(cell: Cell, folder: Path) -> dict[str, Any] | None:
     first = found[0]
     scores = {name: [round(result["bundle"][name], 5) for result in found] for name in first["bundle"]}
     return {
-        **{name: first[name] for name in ("row", "label", "turned", "budget", "state_bytes", "rate", "engine_bytes")},
+        **{name: first[name] for name in ("row", "label", "turned", "budget", "state_bytes", "rate")},
         "memory": made.made.memory,
         "rates": list(RATES),
         "scores": scores,
-        **_fastest(found),
+        **_cost(cell, measured),
     }
 
 
-def _fastest(found: list[dict[str, Any]]) -> dict[str, float]:
-    """The time of a step and the calibration of the run that the machine's other work disturbed least."""
-    best = min(found, key=lambda result: result["step_us"])
-    return {name: best[name] for name in ("step_us", "calibration_us")}
+def _cost(cell: Cell, measured: dict[str, costs.Cost]) -> costs.Cost:
+    if cell.name not in measured:
+        raise SystemExit(f"{cell.name} has no cost yet. Run: PYTHONPATH=benchmarks python -m evidence.costs")
+    return measured[cell.name]
 
 
 def encoded(data: dict[str, Any]) -> bytes:

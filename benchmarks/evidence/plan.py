@@ -25,6 +25,11 @@ class Cell:
     budget: int
     task: str
 
+    @property
+    def name(self) -> str:
+        """Task, budget and row, in a word."""
+        return f"{self.task}-{self.budget // KIB}K-{self.row}"
+
     def sweep(self) -> list[Run]:
         """Every rate with the first seed."""
         return [Run(self.row, self.budget, self.task, rate, SEEDS[0]) for rate in RATES]

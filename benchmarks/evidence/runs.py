@@ -16,7 +16,6 @@ from rich.console import Console
 from torch import nn
 
 import edgemem
-from edgemem.evidence import calibrate
 from edgemem.export import ExportOptions, export_bundle, from_module
 from edgemem.files import write_atomic
 from evidence import scoring
@@ -130,9 +129,6 @@ def score_bundle(run: Run, folder: Path, steps: int | None = None) -> dict[str, 
             "bundle": scores,
             "difference": scoring.largest_difference(scores, result["torch"]),
             "output_difference": scoring.output_difference(session, model, exams[0]),
-            "calibration_us": round(calibrate(), 3),
-            "step_us": round(scoring.step_us(session), 2),
-            "engine_bytes": scoring.engine_bytes(bundle),
         }
     _write(folder, run, result)
     weights.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from edgemem.contract import Contract
 from edgemem.runtimes import Session
 from evidence.tasks import Exam
 
-_FILLED_STEPS, _TIMED_STEPS, _BLOCKS = 300, 200, 15
+_FILLED_STEPS, _TIMED_STEPS, _BLOCKS = 300, 200, 3
 _TOKENS_AT_ONCE = 4096
 
 

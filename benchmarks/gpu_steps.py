@@ -1,4 +1,4 @@
-"""What CUDA graphs and the pool bring on a GPU, with ONNX Runtime: ``python benchmarks/cuda.py``.
+"""What CUDA graphs and the pool bring on a GPU, with ONNX Runtime: ``python benchmarks/gpu_steps.py``.
 
 It exports the reference model of ``figures.py`` in float32 and float16, and a small one, unchecked so that it starts
 soon. Recorded and plain steps take turns. ``--device cpu`` only tries the script.
