@@ -31,6 +31,7 @@ from edgemem.external_data import external_files
 from edgemem.extras import DISTRIBUTION
 from edgemem.files import hash_of, inside, open_file, read_file, replace_folder, sha256_file
 from edgemem.manifest import MANIFEST_FORMAT, GraphFile, Manifest
+from edgemem.mappings import make_private
 from edgemem.unchanged import Stamp, fixed_folder, keep_writers_out
 
 __all__ = [
@@ -111,9 +112,14 @@ class Bundle:
     def loading(self) -> Iterator[Path]:
         """The folder to load files from. What is loaded inside the block has the hashes of the manifest.
 
+        What is still mapped at its end is moved into memory of this process: nothing that happens to the files later
+        reaches it.
+
         Raises:
             BundleError: A file was changed since the bundle was opened, or while the block ran.
+            EdgememError: There is no memory for what is mapped.
         """
+        leased = True
         with contextlib.ExitStack() as stack:
             try:
                 folder = stack.enter_context(fixed_folder(self.path))
@@ -122,14 +128,15 @@ class Bundle:
             stamps = {}
             for name in self.manifest.files:
                 file = stack.enter_context(self._opened(name, folder))
-                keep_writers_out(file)
+                leased = keep_writers_out(file) and leased
                 stamps[name] = Stamp.of(file.fileno())
                 if self._hashed.get(name) != stamps[name] or not stamps[name].is_settled:
                     self._verify(name, file)
                     self._hashed[name] = stamps[name]
             yield folder
+            whole = make_private(folder, steady=leased)
             for name, stamp in stamps.items():
-                if not stamp.is_of(folder / name):
+                if not (whole and stamp.is_of(folder / name)):
                     raise BundleError(f"{self.path}: {name} was changed while it was loaded.", hint="Open it again.")
 
     def copy_to(self, folder: Path, names: Iterable[str]) -> None:

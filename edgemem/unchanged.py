@@ -60,11 +60,14 @@ def fixed_folder(folder: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def keep_writers_out(file: FileIO) -> None:
-    """Let whoever wants to write to an open file wait until it is closed, if the kernel grants a lease.
+def keep_writers_out(file: FileIO) -> bool:
+    """Let whoever wants to write to an open file wait until it is closed; whether the kernel granted such a lease.
 
     It does so on Linux for files of this user on local file systems that nobody has open for writing.
     """
-    with contextlib.suppress(OSError, AttributeError):
+    try:
         fcntl.fcntl(file, _F_SETSIG, signal.SIGURG)  # nobody listens to it; the default signal would end the process
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except (OSError, AttributeError):
+        return False
+    return True

@@ -109,7 +109,7 @@ class NanPolicy:
 
 def _bytes_of(array: Array) -> memoryview:
     """The bytes of an array whose elements lie one after another, to be read and written."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _held(

@@ -11,7 +11,6 @@ from torch import nn
 from edgemem.bundle import WEIGHTS, Bundle
 from edgemem.contract import OUTPUT_INDICES, POSITION, Contract
 from edgemem.errors import BundleError, EdgememError, RuntimeUnavailableError
-from edgemem.machine.mappings import make_private
 from edgemem.overrides import override
 from edgemem.protocol import as_one, by_name, takes_output_indices
 from edgemem.runtimes.engine import Call, Engine, Tensors
@@ -37,7 +36,6 @@ def open_session(bundle: Bundle, *, threads: int | None, device: str, guard: boo
         )
     with bundle.loading() as folder:
         module: nn.Module = load_weights(Decoder(bundle.manifest.model), folder / WEIGHTS)
-        make_private(folder)
     if bundle.contract.position == "none":
         module = Sealed(module)
     if bundle.manifest.precision.memory is not None:

@@ -13,7 +13,7 @@ from tests import house
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "extras", "leftovers", "wording"),
-    ("console", "dtypes", "external_data", "files", "overrides", "plugins", "reading", "unchanged"),
+    ("console", "dtypes", "external_data", "files", "mappings", "overrides", "plugins", "reading", "unchanged"),
     ("audio", "versioned", "weights_file", "wire"),
     ("contract", "generation_defaults"),
     ("decoder_config", "evidence", "precision"),

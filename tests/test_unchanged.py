@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import sys
@@ -19,7 +20,7 @@ import edgemem
 from edgemem import files
 from edgemem.bundle import WEIGHTS, Bundle, open_bundle
 from edgemem.errors import BundleError
-from edgemem.machine.mappings import mappings
+from edgemem.mappings import mappings
 from edgemem.runtimes.ort import engine
 from edgemem.runtimes.ort.load import load_graph
 from edgemem.unchanged import Stamp
@@ -148,11 +149,12 @@ def test_bundles_opened_during_swaps_compute_what_their_fingerprint_says(
 ) -> None:
     scales = {open_bundle(looker).fingerprint: 1.0, open_bundle(other).fingerprint: 2.0}
     shutil.copyfile(looker / WEIGHTS, f"{looker}.weights")
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child == 0:
-        while True:
+        while os.getppid() == parent:
             swap(looker, other)
-            time.sleep(0.0005)
+            time.sleep(random.uniform(0, 0.02))  # now and then long enough for a bundle to open
+        os._exit(0)
     opened: list[bool] = []
     try:
         for _ in range(500):
@@ -171,8 +173,23 @@ def test_bundles_opened_during_swaps_compute_what_their_fingerprint_says(
     assert any(opened)
 
 
+def test_without_a_lease_a_file_that_is_cut_short_while_it_is_loaded_is_found(
+    looker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgemem.bundle.keep_writers_out", lambda file: False)
+
+    def cut_after(*given: Any, **options: Any) -> Any:
+        loaded = load_graph(*given, **options)
+        cut(looker / WEIGHTS)
+        return loaded
+
+    monkeypatch.setattr(engine, "load_graph", cut_after)
+    with pytest.raises(BundleError, match="was changed while it was loaded"):
+        edgemem.open(looker, "onnxruntime", device="cpu")
+
+
 def test_without_a_lease_a_write_in_place_is_found(looker: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgemem.bundle.keep_writers_out", lambda file: None)
+    monkeypatch.setattr("edgemem.bundle.keep_writers_out", lambda file: False)
     monkeypatch.setattr(engine, "load_graph", lambda *rest: in_place(other, looker) or load_graph(*rest))
     time.sleep(0.03)  # the clock of the file system ticks
     with pytest.raises(BundleError, match="was changed while it was loaded"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgemem.machine.mappings import adviser, mappings
+from edgemem.mappings import adviser, mappings
 
 HUGE_BYTES = 2 << 20
 _MADV_COLLAPSE = 25  # Linux 6.1; an older kernel returns EINVAL and nothing changes

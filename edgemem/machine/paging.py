@@ -7,7 +7,7 @@ import mmap
 import sys
 from typing import TYPE_CHECKING
 
-from edgemem.machine.mappings import adviser, mappings
+from edgemem.mappings import adviser, mappings
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,7 +19,6 @@ from edgemem.errors import BundleError, EdgememError, RuntimeUnavailableError
 from edgemem.extras import how_to_install
 from edgemem.machine import huge_pages
 from edgemem.machine.collector import collector_off
-from edgemem.machine.mappings import make_private
 from edgemem.overrides import override
 from edgemem.runtimes.cuda import CudaMemory
 from edgemem.runtimes.engine import Call, Engine, Tensors
@@ -122,7 +121,6 @@ class OrtEngine(Engine):
             if first == CPU:
                 self._load_on_cpu(onnxruntime, folder, options)
                 huge_pages.join_pages_since(regions)
-            make_private(folder)
         self._device = "cpu" if first == CPU else "cuda"
         if isinstance(self.memory, CudaMemory):  # streams in several threads share its stream
             self.memory.gate = self._gate

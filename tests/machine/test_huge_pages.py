@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgemem.machine import huge_pages, mappings
+from edgemem import mappings
+from edgemem.machine import huge_pages
 
 ends = st.lists(st.integers(0, 60), unique=True, max_size=12).map(sorted)
 

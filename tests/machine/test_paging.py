@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgemem.machine import mappings
+from edgemem import mappings
 from edgemem.machine.paging import page_out
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone does it")
