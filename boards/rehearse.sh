@@ -22,6 +22,9 @@ for tool in qemu-aarch64 mmdebstrap aarch64-linux-gnu-gcc; do
     command -v "$tool" > /dev/null || { echo "$tool is not installed (Debian: qemu-user of backports, mmdebstrap, gcc-aarch64-linux-gnu)"; exit 2; }
 done
 
+qemu=$(qemu-aarch64 --version | sed -n 's/^qemu-aarch64 version \([0-9]*\).*/\1/p')
+[ "$qemu" -ge 10 ] || { echo "qemu-aarch64 is of qemu $qemu, which crashes as it imports onnxruntime 1.32: 10 or newer is needed (Debian 12: qemu-user of backports)"; exit 2; }
+
 if [ ! -e "$root/usr/bin/python3.11" ]; then
     mmdebstrap --quiet --mode="$([ "$(id -u)" = 0 ] && echo root || echo unshare)" --variant=extract --architectures=arm64 \
         --include=python3-minimal,python3-venv,python3.11-venv,libpython3.11-stdlib,libstdc++6 bookworm "$root"
