@@ -21,7 +21,7 @@ from edgemem.memories.base import Chunk, Dims, MatrixMemory, Memory, SlotMemory,
 from edgemem.memories.clock import Clock, phase_steps, rotary_turns, rotate
 from edgemem.memories.kinds.window import Window
 from edgemem.memories.registry import build_memory
-from edgemem.memories.site import SiteAttributes, begin, begin_recurrence, end, is_marking, layer_site
+from edgemem.memories.site import SiteAttributes, begin, begin_recurrence, end, layer_site, marks_layers
 from edgemem.memories.summary import Summary
 
 MASKED = -1e9
@@ -109,7 +109,7 @@ class Attention(nn.Module):
         """
         x, qkv = self._project(x, clock)
         chunk = self._chunk(x, qkv, clock)
-        if past is not None and is_marking() and self.dims.dtype == "float32":
+        if past is not None and marks_layers(self.dims):
             chunk.marked = qkv
         reads: list[Tensor] = []  # [B, T, Hq D] each
         new: dict[str, Tensor] = {}

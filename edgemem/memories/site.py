@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from edgemem.memories.base import Memory, SlotMemory, States
+from edgemem.memories.base import Dims, Memory, SlotMemory, States
 from edgemem.memories.kinds.window import Window
 from edgemem.memories.summary import Summary
 
@@ -22,6 +22,9 @@ DOMAIN = "edgemem"
 ATTENTION = "MemoryAttention"
 BEGIN, END = "Begin", "End"
 OPERATOR, VIEW, UNUSED = "operator", "view", "unused"  # attributes of the marks
+
+_WIDEST = 512
+"""Of heads that the operators take: ``WIDTH_MAX`` in runtimes/native/kernels.h."""
 
 View = Literal["", "reshape", "steps_last"]
 """What is done with the operator's ``[B, T, C]``: nothing, a reshape, or time steps become the last axis."""
@@ -161,6 +164,11 @@ def end(outputs: Sequence[Tensor], view: View = "", unused: int = 0) -> Tensor:
 def is_marking() -> bool:
     """Whether a graph is being traced for ONNX."""
     return torch.onnx.is_in_onnx_export()
+
+
+def marks_layers(dims: Dims) -> bool:
+    """Whether a graph is being traced for ONNX, and operators take heads of such a width and dtype."""
+    return is_marking() and dims.dtype == "float32" and dims.head_dim <= _WIDEST
 
 
 def _mark(name: str, inputs: Sequence[Tensor | None], attributes: Mapping[str, int | float | str]) -> Tensor:

@@ -25,7 +25,7 @@ from edgemem.memories.clock import Clock, phase_angles, phase_steps
 from edgemem.memories.kinds.cumulative import CumulativeAverage
 from edgemem.memories.kinds.sinks import Sinks
 from edgemem.memories.kinds.window import Window
-from edgemem.memories.site import LayerSite, SiteAttributes, begin, end, is_marking, layer_site
+from edgemem.memories.site import LayerSite, SiteAttributes, begin, end, layer_site, marks_layers
 from edgemem.protocol import TORCH_DTYPES
 
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -156,7 +156,7 @@ class AttentionLayer:
 
     def _site(self, past: Mapping[str, Tensor] | None) -> LayerSite | None:
         """How an operator computes this layer; ``None``: it cannot, or no graph is traced."""
-        if past is None or not is_marking() or self.dims.dtype != "float32":
+        if past is None or not marks_layers(self.dims):
             return None
         return layer_site(self.memories, f"{self.prefix}.")
 

@@ -52,7 +52,7 @@ def marked(monkeypatch):
         found.update(outputs=outputs)
         return outputs[0]
 
-    for name, value in (("begin", begin), ("end", end), ("is_marking", lambda: True)):
+    for name, value in (("begin", begin), ("end", end), ("marks_layers", lambda dims: True)):
         monkeypatch.setattr(attention_layer, name, value)
     return found
 

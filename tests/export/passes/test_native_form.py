@@ -104,6 +104,13 @@ def test_both_forms_compute_the_same(traced):
             np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5, err_msg=value.name)
 
 
+@pytest.mark.parametrize("memory", [{"type": "window", "window": 4}, {"type": "gated_delta"}])
+def test_heads_that_are_wider_than_operators_take_stay_in_standard_operators(memory):
+    config = DecoderConfig(d_model=16, layers=1, heads=1, head_dim=514, vocab_size=20, memory=[memory])
+    module = from_config(config, "wide").module
+    assert not {"Begin", "End"} & operators(export_graph(module, module.contract())).keys()
+
+
 def test_a_graph_without_a_place_for_attention_has_no_native_form():
     assert native_form(graph("g (float[2,4] x) => (float[2,4] y) { y = Relu(x) }")) is None
 
