@@ -160,7 +160,7 @@ for version in $PYTHONS; do
     step "$version-tests" 0 passed env -C "$work/board" CI=true OMP_NUM_THREADS=1 edgemem/bin/python -m pytest -q -p no:cacheprovider -k "not torch" \
         $(sed 's/#.*//' "$here/boards/torch-free")
 done
-step native-operators 0 passed env -C "$here" PYTHONPATH="$here" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q -p no:cacheprovider \
+step native-operators 0 passed env -C "$here" PYTHONPATH="$here" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -p no:cacheprovider \
     -m "long or not long" tests/runtimes/native/test_aarch64.py -k "same_bits or 64-3"
 echo "Not run here:"; cat "$work/blocks/left-out"
 echo "$failed failed, $SECONDS s"
