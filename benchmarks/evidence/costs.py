@@ -32,9 +32,9 @@ ROUNDS = 15
 Cost = dict[str, Any]
 
 
-def read(path: Path = COSTS) -> dict[str, Cost]:
+def read() -> dict[str, Cost]:
     """Of every row that was measured, by the name of its cell: ``step_us``, ``calibration_us`` and ``engine_bytes``."""
-    found: dict[str, Cost] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found: dict[str, Cost] = json.loads(COSTS.read_text(encoding="utf-8")) if COSTS.exists() else {}
     return found
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgemem.contract import StateSpec
 from edgemem.errors import ConfigError
-from edgemem.memories.base import Chunk, Dims, MatrixMemory, Memory, SlotMemory, Slots, States
+from edgemem.memories.base import Chunk, Dims, MatrixMemory, Memory, SlotMemory, Slots, States, own_states
 from edgemem.memories.clock import Clock, phase_steps, rotary_turns, rotate
 from edgemem.memories.kinds.window import Window
 from edgemem.memories.registry import build_memory
@@ -115,7 +115,7 @@ class Attention(nn.Module):
         new: dict[str, Tensor] = {}
         for name, memory in self.named_memories():
             if isinstance(memory, MatrixMemory):
-                read, states = self._read_matrix(memory, chunk, _own(name, memory, past))
+                read, states = self._read_matrix(memory, chunk, own_states(name, memory, past))
                 reads.append(read)
                 new.update({f"{name}.{key}": value for key, value in states.items()})
         if self.has_slots:
@@ -156,7 +156,7 @@ class Attention(nn.Module):
         slots: list[Slots] = []
         new: dict[str, Tensor] = {}
         for name, memory in sorted(memories.items(), key=lambda item: item[1].beside is not None):
-            offered, states = memory(chunk, _own(name, memory, past))
+            offered, states = memory(chunk, own_states(name, memory, past))
             slots.extend(offered)
             new.update({f"{name}.{key}": value for key, value in states.items()})
         read = self._merged(self._attend(chunk, slots))
@@ -221,11 +221,6 @@ class Attention(nn.Module):
         for read, share in zip(reads[1:], shares[1:], strict=True):
             mixed = mixed + read * share.to(read.dtype)
         return mixed
-
-
-def _own(name: str, memory: Memory, past: States | None) -> States | None:
-    """The states of one memory of a layer."""
-    return None if past is None else {spec.name: past[f"{name}.{spec.name}"] for spec in memory.states()}
 
 
 def _join_heads(x: Tensor) -> Tensor:

@@ -176,6 +176,11 @@ class Memory(nn.Module, ABC):
         return min(rings, default=None)
 
 
+def own_states(name: str, memory: Memory, past: States | None) -> States | None:
+    """The states of one memory, by their names in it; ``past`` has them behind ``name`` and a dot."""
+    return None if past is None else {spec.name: past[f"{name}.{spec.name}"] for spec in memory.states()}
+
+
 class SlotMemory(Memory):
     """A memory that softmax attention reads slot by slot."""
 

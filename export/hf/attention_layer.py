@@ -20,7 +20,7 @@ from edgemem.export.hf.attention_calls import AttentionCall
 from edgemem.export.hf.bound import Bound, LengthBound, MemoryBound
 from edgemem.export.hf.rotary import Rotation
 from edgemem.memories.attention import slot_mask
-from edgemem.memories.base import Chunk, Dims, SlotMemory, Slots
+from edgemem.memories.base import Chunk, Dims, SlotMemory, Slots, own_states
 from edgemem.memories.clock import Clock, phase_angles, phase_steps
 from edgemem.memories.kinds.cumulative import CumulativeAverage
 from edgemem.memories.kinds.sinks import Sinks
@@ -143,8 +143,7 @@ class AttentionLayer:
         new: dict[str, Tensor] = {}
         for name, memory in self.memories.items():
             prefix = f"{self.prefix}.{name}"
-            own = None if past is None else {spec.name: past[f"{prefix}.{spec.name}"] for spec in memory.states()}
-            offered, states = memory(chunk, own)
+            offered, states = memory(chunk, own_states(prefix, memory, past))
             slots.extend(offered)
             new.update({f"{prefix}.{key}": value for key, value in states.items()})
         read = self._read(chunk, slots, softcap, sink_logits)

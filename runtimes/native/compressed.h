@@ -32,11 +32,7 @@ static void read_blocks(struct queries *queries, int r, const struct head *head,
     struct segment segment = {.k = data + key_place(head) * memory->slots + slot * call->width,
                               .v = data + value_place(head) * memory->slots + slot * call->width,
                               .element = FLOAT32, .count = count, .reach = INT64_MAX, .q = queries->sink_q};
-    struct tile tile = {.size = TILE};
-    for (; tile.first < count; tile.first += TILE) {
-      tile.count = count - tile.first < TILE ? count - tile.first : TILE;
-      read_tile(1, queries, r, call, &segment, &tile);
-    }
+    read_alone(queries, r, call, &segment);
     from += count;
   }
 }
@@ -44,13 +40,11 @@ static void read_blocks(struct queries *queries, int r, const struct head *head,
 static void read_compressed(struct queries *queries, const struct head *head, const struct memory *memory,
                             int64_t first) {
   const struct attention *call = head->call;
-  float scratch[WIDTH_MAX];
   for (int r = 0; r < queries->count; r++) {
     if ((first + r) % call->groups == 0) add_to_block(head, memory, (first + r) / call->groups);
     int64_t outside = queries->position[r] - call->window + 1, to = outside > 0 ? outside / memory->rate : 0;
     int64_t from = to > memory->shown ? to - memory->shown : 0;
-    const float *plain = plain_query(queries, r, head, scratch);
-    for (int64_t d = 0; d < call->width; d++) queries->sink_q[r * call->width + d] = plain[d] * call->scale;
+    take_plain(queries, r, head);
     read_blocks(queries, r, head, memory, from, to);
   }
 }

@@ -68,21 +68,15 @@ static void read_exact(struct queries *queries, const struct head *head, const s
   const struct attention *call = head->call;
   const float *measures = (const float *)memory->present[1] + head_place(head) * memory->slots;
   const float *data = memory->present[0];
-  float scratch[WIDTH_MAX];
   int64_t places[2];
   exact_places(head, memory, places);
   struct segment segment = {.k = data + places[0], .v = data + places[1], .element = FLOAT32,
                             .first = -memory->slots, .reach = INT64_MAX, .q = queries->sink_q};
   for (int r = 0; r < queries->count; r++) {
     if ((first + r) % call->groups == 0) insert_pair(head, memory, (first + r) / call->groups);
-    const float *plain = plain_query(queries, r, head, scratch);
-    for (int64_t d = 0; d < call->width; d++) queries->sink_q[r * call->width + d] = plain[d] * call->scale;
+    take_plain(queries, r, head);
     for (segment.count = 0; segment.count < memory->slots && measures[segment.count] >= 0.0f;) segment.count++;
-    struct tile tile = {.size = TILE};
-    for (; tile.first < segment.count; tile.first += TILE) {
-      tile.count = segment.count - tile.first < TILE ? segment.count - tile.first : TILE;
-      read_tile(1, queries, r, call, &segment, &tile);
-    }
+    read_alone(queries, r, call, &segment);
   }
 }
 

@@ -83,6 +83,14 @@ INLINE const float *plain_query(const struct queries *queries, int r, const stru
   return unrotated(head->rotary, head->call, head->row, queries->position[r] - head->start, queries->source[r], scratch);
 }
 
+// The scaled query r, un-rotated, for slots that are read by `sink_q`.
+static void take_plain(struct queries *queries, int r, const struct head *head) {
+  const struct attention *call = head->call;
+  float scratch[WIDTH_MAX];
+  const float *plain = plain_query(queries, r, head, scratch);
+  for (int64_t d = 0; d < call->width; d++) queries->sink_q[r * call->width + d] = plain[d] * call->scale;
+}
+
 INLINE float capped(const struct attention *call, float score) {
   return call->softcap > 0 ? call->softcap * vtanh(splat(score / call->softcap))[0] : score;
 }

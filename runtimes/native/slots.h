@@ -297,6 +297,15 @@ static __attribute__((noinline)) void read_packed(struct queries *queries, const
   }
 }
 
+// Adds the slots of a segment to query r alone.
+static void read_alone(struct queries *queries, int r, const struct attention *call, const struct segment *segment) {
+  struct tile tile = {.size = TILE};
+  for (; tile.first < segment->count; tile.first += TILE) {
+    tile.count = segment->count - tile.first < TILE ? segment->count - tile.first : TILE;
+    read_tile(1, queries, r, call, segment, &tile);
+  }
+}
+
 // Adds the slots of a segment to every query that sees them.
 static void read_segment(struct queries *queries, const struct attention *call, const struct segment *segment) {
   if (queries->count >= PACK_FROM) {
