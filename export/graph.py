@@ -174,7 +174,7 @@ def _forget_recurrent_dispatch() -> None:
 def _without_cache() -> contextlib.AbstractContextManager[None]:
     """Let torch compute the shape of each operator's output anew.
 
-    Looking for one that was computed before takes longer where shapes are symbols: 10 to 35 % of a trace.
+    Looking for one that was computed before takes longer where shapes are symbols.
     """
     patched: contextlib.AbstractContextManager[None] = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
     return patched
