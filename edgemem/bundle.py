@@ -32,7 +32,7 @@ from edgemem.extras import DISTRIBUTION
 from edgemem.files import hash_of, inside, open_file, read_file, replace_folder, sha256_file
 from edgemem.manifest import MANIFEST_FORMAT, GraphFile, Manifest
 from edgemem.mappings import make_private
-from edgemem.unchanged import Stamp, fixed_folder, keep_writers_out
+from edgemem.unchanged import Stamp, fixed_folder, keep_writers_out, private_folder
 
 __all__ = [
     "CHAT_TEMPLATE",
@@ -112,31 +112,22 @@ class Bundle:
     def loading(self) -> Iterator[Path]:
         """The folder to load files from. What is loaded inside the block has the hashes of the manifest.
 
-        What is still mapped at its end is moved into memory of this process: nothing that happens to the files later
-        reaches it.
+        It is the bundle's own folder where the kernel keeps writers out of every file meanwhile; else it is a copy of
+        our own. What is still mapped at the end is moved into memory of this process: nothing that happens to the
+        files later reaches it.
 
         Raises:
             BundleError: A file was changed since the bundle was opened, or while the block ran.
-            EdgememError: There is no memory for what is mapped.
+            EdgememError: There is no room for a copy that is needed, or no memory for what is mapped.
         """
-        leased = True
-        with contextlib.ExitStack() as stack:
-            try:
-                folder = stack.enter_context(fixed_folder(self.path))
-            except OSError as error:
-                raise BundleError(f"{self.path} cannot be read: {error.strerror}.") from error
-            stamps = {}
-            for name in self.manifest.files:
-                file = stack.enter_context(self._opened(name, folder))
-                leased = keep_writers_out(file) and leased
-                stamps[name] = Stamp.of(file.fileno())
-                if self._hashed.get(name) != stamps[name] or not stamps[name].is_settled:
-                    self._verify(name, file)
-                    self._hashed[name] = stamps[name]
-            yield folder
-            whole = make_private(folder, steady=leased)
+        with self._all_opened() as (folder, files), contextlib.ExitStack() as stack:
+            in_place = all([keep_writers_out(file) for file in files.values()])
+            stamps = self._stamps(files) if in_place else {}
+            source = folder if in_place else stack.enter_context(self._copied(files))
+            yield source
+            make_private(source)
             for name, stamp in stamps.items():
-                if not (whole and stamp.is_of(folder / name)):
+                if not stamp.is_of(folder / name):
                     raise BundleError(f"{self.path}: {name} was changed while it was loaded.", hint="Open it again.")
 
     def copy_to(self, folder: Path, names: Iterable[str]) -> None:
@@ -147,14 +138,50 @@ class Bundle:
             names: Of files that the manifest lists, or of the manifest.
 
         Raises:
-            BundleError: As :meth:`loading`.
+            BundleError: A file was changed since the bundle was opened.
             OSError: A copy cannot be written.
         """
-        with self.loading() as source:
+        with self._all_opened() as (source, files):
             for name in names:
-                copy = inside(folder, name)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(inside(source, name), copy)
+                if name in files:
+                    self._verify(name, files[name], folder)
+                else:
+                    shutil.copyfile(inside(source, name), inside(folder, name))
+
+    @contextlib.contextmanager
+    def _all_opened(self) -> Iterator[tuple[Path, dict[str, FileIO]]]:
+        """A path that leads to this folder, whatever is renamed, and every file that the manifest lists."""
+        with contextlib.ExitStack() as stack:
+            try:
+                folder = stack.enter_context(fixed_folder(self.path))
+            except OSError as error:
+                raise BundleError(f"{self.path} cannot be read: {error.strerror}.") from error
+            yield folder, {name: stack.enter_context(self._opened(name, folder)) for name in self.manifest.files}
+
+    def _stamps(self, files: dict[str, FileIO]) -> dict[str, Stamp]:
+        """The stamps of open files, whose content was hashed now or had these stamps when it was."""
+        stamps = {}
+        for name, file in files.items():
+            stamps[name] = Stamp.of(file.fileno())
+            if self._hashed.get(name) != stamps[name] or not stamps[name].is_settled:
+                self._verify(name, file)
+                self._hashed[name] = stamps[name]
+        return stamps
+
+    @contextlib.contextmanager
+    def _copied(self, files: dict[str, FileIO]) -> Iterator[Path]:
+        """A folder with a copy of every file, hashed as it was read."""
+        with contextlib.ExitStack() as stack:
+            try:
+                folder = stack.enter_context(private_folder(sum(size for _, size in self.manifest.files.values())))
+                for name, file in files.items():
+                    self._verify(name, file, folder)
+            except OSError as error:
+                raise EdgememError(
+                    f"others may write to the files of {self.path}, and a copy of them cannot be made: {error}.",
+                    hint="Let the user that runs this own them, set TMPDIR to a folder with room, or end who writes.",
+                ) from error
+            yield folder
 
     def check_files(self, verify: bool) -> None:
         """Compare every file with its entry in the manifest; its content only if ``verify``.
@@ -188,8 +215,12 @@ class Bundle:
                 )
             yield file
 
-    def _verify(self, name: str, file: FileIO) -> None:
-        if hash_of(file) != self.manifest.files[name][0]:
+    def _verify(self, name: str, file: FileIO, copy_to: Path | None = None) -> None:
+        """Hash an open file, which is copied into a folder as it is read."""
+        copy = None if copy_to is None else inside(copy_to, name)
+        if copy is not None:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+        if hash_of(file, copy) != self.manifest.files[name][0]:
             raise self._changed(name)
 
     def _changed(self, name: str) -> BundleError:

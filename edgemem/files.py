@@ -64,12 +64,20 @@ def sha256_file(path: Path) -> str:
         return hash_of(file)
 
 
-def hash_of(file: FileIO) -> str:
-    """SHA-256 of an open file's content from its beginning, in hexadecimal."""
+def hash_of(file: FileIO, copy: Path | None = None) -> str:
+    """SHA-256 of an open file's content from its beginning, in hexadecimal; what was hashed is written to ``copy``.
+
+    Raises:
+        OSError: It cannot be read, or the copy cannot be written.
+    """
     digest, block = hashlib.sha256(), memoryview(bytearray(_HASH_BLOCK_BYTES))
     file.seek(0)
-    while size := file.readinto(block):
-        digest.update(block[:size])
+    with contextlib.nullcontext() if copy is None else copy.open("wb", buffering=0) as copied:
+        while size := file.readinto(block):
+            digest.update(block[:size])
+            rest = block[:size]
+            while copied is not None and rest:
+                rest = rest[copied.write(rest) :]
     return digest.hexdigest()
 
 

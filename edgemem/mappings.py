@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import os
 import sys
@@ -53,62 +52,23 @@ def mappings() -> list[Mapping]:
     return found
 
 
-def make_private(folder: Path, *, steady: bool) -> bool:
+def make_private(folder: Path) -> None:
     """Move the content of files in ``folder`` that are mapped for reading into memory of this process, where it stays.
 
-    A mapped file changes under its readers when somebody writes to it, and ends them (SIGBUS) when it is cut short.
-    The addresses stay the same.
-
-    Args:
-        folder: Which files.
-        steady: Whether nobody can write to them now. Else they are read by way of the kernel, which takes longer and
-            survives that a file is cut short meanwhile.
-
-    Returns:
-        Whether all were whole. What was not stays mapped.
+    A mapped file changes under its readers when somebody writes to it, and ends them (SIGBUS) when it is cut short: so
+    nobody may write to these files until this returns. The addresses stay the same.
 
     Raises:
         EdgememError: There is no memory for them.
     """
-    within, whole = f"{os.path.realpath(folder)}/", True
+    within = f"{os.path.realpath(folder)}/"
     for mapping in mappings():
         if mapping.has_file and mapping.access in ("r--p", "rw-p") and mapping.name.startswith(within):
-            whole = _replace(mapping, _copy if steady else _copy_by_the_kernel) and whole
-    return whole
+            _replace(mapping)
 
 
-def _copy(to: int, start: int, size: int) -> bool:
-    ctypes.memmove(to, start, size)
-    return True
-
-
-class _Range(ctypes.Structure):
-    """``struct iovec``."""
-
-    _fields_ = (("start", ctypes.c_void_p), ("size", ctypes.c_size_t))
-
-
-def _copy_by_the_kernel(to: int, start: int, size: int) -> bool:
-    """Copy memory that may be gone; whether all of it was there."""
-    read = ctypes.CDLL(None, use_errno=True).process_vm_readv
-    read.restype, done = ctypes.c_ssize_t, 0
-    while done < size:
-        ranges = [ctypes.byref(_Range(at + done, size - done)) for at in (to, start)]
-        got = read(os.getpid(), ranges[0], ctypes.c_ulong(1), ranges[1], ctypes.c_ulong(1), ctypes.c_ulong(0))
-        if got < 0 and ctypes.get_errno() in (errno.EPERM, errno.ENOSYS):  # as in some containers
-            return _copy(to + done, start + done, size - done)
-        if got <= 0:
-            return False
-        done += got
-    return True
-
-
-def _replace(mapping: Mapping, copy_to: Callable[[int, int, int], bool]) -> bool:
-    """Put anonymous memory with the same content in the place of a mapping, at once for all threads.
-
-    Returns:
-        Whether the content could be read; else nothing was done.
-    """
+def _replace(mapping: Mapping) -> None:
+    """Put anonymous memory with the same content in the place of a mapping, at once for all threads."""
     libc, size = ctypes.CDLL(None, use_errno=True), mapping.end - mapping.start
     place, length, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     libc.mmap.restype = libc.mremap.restype = place
@@ -117,14 +77,11 @@ def _replace(mapping: Mapping, copy_to: Callable[[int, int, int], bool]) -> bool
     access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
     copy = libc.mmap(None, size, access, kind, -1, 0)
     if copy != _FAILED:
-        if not copy_to(copy, mapping.start, size):
-            libc.munmap(place(copy), length(size))
-            return False
+        ctypes.memmove(copy, mapping.start, size)
         copy = libc.mremap(copy, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, mapping.start)
     if copy == _FAILED:
         problem = os.strerror(ctypes.get_errno())
         raise EdgememError(f"{size:,} bytes of {mapping.name} cannot be copied into memory: {problem}.")
-    return True
 
 
 def adviser(advice: int) -> Callable[[int, int], bool] | None:

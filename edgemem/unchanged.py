@@ -1,16 +1,23 @@
-"""Files that are as they were hashed when they are loaded, though an engine opens them again by their names."""
+"""Files that are as they were hashed when they are loaded, though an engine opens them again by their names.
+
+Where the kernel keeps writers out of them, they are loaded from where they lie; elsewhere from a copy of our own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+
+from edgemem.leftovers import temporary
 
 _F_SETSIG = 10
 _TICK_NS = 20_000_000  # two changes within a tick of the kernel's clock may leave the same times
@@ -71,3 +78,24 @@ def keep_writers_out(file: FileIO) -> bool:
     except (OSError, AttributeError):
         return False
     return True
+
+
+@contextlib.contextmanager
+def private_folder(size_bytes: int) -> Iterator[Path]:
+    """An empty folder for so many bytes, which nobody else writes to; removed at the end.
+
+    It lies where temporary files go (``TMPDIR``), or in memory if there is no room there. What killed processes left
+    of such folders is removed by the next.
+
+    Raises:
+        OSError: There is no room in either.
+    """
+    places = [Path(tempfile.gettempdir()), Path("/dev/shm")]
+    for place in places:
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(place).free > size_bytes:
+                break
+    else:
+        raise OSError(f"{size_bytes:,} bytes are not free in {' or '.join(map(str, places))}")
+    with temporary(place / "edgemem", 0o700, folder=True) as (folder, _):
+        yield folder

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import pytest
 import edgemem
 from edgemem import files
 from edgemem.bundle import WEIGHTS, Bundle, open_bundle
-from edgemem.errors import BundleError
+from edgemem.errors import BundleError, EdgememError
 from edgemem.mappings import mappings
 from edgemem.runtimes.ort import engine
 from edgemem.runtimes.ort.load import load_graph
@@ -173,27 +174,70 @@ def test_bundles_opened_during_swaps_compute_what_their_fingerprint_says(
     assert any(opened)
 
 
-def test_without_a_lease_a_file_that_is_cut_short_while_it_is_loaded_is_found(
-    looker: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("change", [cut, overwrite, Path.unlink])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_bundle_that_somebody_has_open_for_writing_is_loaded_from_a_copy(
+    looker: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], moment: str
 ) -> None:
-    monkeypatch.setattr("edgemem.bundle.keep_writers_out", lambda file: False)
+    def changing(*given: Any, **options: Any) -> Any:
+        assert [file.name for file in temporary.rglob(WEIGHTS)] == [WEIGHTS]
+        loaded = load_graph(*given, **options) if moment == "after" else None
+        change(looker / WEIGHTS)
+        return loaded or load_graph(*given, **options)
 
-    def cut_after(*given: Any, **options: Any) -> Any:
-        loaded = load_graph(*given, **options)
-        cut(looker / WEIGHTS)
-        return loaded
+    monkeypatch.setattr(engine, "load_graph", changing)
+    with (looker / WEIGHTS).open("r+b"), edgemem.open(looker, "onnxruntime", device="cpu") as session:
+        assert outputs(session.stream()) == [1, 7, 63]
+        assert not list(temporary.iterdir())
+        assert not [mapping for mapping in mappings() if str(temporary) in mapping.name]
 
-    monkeypatch.setattr(engine, "load_graph", cut_after)
-    with pytest.raises(BundleError, match="was changed while it was loaded"):
+
+@pytest.mark.parametrize("swap", SWAPS)
+def test_what_is_copied_is_hashed_as_it_is_read(
+    looker: Path, other: Path, temporary: Path, swap: Callable[[Path, Path], None]
+) -> None:
+    bundle = open_bundle(looker)
+    swap(other, looker)
+    with (
+        (looker / WEIGHTS).open("r+b"),
+        pytest.raises(BundleError, match=f"SHA-256 of {WEIGHTS} differs"),
+    ):
+        engine.OrtSession(bundle, device="cpu")
+    assert not list(temporary.iterdir())
+
+
+def test_without_room_for_the_copy_it_is_said_what_to_do(
+    looker: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = shutil.disk_usage(temporary)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: full)
+    where = f"are not free in {temporary} or /dev/shm"
+    with (
+        (looker / WEIGHTS).open("r+b"),
+        pytest.raises(EdgememError, match=f"others may write to the files of .*looker.*{where}") as caught,
+    ):
         edgemem.open(looker, "onnxruntime", device="cpu")
+    assert "Let the user that runs this own them, set TMPDIR" in str(caught.value.hint)
 
 
-def test_without_a_lease_a_write_in_place_is_found(looker: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgemem.bundle.keep_writers_out", lambda file: False)
-    monkeypatch.setattr(engine, "load_graph", lambda *rest: in_place(other, looker) or load_graph(*rest))
-    time.sleep(0.03)  # the clock of the file system ticks
-    with pytest.raises(BundleError, match="was changed while it was loaded"):
-        edgemem.open(looker, "onnxruntime", device="cpu")
+def test_a_copy_that_a_killed_process_left_is_removed_by_the_next(looker: Path, temporary: Path) -> None:
+    killed = os.fork()
+    if killed == 0:
+        with (looker / WEIGHTS).open("r+b"), open_bundle(looker).loading():
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(killed, 0)
+    assert len(list(temporary.iterdir())) == 1
+    with (looker / WEIGHTS).open("r+b"), open_bundle(looker).loading() as copy:
+        assert list(temporary.iterdir()) == [copy]
 
 
 def test_files_that_have_not_changed_are_hashed_once(looker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
