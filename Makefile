@@ -6,7 +6,8 @@
 # make test-all       the same with the tests that take minutes
 # make fuzz           300,000 mutated files (CASES=N: so many), and hostile command lines
 # make mutants        change every node and constant of some graphs: the check must notice
-# make rehearse       run the commands of docs/jetson.md on emulated boards (qemu 10, mmdebstrap, a cross gcc, python3.10 to 3.12)
+# make rehearse       run the commands of docs/jetson.md on emulated boards (qemu 10, mmdebstrap, a cross gcc, python3.10 to 3.12);
+#                     SHORT=1: with one Python, as CI does
 # make docs-run       run every command of the README and of docs/ in a fresh environment (PAGES="run.md serve.md": these)
 # make soak           a million steps, past 2^24, 2^31, 2^32 and 2^53
 # make triton         a real Triton server streams bundles: 1,000 sequences, a kill, a move to another server

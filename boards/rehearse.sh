@@ -4,6 +4,8 @@
 #
 #   boards/rehearse.sh [FOLDER]    PYTHONS="3.10 3.11 3.12"; needs qemu-aarch64 of qemu 10 or newer, mmdebstrap,
 #                                  gcc-aarch64-linux-gnu, and edgemem with the extra export in the Python of $PYTHON
+#   SHORT=1 boards/rehearse.sh     the page's blocks with Python 3.11 and the shortest tests, in under 3 minutes; where
+#                                  those programs are missing it says so and ends with 0
 #
 # Python 3.11 is Debian's. The others are interpreters of cx_Freeze's wheels for aarch64 with the standard library of this
 # machine's python3.10 and python3.12 (boards/startup.py).
@@ -13,17 +15,21 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 work=$(realpath -m "${1:-$(mktemp -d)}")
-PYTHON=${PYTHON:-python3} PYTHONS=${PYTHONS:-3.10 3.11 3.12}
+SHORT=${SHORT:-}
+PYTHON=${PYTHON:-python3} PYTHONS=${PYTHONS:-$([ "$SHORT" ] && echo 3.11 || echo 3.10 3.11 3.12)}
 root=$work/root bench=$work/workstation copied=$work/copied
 mkdir -p "$bench" "$copied" "$work/bin" "$work/workstation-bin" "$root"
 failed=0
 
+cannot() {
+    echo "the boards cannot be rehearsed here: $1"
+    exit "$([ "$SHORT" ] && echo 0 || echo 2)"
+}
 for tool in qemu-aarch64 mmdebstrap aarch64-linux-gnu-gcc; do
-    command -v "$tool" > /dev/null || { echo "$tool is not installed (Debian: qemu-user of backports, mmdebstrap, gcc-aarch64-linux-gnu)"; exit 2; }
+    command -v "$tool" > /dev/null || cannot "$tool is not installed (Debian: qemu-user of backports, mmdebstrap, gcc-aarch64-linux-gnu)"
 done
-
 qemu=$(qemu-aarch64 --version | sed -n 's/^qemu-aarch64 version \([0-9]*\).*/\1/p')
-[ "$qemu" -ge 10 ] || { echo "qemu-aarch64 is of qemu $qemu, which crashes as it imports onnxruntime 1.32: 10 or newer is needed (Debian 12: qemu-user of backports)"; exit 2; }
+[ "$qemu" -ge 10 ] || cannot "qemu-aarch64 is of qemu $qemu, which crashes as it imports onnxruntime 1.32: 10 or newer is needed (Debian 12: qemu-user of backports)"
 
 if [ ! -e "$root/usr/bin/python3.11" ]; then
     mmdebstrap --quiet --mode="$([ "$(id -u)" = 0 ] && echo root || echo unshare)" --variant=extract --architectures=arm64 \
@@ -156,11 +162,11 @@ for version in $PYTHONS; do
     more "$version" "$work/board"
     cp -r "$here/tests" "$work/board/"
     blocks "$version" "$work/board" "$gpu_tests" 99
-    # shellcheck disable=SC2046
+    # shellcheck disable=SC2046  # in short, those that need no other program
     step "$version-tests" 0 passed env -C "$work/board" CI=true OMP_NUM_THREADS=1 edgemem/bin/python -m pytest -q -p no:cacheprovider -k "not torch" \
-        $(sed 's/#.*//' "$here/boards/torch-free")
+        $(sed 's/#.*//' "$here/boards/torch-free" | { [ "$SHORT" ] && head -n 7 || cat; })
 done
-step native-operators 0 passed env -C "$here" PYTHONPATH="$here" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -p no:cacheprovider \
+[ "$SHORT" ] || step native-operators 0 passed env -C "$here" PYTHONPATH="$here" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -p no:cacheprovider \
     -m "long or not long" tests/runtimes/native/test_aarch64.py -k "same_bits or 64-3"
 echo "Not run here:"; cat "$work/blocks/left-out"
 echo "$failed failed, $SECONDS s"
