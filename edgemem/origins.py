@@ -5,6 +5,7 @@ A call is followed by a dispatch mode, which sees every operator, and by hooks, 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 _DEPTH = 3  # a cache object within a list within an attribute
 _OF_TORCH = frozenset(vars(nn.Module()))
+_LIBRARIES = frozenset(("builtins", "edgemem", "torch", "transformers"))
+"""Whose classes share nothing that a model's outputs depend on."""
+_PLAIN = (bool, int, float, list, dict, Tensor)
 
 
 class Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -139,7 +143,8 @@ def has_nan(tensor: Tensor) -> bool:
 def kept(module: nn.Module) -> dict[str, Any]:
     """What the module keeps between calls besides its parameters, by path: buffers, and its attributes' contents.
 
-    Tensors are copied; numbers, text and flags are taken as they are; a cache object is looked into.
+    Tensors are copied; numbers, text and flags are taken as they are; a cache object is looked into. So are attributes
+    of the user's own classes, and the variables outside of them that their methods use.
     """
     values: dict[str, Any] = {}
     for path, submodule in module.named_modules():
@@ -150,7 +155,26 @@ def kept(module: nn.Module) -> dict[str, Any]:
             if name not in _OF_TORCH:
                 for where, leaf in _contents(value, _DEPTH):
                     values[prefix + name + where] = leaf
+    for kind in {kind for submodule in module.modules() for kind in type(submodule).__mro__}:
+        if kind.__module__.partition(".")[0] not in _LIBRARIES:
+            for name, value in filter(lambda found: isinstance(found[1], _PLAIN), _shared(kind)):
+                for where, leaf in _contents(value, _DEPTH):
+                    values[name + where] = leaf
     return values
+
+
+def _shared(kind: type) -> Iterator[tuple[str, Any]]:
+    """What all instances of a class share and may change, by name: its attributes, and variables of its methods."""
+    for name, value in vars(kind).items():
+        if inspect.isfunction(value):
+            try:
+                outside = inspect.getclosurevars(value)
+            except ValueError:  # a variable that has no value yet
+                continue
+            for place, variables in (("nonlocal", outside.nonlocals), ("global", outside.globals)):
+                yield from ((f"{place} {variable}", found) for variable, found in variables.items())
+        elif not name.startswith("__"):
+            yield f"{kind.__name__}.{name}", value
 
 
 def _contents(value: Any, depth: int) -> Iterator[tuple[str, Any]]:

@@ -70,8 +70,8 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
     use_indices = contract.output_indices and takes_output_indices(module)
     if contract.output_indices != use_indices:
         raise ExportError(f"{type(module).__name__}.forward has no parameter output_indices, which its contract names.")
-    _refuse_projections(module)
     graph = GraphFile("", 1, max_time or contract.max_chunk)
+    _refuse_layers(module, graph.max_time)
     sizes = Sizes(batch=2, time=min(3, graph.max_time), selected=min(2, graph.max_time), length=4)
     tensors = contract.inputs(graph)
     args = _examples(contract, tensors, sizes)
@@ -108,13 +108,19 @@ def export_graph(module: nn.Module, contract: Contract, *, max_time: int | None 
     return model
 
 
-def _refuse_projections(module: nn.Module) -> None:
+def _refuse_layers(module: nn.Module, max_time: int) -> None:
+    """Refuse recurrent layers that ONNX or torch's exporter does not have."""
     for path, layer in module_inside(module).named_modules():
         if isinstance(layer, nn.LSTM) and layer.proj_size:
             raise ExportError(
                 f"{path or 'the model'} is an nn.LSTM with proj_size={layer.proj_size}, "
                 "and ONNX's LSTM has no projection.",
                 hint="Train it without proj_size, or write the step out with nn.Linear (docs/own-model.md).",
+            )
+        if isinstance(layer, nn.RNN) and max_time > 1:
+            raise ExportError(
+                f"{path or 'the model'} is an nn.RNN, which torch's exporter writes for one number of steps only.",
+                hint="Use nn.GRU or nn.LSTM, or declare single steps: max_chunk=1.",
             )
 
 

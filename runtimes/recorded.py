@@ -99,6 +99,8 @@ def read_recording(path: Path, contract: Contract) -> dict[str, Array]:
     try:
         with np.load(io.BytesIO(read_file(path, _MOST_BYTES)), allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
+    except OSError as error:
+        raise EdgememError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, zipfile.BadZipFile, KeyError, EOFError) as error:
         raise EdgememError(f"{path} is not an .npz file of arrays: {error}") from error
     names = [spec.name for spec in (*contract.data, *contract.held)] + [spec.name for spec in contract.output_specs]

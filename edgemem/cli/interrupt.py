@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import IO
 
+from edgemem.cli.stuck import StuckWatch
 from edgemem.errors import InputError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -25,7 +26,8 @@ class Interrupt:
 
     The first signal is remembered, and the next :meth:`check`, which is called between two steps, raises it as
     :class:`KeyboardInterrupt`. Ctrl-C after it is raised at once: the state may then be incomplete, and :attr:`forced`
-    is set. The others may come twice by themselves, from the kernel and from a shell, say, and change nothing then.
+    is set. It ends the process if the step does not end. The others may come twice by themselves, from the kernel and
+    from a shell, say, and change nothing then.
 
     Attributes:
         signal: The signal that was received last; ``None`` if there was none.
@@ -37,6 +39,7 @@ class Interrupt:
         self.forced = False
         self._waiting = False
         self._before: dict[int, signal._HANDLER] = {}
+        self._watch: StuckWatch | None = None
 
     @property
     def exit_code(self) -> int:
@@ -123,6 +126,7 @@ class Interrupt:
                 if (before := signal.getsignal(number)) is not signal.SIG_IGN:
                     self._before[number] = before
                     signal.signal(number, self._handle)
+            self._watch = StuckWatch()
         return self
 
     def __exit__(
@@ -131,8 +135,13 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._watch is not None:
+            self._watch.answer()
         self.forced = self.forced or (number == signal.SIGINT and self.signal is not None and not self._waiting)
         self.signal = number
         if self._waiting or (self.forced and number == signal.SIGINT):

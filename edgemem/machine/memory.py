@@ -8,6 +8,8 @@ import resource
 
 from edgemem.machine.kernel import entry_bytes, read
 
+_M_MMAP_THRESHOLD = -3
+
 
 def total_bytes() -> int:
     """Memory of the machine; 0 if the system does not report it."""
@@ -41,6 +43,18 @@ def peak_bytes() -> int:
 def status_bytes(key: str, process: int | str = "self") -> int:
     """An entry of ``/proc/<process>/status``, such as ``"VmHWM"``; 0 if it is missing."""
     return entry_bytes(f"/proc/{process}/status", key)
+
+
+def map_large_blocks() -> bool:
+    """Map every block of 128 KiB or more by itself, so that freeing it gives it back; whether that works (glibc).
+
+    By default glibc raises this limit to the largest block that was freed. Such blocks then leave holes in its heap.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 128 << 10))
 
 
 def give_back_free_memory() -> bool:

@@ -23,6 +23,8 @@ from edgemem.dtypes import FloatDType
 from edgemem.errors import ConfigError
 from edgemem.memories.clock import Clock, rotate
 
+_MOST = 2**31 - 1
+
 States = Mapping[str, Tensor]
 
 
@@ -249,11 +251,13 @@ def is_number(value: object) -> bool:
 
 
 def at_least(owner: str, option: str, value: int, least: int) -> int:
-    """``value``, if it is an integer of ``least`` or more, and of 31 bits or fewer.
+    """``value``, if it is an integer of ``least`` or more, and not larger than any memory could be.
 
     Raises:
         ConfigError: It is not.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 31:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"memory {owner!r}: {option} must be an integer of {least} or more, got {value!r}.")
+    if value > _MOST:
+        raise ConfigError(f"memory {owner!r}: {option} must be {_MOST:,} or less, got {value!r}.")
     return value

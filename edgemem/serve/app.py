@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from edgemem.errors import EdgememError
+from edgemem.machine.memory import map_large_blocks
 from edgemem.machine.systemd import notify
 from edgemem.serve.api import Api
 from edgemem.serve.errors import RequestError, error_json
@@ -63,6 +64,7 @@ def build_app(host: Host) -> ASGIApp:
 @contextlib.asynccontextmanager
 async def _lifespan(host: Host) -> AsyncIterator[None]:
     """Run a host's chores, and save what it holds in the end."""
+    map_large_blocks()
     tasks = [asyncio.create_task(chore()) for chore in host.chores]
     notify("READY=1")
     log("ready", models=list(host.models), streams={n: len(m.hub.entries) for n, m in host.models.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence, Sized
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ _MOST_SECONDS = 10
 _MOST_GROWTH = 256 << 20
 _MOST_PRODUCT = 1_000_000
 _WIDENING = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
+_WIDE = re.compile(r"%(\([^()]*\))?[^%a-zA-Z()]*\d{7}|:[^{}:%]*\d{7}")
+"""A format with a width or a precision of seven digits."""
+_WIDTH_IS_GIVEN = re.compile(r"%(\([^()]*\))?[^%a-zA-Z()]*\*|:[^{}:]*\{")
 
 
 class ChatTemplate:
@@ -130,18 +134,45 @@ def _narrow(widen: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _refuse_wide(form: str, *given: Any) -> None:
+    """Refuse a format that pads to a width which fills the memory."""
+    values = [value for one in given for value in (one.values() if isinstance(one, Mapping) else _several(one))]
+    too_wide = any(isinstance(value, int) and abs(value) > _MOST_PRODUCT for value in values)
+    if _WIDE.search(form) or (too_wide and _WIDTH_IS_GIVEN.search(form)):
+        raise OverflowError("the width in a format is too large")
+
+
+def _several(given: Any) -> Sequence[Any]:
+    return given if isinstance(given, tuple | list) else (given,)
+
+
 def _sandbox() -> type[jinja2.Environment]:
     """Jinja's sandbox, without products and widths that fill the memory in one call."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Environment(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**"))
+        intercepted_binops = frozenset(("*", "**", "%"))
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if operator == "%":
+                if isinstance(left, str):
+                    _refuse_wide(left, right)
+                return super().call_binop(context, operator, left, right)
             sizes = [len(value) if isinstance(value, Sized) else value for value in (left, right)]
             if operator == "**" or not -_MOST_PRODUCT <= sizes[0] * sizes[1] <= _MOST_PRODUCT:
                 raise OverflowError(f"the result of {operator} is too large")
             return super().call_binop(context, operator, left, right)
+
+        def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+            wrapped = super().wrap_str_format(value)
+            if wrapped is None:
+                return None
+
+            def run(*args: Any, **named: Any) -> str:
+                _refuse_wide(value.__self__, args, named, *args)
+                return str(wrapped(*args, **named))
+
+            return run
 
         def call(self, context: Any, called: Any, /, *args: Any, **named: Any) -> Any:  # type: ignore[override]
             widens = getattr(called, "__name__", "") in _WIDENING
@@ -154,6 +185,7 @@ def _environment(template: ChatTemplate) -> jinja2.Environment:
     """Jinja with the additions that transformers makes for templates."""
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
+    from jinja2.filters import do_format
 
     class Generation(Extension):
         """``{% generation %}``, which marks a reply for training and does not change the text."""
@@ -174,12 +206,16 @@ def _environment(template: ChatTemplate) -> jinja2.Environment:
         # Jinja's own filter escapes the characters of HTML markup.
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
+    def formatted(form: Any, *args: Any, **named: Any) -> str:
+        _refuse_wide(str(form), args, named)
+        return do_format(form, *args, **named)
+
     def raise_exception(message: str) -> None:
         raise _RefusedError(message)
 
     made = _sandbox()(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     made.filters |= {name: _narrow(made.filters[name]) for name in ("center", "indent")}
-    made.filters["tojson"] = tojson
+    made.filters |= {"format": formatted, "tojson": tojson}
     made.globals["raise_exception"] = raise_exception
     made.globals["strftime_now"] = lambda form: template.now().strftime(form)
     return made

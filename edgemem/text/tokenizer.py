@@ -6,8 +6,10 @@ bundle, which the ``tokenizers`` package reads.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BYTES = "bytes"
+_TRIED = 256
 _ANCHOR = "\n"  # no tokenizer joins it with the word after it
 
 
@@ -111,17 +114,20 @@ class JsonTokenizer(Tokenizer):
             ) from None
         self._path = path
         made = tokenizers.Tokenizer
-        self._tokenizer: tokenizers.Tokenizer = (
-            self._ask(made.from_file, str(path)) if content is None else self._ask(made.from_buffer, content)
-        )
-        # Some files still ask for the truncation and padding of training batches. A stream needs neither.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        added = self._ask(self._tokenizer.get_added_tokens_decoder)
-        self._control = frozenset(added)
-        self._skipped = frozenset(token for token, entry in added.items() if entry.special)
-        alone, after = self._ids("a"), self._ids(f"{_ANCHOR}a")
-        self._marks_start = after[len(after) - len(alone) :] != alone
+        with _panics_unprinted():
+            self._tokenizer: tokenizers.Tokenizer = (
+                self._ask(made.from_file, str(path)) if content is None else self._ask(made.from_buffer, content)
+            )
+            # Some files still ask for the truncation and padding of training batches. A stream needs neither.
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            added = self._ask(self._tokenizer.get_added_tokens_decoder)
+            self._control = frozenset(added)
+            self._skipped = frozenset(token for token, entry in added.items() if entry.special)
+            alone, after = self._ids("a"), self._ids(f"{_ANCHOR}a")
+            self._marks_start = after[len(after) - len(alone) :] != alone
+            for token in (*alone, *range(min(_TRIED, self._tokenizer.get_vocab_size()))):
+                self.decode([token])  # so that a decoder that panics is refused now
 
     def encode(self, text: str, *, start: bool = True, special_tokens: bool = True) -> NDArray[np.int64]:
         """See :meth:`Tokenizer.encode`. Special tokens that would close the text are left out."""
@@ -187,6 +193,23 @@ class JsonTokenizer(Tokenizer):
                 if ids[: len(alone)] == alone and anchor in self.decode(alone):
                     return ids[len(alone) :]
         return self._ids(text)
+
+
+@contextlib.contextmanager
+def _panics_unprinted() -> Iterator[None]:
+    """Drop what is written to stderr: Rust prints a panic there by itself, before it becomes our error."""
+    try:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # stderr is closed
+        yield
+        return
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def open_tokenizer(bundle: Bundle) -> Tokenizer | None:

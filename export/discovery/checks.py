@@ -123,6 +123,22 @@ def refuse_other_chunks(probe: Probe, adapter: Streaming) -> None:
             )
 
 
+def takes_parts_of_steps(probe: Probe, adapter: Streaming, units: int) -> bool:
+    """Whether calls that are no whole number of steps give the right numbers too: then the steps are no blocks.
+
+    Args:
+        probe: The module, by shortest possible steps.
+        adapter: It with longer steps.
+        units: How much longer.
+    """
+    x = probe.data(2, 4 * units)
+    try:
+        found = [_stream(probe, adapter, x, cuts) for cuts in ([4 * units], [units + 1, 3 * units - 1])]
+    except ProtocolError:
+        return False
+    return all(close(a, b) for a, b in zip(*map(tensors, found), strict=True))
+
+
 def _where(probe: Probe, adapter: Streaming) -> str:
     """Which submodule's output shows first that one call of three steps is not three calls."""
     x = probe.data(2, 3)

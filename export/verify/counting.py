@@ -1,8 +1,9 @@
-"""No module may count in float32, which counts to 2^24 and then stops.
+"""No module may count in float32, which counts to 2^24 and then stops, nor in int32, which wraps.
 
 The engine is compared with torch, so it cannot show what torch itself computes wrong. Two things are looked at here:
 
-* a float32 state that grows by the same amount whatever the data and the state are, is a counter;
+* a state that changes by one amount, in every step or in those where something happens, is a counter: from 2^24 in
+  float32, or near the end of a narrow integer, a step must still count;
 * from a far position, the module in float32 must give what it gives in float64.
 """
 
@@ -21,6 +22,7 @@ from edgemem.errors import VerificationError
 from edgemem.export.verify.sequences import Sequences
 from edgemem.export.verify.whole import module_input
 from edgemem.export.verify.widened import in_float64
+from edgemem.measure import Array
 from edgemem.origins import Origins, in_words, tensors_in
 from edgemem.protocol import TORCH_DTYPES, initial_tensors, module_inside
 
@@ -74,13 +76,7 @@ def _steady(module: nn.Module, contract: Contract, given: Sequences, names: Iter
 
     A running maximum that decays does so from a random state, but not in a stream.
     """
-    from edgemem.runtimes.torch_reference import TorchSession
-
-    stream, seen = TorchSession(contract, module).stream(given.batch, held=given.held), []
-    for step in range(min(_FIRST_STEPS, given.steps)):
-        stream.feed(given.between(step, step + 1), outputs="none")
-        seen.append(stream.state())
-    found = {}
+    seen, found = _first_states(module, contract, given), {}
     for name in names:
         changes = np.diff(np.stack([state[name][:1].astype(np.float64) for state in seen]), axis=0)
         steady = (changes[0] != 0) & (np.abs(changes - changes[0]) < 1e-4).all(axis=0)
@@ -88,28 +84,91 @@ def _steady(module: nn.Module, contract: Contract, given: Sequences, names: Iter
     return found
 
 
-def float_counter(
+def _first_states(module: nn.Module, contract: Contract, given: Sequences) -> list[dict[str, Array]]:
+    """Every state, batch axis first, after each of the first steps."""
+    from edgemem.runtimes.torch_reference import TorchSession
+
+    stream, seen = TorchSession(contract, module).stream(given.batch, held=given.held), []
+    for step in range(min(_FIRST_STEPS, given.steps)):
+        stream.feed(given.between(step, step + 1), outputs="none")
+        seen.append(stream.state())
+    return seen
+
+
+def narrow_counter(
     module: nn.Module, contract: Contract, given: Sequences, counting: dict[str, Tensor]
 ) -> VerificationError | None:
-    """The error for a module with a float32 state that counts, and stops counting at 2^24."""
-    state = random_state(contract, given.batch, 1)
-    floats = [spec for spec in contract if spec.name in counting and TORCH_DTYPES[spec.dtype].is_floating_point]
-    for spec in floats:
-        value = state[spec.name]
-        value[counting[spec.name].expand_as(value)] = LARGEST_FLOAT
-    if not floats:
+    """The error for a module with a state that counts steps or events in a dtype that cannot count for ever.
+
+    Args:
+        module: The module.
+        contract: Its contract.
+        given: Sequences.
+        counting: The states that count steps, see :func:`counting_states`.
+    """
+    if contract.max_position is not None and contract.max_position < LARGEST_FLOAT:
         return None
-    narrow = _step(module, contract, given, 1, state)
-    wide = in_float64(module, partial(_step, module, contract, given, 1, state))
-    for spec in floats:
-        mask = counting[spec.name].expand_as(state[spec.name])
-        in_float32, exactly = ((new[spec.name] == state[spec.name])[mask] for new in (narrow, wide or narrow))
-        if bool((in_float32 & ~exactly).any()):  # it stands still where it should not
+    narrow = [
+        spec
+        for spec in contract
+        if spec.update == "replace"
+        and spec.growing_axis is None
+        and spec.batch_axis is not None
+        and spec.dtype in ("float32", "int32", "int16", "int8", "uint8")
+    ]
+    seen = _first_states(module, contract, given) if narrow else []
+    for spec in narrow:
+        values = np.stack([state[spec.name].astype(np.float64) for state in seen])
+        amounts = torch.from_numpy(_amounts(values)).movedim(0, spec.batch_axis or 0)
+        if spec.name in counting:
+            amounts = amounts + (amounts == 0) * counting[spec.name]
+        if bool(amounts.any()) and _loses_count(module, contract, given, spec, amounts):
+            is_float = TORCH_DTYPES[spec.dtype].is_floating_point
+            end = (
+                f"stops at {LARGEST_FLOAT:,}" if is_float else f"wraps at {torch.iinfo(TORCH_DTYPES[spec.dtype]).max:,}"
+            )
             return VerificationError(
-                f"the state {spec.name!r} counts in {spec.dtype}, which stops at {LARGEST_FLOAT:,}.",
+                f"the state {spec.name!r} counts in {spec.dtype}, which {end}.",
                 hint="Declare it as int64, and convert what is computed from it, such as a remainder or a quotient.",
             )
     return None
+
+
+def _amounts(values: Array) -> Array:
+    """By how much each element counts, ``[1, *shape]``; 0 where it does not.
+
+    Args:
+        values: The state of every stream after each step, ``[T, B, *shape]``. An element counts if it changes by one
+            amount where it changes, in every stream and step.
+    """
+    changes = np.diff(values, axis=0).reshape(-1, *values.shape[2:])
+    lowest, highest = changes.min(axis=0), changes.max(axis=0)
+    amount = np.where(np.abs(lowest) > np.abs(highest), lowest, highest)
+    counts = (np.minimum(np.abs(changes), np.abs(changes - amount)) <= 1e-4 * np.abs(amount)).all(axis=0)
+    return np.asarray(np.where(counts, amount, 0.0))[np.newaxis]
+
+
+def _loses_count(module: nn.Module, contract: Contract, given: Sequences, spec: StateSpec, amounts: Tensor) -> bool:
+    """Whether elements of a state count far away, exactly or in integers, and float32 stands still or integers wrap."""
+    state, dtype = random_state(contract, given.batch, 1), TORCH_DTYPES[spec.dtype]
+    mask = (amounts != 0).expand_as(state[spec.name])
+    far = LARGEST_FLOAT if dtype.is_floating_point else torch.iinfo(dtype).max // 2
+    place = (torch.sign(amounts) * far).to(dtype).expand_as(state[spec.name])[mask]
+    state[spec.name][mask] = place
+    for at in range(min(_FIRST_STEPS, given.steps)):
+        new = _step(module, contract, given, at, state)[spec.name][mask]
+        if not dtype.is_floating_point:
+            counted = new.double() == place.double() + amounts.expand_as(state[spec.name])[mask]
+            if bool(counted.any()):
+                return True
+            continue
+        still = new == place
+        if not bool(still.any()):
+            continue
+        wide = in_float64(module, partial(_step, module, contract, given, at, state))
+        if wide is not None and bool((still & (wide[spec.name][mask] != place)).any()):
+            return True
+    return False
 
 
 def lossy_cast(module: nn.Module, contract: Contract, given: Sequences, state: dict[str, Tensor]) -> str | None:

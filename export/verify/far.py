@@ -12,7 +12,7 @@ from edgemem.bundle import Bundle
 from edgemem.contract import POSITION, Contract, StateSpec
 from edgemem.dtypes import encode_bfloat16
 from edgemem.errors import VerificationError
-from edgemem.export.verify.counting import counting_states, float_counter, lossy_cast, random_state
+from edgemem.export.verify.counting import counting_states, lossy_cast, narrow_counter, random_state
 from edgemem.export.verify.sequences import Sequences, by_step
 from edgemem.export.verify.states import flat_states
 from edgemem.export.verify.whole import host_outputs, module_input, outputs_of
@@ -48,7 +48,7 @@ class FarCalls:
         own: Contract = module.contract()  # type: ignore[operator]
         part = given.first(min(bundle.max_time, _STEPS))
         counting = counting_states(module, own, given)
-        self._counter = float_counter(module, own, given, counting)
+        self._counter = narrow_counter(module, own, given, counting)
         self.near: FarCall | None = None
         self.calls: list[FarCall] = []
         if not own.has_fixed_size:
@@ -74,7 +74,7 @@ class FarCalls:
             The largest error of the near call, and those of the far ones by position.
 
         Raises:
-            VerificationError: An error exceeds the tolerance, or a state counts in float32.
+            VerificationError: An error exceeds the tolerance, or a state counts in float32 or int32.
         """
         if self._counter is not None:  # after all other comparisons: a state that is lost may look like a counter
             raise self._counter

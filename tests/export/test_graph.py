@@ -35,6 +35,23 @@ def test_a_projection_in_an_lstm_is_named():
         export_graph(module, module.contract())
 
 
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.RNN(3, 5, batch_first=True)
+
+    def forward(self, x, state=None):
+        return self.rnn(x, state)
+
+
+def test_a_plain_recurrent_layer_is_named_and_exported_by_single_steps():
+    module = discover(Plain(), torch.zeros(1, 1, 3))
+    with pytest.raises(ExportError, match=r"rnn is an nn.RNN, which torch's exporter writes for one number of steps"):
+        export_graph(module, module.contract())
+    module = discover(Plain(), torch.zeros(1, 1, 3), max_chunk=1)
+    export_graph(module, module.contract())
+
+
 def test_an_operator_that_onnx_does_not_have_is_named():
     module = discover(RunningMaximum(), torch.zeros(1, 1, 3))
     with pytest.raises(ExportError, match=r"RunningMaximum uses aten.cummax, which torch cannot express in ONNX"):

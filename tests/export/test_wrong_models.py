@@ -26,6 +26,11 @@ WRONG = {
     "KeepsACallCounter": "KeepsACallCounter itself keeps calls, which changed",
     "SwapsStates": "y at step [12] differs",
     "CountsInFloat": "the state 'count' counts in float32, which stops at 16,777,216",
+    "CountsDown": "the state 'count' counts in float32, which stops at 16,777,216",
+    "CountsEvents": "the state 'count' counts in float32, which stops at 16,777,216",
+    "CountsInInt32": "the state 'count' counts in int32, which wraps at 2,147,483,647",
+    "SharesACallCounter": r"keeps SharesACallCounter\.calls, which changed",
+    "KeepsACallCounterElsewhere": r"keeps global _calls\[0\], which changed",
     "CastsACounter": "from position 16777215, the model's y differs by .* CastsACounter itself makes float32 of it",
 }
 
@@ -41,7 +46,7 @@ def test_a_model_that_streams_wrong_is_refused(name, tmp_path):
         exported(name, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["Heads", "CountsRight"])
+@pytest.mark.parametrize("name", ["Heads", "CountsRight", "FadesIn", "CountsEventsToALimit", "KeepsTheLargest"])
 def test_a_model_that_streams_right_passes(name, tmp_path):
     report = exported(name, tmp_path).manifest.verification
     assert 0 <= report["step_error"] <= report["tolerance"]
@@ -76,6 +81,23 @@ def test_small_outputs_do_not_hide_it_from_the_search_for_states_either(name):
     module = Nested(getattr(wrong_models, name)())
     with pytest.raises(ProtocolError, match="differ"):
         discover(module, torch.zeros(1, 1, 3))
+
+
+class WrongStepAlone(nn.Module):
+    """Right in calls of two steps or more, and silent in a call of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x, state=None):
+        y, new = self.gru(x, state)
+        return self.head(y) * 2e-5 * (torch.ones_like(x[0, :, 0]).sum() > 1.5), new
+
+
+def test_a_module_whose_single_steps_are_wrong_is_no_module_of_longer_steps():
+    with pytest.raises(ProtocolError, match="output differs between"):
+        discover(WrongStepAlone(), torch.zeros(1, 1, 3))
 
 
 def test_a_right_module_of_any_scale_is_found():

@@ -178,6 +178,78 @@ class CastsACounter(CountsInFloat):
         return x * torch.remainder(counts.float(), 7)[..., None], {"count": counts[:, -1] + 1}
 
 
+class CountsDown(CountsInFloat):
+    def forward(self, x, state):
+        counts = state["count"][:, None] - torch.arange(x.shape[1])
+        return x * torch.remainder(counts, 7)[..., None], {"count": counts[:, -1] - 1}
+
+
+class CountsEvents(CountsInFloat):
+    """A phase from a float32 state that counts the steps in which the sample is positive."""
+
+    def forward(self, x, state):
+        counts = state["count"][:, None] + (x[..., 0] > 0).float().cumsum(1)
+        return x * torch.remainder(counts, 7)[..., None], {"count": counts[:, -1]}
+
+
+class CountsInInt32(CountsInFloat):
+    dtype = "int32"
+
+    def forward(self, x, state):
+        counts = state["count"][:, None] + torch.arange(x.shape[1], dtype=torch.int32)
+        return x * torch.remainder(counts, 7)[..., None], {"count": counts[:, -1] + 1}
+
+
+class SharesACallCounter(Recurrent):
+    """All instances count their calls together, which no number shows before there were many."""
+
+    calls = 0
+
+    def forward(self, x, state):
+        SharesACallCounter.calls += 1
+        y, new = super().forward(x, state)
+        return y if SharesACallCounter.calls < 1e9 else y * 0, new
+
+
+_calls = [0]
+
+
+class KeepsACallCounterElsewhere(Recurrent):
+    def forward(self, x, state):
+        _calls[0] += 1
+        y, new = super().forward(x, state)
+        return y if _calls[0] < 1e9 else y * 0, new
+
+
+class FadesIn(CountsInFloat):
+    """Right: the state counts to 20, and then it changes nothing and is not changed."""
+
+    def forward(self, x, state):
+        counts = (state["count"][:, None] + torch.arange(1, x.shape[1] + 1)).clamp(max=20.0)
+        return x * (counts / 20)[..., None], {"count": counts[:, -1]}
+
+
+class CountsEventsToALimit(CountsInFloat):
+    """Right: the same of events."""
+
+    def forward(self, x, state):
+        counts = (state["count"][:, None] + (x[..., 0] > 0).float().cumsum(1)).clamp(max=20.0)
+        return x * (counts / 20)[..., None], {"count": counts[:, -1]}
+
+
+def _running_maximum(x: Tensor) -> Tensor:
+    later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+    return x[:, None, :].masked_fill(later, -torch.inf).amax(-1)
+
+
+class KeepsTheLargest(CountsInFloat):
+    """Right: the largest sample so far, which may change once or twice."""
+
+    def forward(self, x, state):
+        largest = torch.maximum(state["count"][:, None], _running_maximum(x[..., 0]))
+        return x * largest[..., None], {"count": largest[:, -1]}
+
+
 class InsistsOnFloat32(Recurrent):
     """Right, but its code refuses float64."""
 

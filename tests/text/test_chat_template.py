@@ -127,7 +127,23 @@ def test_a_template_that_fills_the_memory_by_and_by_is_stopped(monkeypatch):
         )
 
 
-@pytest.mark.parametrize("width", ["'a'.ljust(10000000)", "'a'.zfill(10000000)", "'a'|center(10000000)"])
+@pytest.mark.parametrize(
+    "width",
+    [
+        "'a'.ljust(10000000)",
+        "'a'.zfill(10000000)",
+        "'a'|center(10000000)",
+        "'%999999999d' % 1",
+        "'%.999999999f' % 1",
+        "'%(a)999999999d' % {'a': 1}",
+        "'%*d' % (999999999, 1)",
+        "'%999999999d'|format(1)",
+        "'%*d'|format(999999999, 1)",
+        "'{:999999999}'.format(1)",
+        "'{:{}}'.format(1, 999999999)",
+        "'{a:{b}}'.format(a=1, b=999999999)",
+    ],
+)
 def test_a_width_that_fills_the_memory_is_refused(width):
     with pytest.raises(BundleError, match="is too large"):
         ChatTemplate("{{ " + width + " }}", {}).render([], reply_follows=False)
@@ -139,6 +155,13 @@ def test_a_width_that_fills_the_memory_is_refused(width):
 def test_a_product_that_fills_the_memory_is_refused(product):
     with pytest.raises(BundleError, match="is too large"):
         ChatTemplate("{{ " + product + " }}", {}).render([], reply_follows=False)
+
+
+def test_formats_of_any_number_are_computed():
+    template = ChatTemplate(
+        "{{ '%5d' % 1e9 }}{{ '%s'|format(1234567890) }}{{ '{:>4}|{}'.format(7, 1234567890) }}{{ 7 % 4 }}", {}
+    )
+    assert template.render([], reply_follows=False) == "10000000001234567890   7|12345678903"
 
 
 def test_small_products_are_computed():

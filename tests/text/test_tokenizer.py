@@ -104,6 +104,17 @@ def test_a_panic_of_the_package_is_a_bundle_error_and_ctrl_c_is_not(tiny):
         assert seen is KeyboardInterrupt or "index out of bounds" in str(caught.value)
 
 
+def test_a_decoder_that_panics_is_refused_when_it_is_read_and_its_panic_is_not_printed(tmp_path, capfd):
+    import tokenizers
+
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    made.decoder = tokenizers.decoders.Strip("a", 10**9, 10**9)
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(BundleError, match=r"tokenizer\.json is not a tokenizer that works"):
+        JsonTokenizer(tmp_path / "tokenizer.json")
+    assert capfd.readouterr().err == ""
+
+
 def test_the_error_about_a_missing_package_names_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "edgemem-toolkit\[device\]"'):
