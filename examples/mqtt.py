@@ -64,9 +64,10 @@ def main() -> None:
     with edgemem.open(given.bundle) as session, session.pool(slots=given.sensors) as pool:
         client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
         client.on_connect = lambda *_: client.subscribe("sensors/+/in", qos=1)
+        said = f"Streams {given.bundle} for the sensors at {given.host}:{given.port}."
+        client.on_subscribe = lambda *_: print(said, flush=True)
         client.on_message = Sensors(pool, client).take
         client.connect(given.host, given.port)
-        print(f"Streams {given.bundle} for the sensors at {given.host}:{given.port}.", flush=True)
         client.loop_forever()
 
 

@@ -62,7 +62,6 @@ def test_each_sensor_gets_the_sums_of_its_own_rows(recipe: subprocess.Popen[str]
     client.connect("127.0.0.1", port)
     client.loop_start()
     ready.get(timeout=10)
-    time.sleep(0.3)  # the recipe has subscribed
     rows = np.random.default_rng(0).integers(-9, 9, (SENSORS, ROWS, 2))
     for at in range(ROWS):
         for sensor in range(SENSORS):
