@@ -127,7 +127,9 @@ blocks() {
             *workstation) folder=$bench path=$work/workstation-bin:$(dirname "$PYTHON"):$PATH ;;
             *) folder=$board path=$board/edgemem/bin:$work/bin:$PATH ;;
         esac
+        # shellcheck disable=SC2086  # in short, wheels are built with the setuptools that is there
         step "$version-$name" "$wanted" "$text" env -C "$folder" --unset=PYTHONPATH HOME="$folder" BOARD="$board" PATH="$path" \
+            ${SHORT:+PIP_NO_BUILD_ISOLATION=0} \
             OMP_NUM_THREADS=1 PYTHON="$PYTHON" bash -euo pipefail "$block"
     done
 }
