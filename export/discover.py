@@ -82,7 +82,8 @@ def discover(
         except ProtocolError as error:
             reason = reason or error  # that of the shortest step
         else:
-            units = rate.inputs[0].takes // read.specs[0].takes
+            pairs = zip(read.specs, rate.inputs, strict=True)
+            units = next(longer.takes // shortest.takes for shortest, longer in pairs if shortest.role == "data")
             if reason is not None and checks.takes_parts_of_steps(probe, adapter, units):
                 break  # it is right but for its shortest calls
             return adapter

@@ -9,6 +9,7 @@ The engine is compared with torch, so it cannot show what torch itself computes 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -106,8 +107,7 @@ def narrow_counter(
         given: Sequences.
         counting: The states that count steps, see :func:`counting_states`.
     """
-    if contract.max_position is not None and contract.max_position < LARGEST_FLOAT:
-        return None
+    end_of_stream = math.inf if contract.max_position is None else contract.max_position
     narrow = [
         spec
         for spec in contract
@@ -115,6 +115,7 @@ def narrow_counter(
         and spec.growing_axis is None
         and spec.batch_axis is not None
         and spec.dtype in ("float32", "int32", "int16", "int8", "uint8")
+        and end_of_stream > _most(TORCH_DTYPES[spec.dtype])
     ]
     seen = _first_states(module, contract, given) if narrow else []
     for spec in narrow:
@@ -123,15 +124,18 @@ def narrow_counter(
         if spec.name in counting:
             amounts = amounts + (amounts == 0) * counting[spec.name]
         if bool(amounts.any()) and _loses_count(module, contract, given, spec, amounts):
-            is_float = TORCH_DTYPES[spec.dtype].is_floating_point
-            end = (
-                f"stops at {LARGEST_FLOAT:,}" if is_float else f"wraps at {torch.iinfo(TORCH_DTYPES[spec.dtype]).max:,}"
-            )
+            dtype = TORCH_DTYPES[spec.dtype]
+            ends = "stops" if dtype.is_floating_point else "wraps"
             return VerificationError(
-                f"the state {spec.name!r} counts in {spec.dtype}, which {end}.",
+                f"the state {spec.name!r} counts in {spec.dtype}, which {ends} at {_most(dtype):,}.",
                 hint="Declare it as int64, and convert what is computed from it, such as a remainder or a quotient.",
             )
     return None
+
+
+def _most(dtype: torch.dtype) -> int:
+    """How far a dtype counts."""
+    return LARGEST_FLOAT if dtype.is_floating_point else torch.iinfo(dtype).max
 
 
 def _amounts(values: Array) -> Array:
@@ -152,7 +156,7 @@ def _loses_count(module: nn.Module, contract: Contract, given: Sequences, spec: 
     """Whether elements of a state count far away, exactly or in integers, and float32 stands still or integers wrap."""
     state, dtype = random_state(contract, given.batch, 1), TORCH_DTYPES[spec.dtype]
     mask = (amounts != 0).expand_as(state[spec.name])
-    far = LARGEST_FLOAT if dtype.is_floating_point else torch.iinfo(dtype).max // 2
+    far = _most(dtype) if dtype.is_floating_point else _most(dtype) // 2
     place = (torch.sign(amounts) * far).to(dtype).expand_as(state[spec.name])[mask]
     state[spec.name][mask] = place
     for at in range(min(_FIRST_STEPS, given.steps)):
