@@ -4,7 +4,7 @@
 #
 #   boards/rehearse.sh [FOLDER]    PYTHONS="3.10 3.11 3.12"; needs qemu-aarch64 of qemu 10 or newer, mmdebstrap,
 #                                  gcc-aarch64-linux-gnu, and edgemem with the extra export in the Python of $PYTHON
-#   SHORT=1 boards/rehearse.sh     the page's blocks with Python 3.11 and the shortest tests, in under 3 minutes; where
+#   SHORT=1 boards/rehearse.sh     the page's blocks with Python 3.11 and a few tests, in some 4 minutes; where
 #                                  those programs are missing it says so and ends with 0
 #
 # Python 3.11 is Debian's. The others are interpreters of cx_Freeze's wheels for aarch64 with the standard library of this
@@ -164,7 +164,7 @@ for version in $PYTHONS; do
     more "$version" "$work/board"
     cp -r "$here/tests" "$work/board/"
     blocks "$version" "$work/board" "$gpu_tests" 99
-    # shellcheck disable=SC2046  # in short, those that need no other program
+    # shellcheck disable=SC2046  # in short, the first few
     step "$version-tests" 0 passed env -C "$work/board" CI=true OMP_NUM_THREADS=1 edgemem/bin/python -m pytest -q -p no:cacheprovider -k "not torch" \
         $(sed 's/#.*//' "$here/boards/torch-free" | { [ "$SHORT" ] && head -n 7 || cat; })
 done
