@@ -129,13 +129,13 @@ def _prompt_tokens(
     if prompt is None and prompt_ids is None and (options.source or resume is None):
         text = _read_source(options.source or STDIN)
         prompt, prompt_ids = (text, None) if tokenizer else (None, text)
-    if prompt_ids is not None and prompt_ids is options.prompt.prompt_ids:
+    if prompt_ids is not None:
         try:
             tokens = _parse_ids(prompt_ids)
         except InputError as error:
+            if options.prompt.prompt_ids is None:
+                raise
             raise click.BadParameter(error.message, param_hint="--prompt-ids") from error
-    elif prompt_ids is not None:
-        tokens = _parse_ids(prompt_ids)
     elif prompt is not None and tokenizer is not None:
         tokens = tokenizer.encode(prompt, start=starts)
     else:
