@@ -4,7 +4,7 @@
 #
 #   boards/rehearse.sh [FOLDER]    PYTHONS="3.10 3.11 3.12"; needs qemu-aarch64 of qemu 10 or newer, mmdebstrap,
 #                                  gcc-aarch64-linux-gnu, and edgemem with the extra export in the Python of $PYTHON
-#   SHORT=1 boards/rehearse.sh     the page's blocks with Python 3.11 and a few tests, in some 4 minutes; where
+#   SHORT=1 boards/rehearse.sh     the page's blocks with Python 3.11 and a few tests, in some 2 minutes; where
 #                                  those programs are missing it says so and ends with 0
 #
 # Python 3.11 is Debian's. The others are interpreters of cx_Freeze's wheels for aarch64 with the standard library of this
@@ -19,7 +19,7 @@ SHORT=${SHORT:-}
 PYTHON=${PYTHON:-python3} PYTHONS=${PYTHONS:-$([ "$SHORT" ] && echo 3.11 || echo 3.10 3.11 3.12)}
 root=$work/root bench=$work/workstation copied=$work/copied
 mkdir -p "$bench" "$copied" "$work/bin" "$work/workstation-bin" "$root"
-failed=0
+true > "$work/failed" # a line for each failure
 
 cannot() {
     echo "the boards cannot be rehearsed here: $1"
@@ -31,12 +31,10 @@ done
 qemu=$(qemu-aarch64 --version | sed -n 's/^qemu-aarch64 version \([0-9]*\).*/\1/p')
 [ "$qemu" -ge 10 ] || cannot "qemu-aarch64 is of qemu $qemu, which crashes as it imports onnxruntime 1.32: 10 or newer is needed (Debian 12: qemu-user of backports)"
 
-if [ ! -e "$root/usr/bin/python3.11" ]; then
+if [ ! -e "$root/usr/bin/python3.11" ]; then # beside the work of the workstation, which does not need it
     mmdebstrap --quiet --mode="$([ "$(id -u)" = 0 ] && echo root || echo unshare)" --variant=extract --architectures=arm64 \
-        --include=python3-minimal,python3-venv,python3.11-venv,libpython3.11-stdlib,libstdc++6 bookworm "$root"
+        --include=python3-minimal,python3-venv,python3.11-venv,libpython3.11-stdlib,libstdc++6 bookworm "$root" &
 fi
-mkdir -p "$root/proc/device-tree" "$root/etc"
-printf 'NVIDIA Jetson Orin Nano Developer Kit\0' > "$root/proc/device-tree/model"
 
 # An interpreter of a wheel, in a folder of its own: python, and lib with the standard library and startup.py.
 wheel_python() {
@@ -110,7 +108,7 @@ step() {
     shift 3
     "$@" > "$log" 2>&1 || code=$?
     if [ "$code" != "$wanted" ] || { [ -n "$text" ] && ! grep -qF -- "$text" "$log"; }; then
-        failed=$((failed + 1)); echo "FAILED  $name: exit code $code, wanted $wanted ${text:+and: $text}"; tail -n 40 "$log" | sed 's/^/    /'
+        echo "$name" >> "$work/failed"; echo "FAILED  $name: exit code $code, wanted $wanted ${text:+and: $text}"; tail -n 40 "$log" | sed 's/^/    /'
     else
         echo "ok      $name ($((SECONDS - started)) s)${text:+: $text}"
     fi
@@ -145,7 +143,7 @@ more() {
             --prompt "The import" --max-tokens 40 $options 2> /dev/null)
     done
     grep -E '^ *(Downloading|Using cached) \S+\.whl' "$work/out/$version-02-board" | sed 's/^ */        /' || true
-    "$PYTHON" "$here/boards/size.py" "$site" || failed=$((failed + 1))
+    "$PYTHON" "$here/boards/size.py" "$site" || echo size >> "$work/failed"
 }
 
 rm -rf "$work/blocks" "$work/out" && mkdir "$work/blocks" "$work/out"
@@ -153,6 +151,10 @@ rm -rf "$work/blocks" "$work/out" && mkdir "$work/blocks" "$work/out"
 cp -r "$here"/{pyproject.toml,setup.py,README.md,LICENSE,constraints.txt,Makefile,edgemem,export,runtimes} "$bench/"
 [ -e "$bench/bundle" ] || "$PYTHON" "$here/boards/model.py" "$bench/bundle"
 blocks workstation "$copied" 0 0
+wait # for the root
+[ -e "$root/usr/bin/python3.11" ] || { echo "mmdebstrap did not make a root with Python 3.11"; exit 1; }
+mkdir -p "$root/proc/device-tree" "$root/etc"
+printf 'NVIDIA Jetson Orin Nano Developer Kit\0' > "$root/proc/device-tree/model"
 gpu_tests=$((10#$(basename "$(grep -l pytest "$work"/blocks/*.sh)" | cut -c1-2)))
 for version in $PYTHONS; do
     [ "$version" != 3.10 ] || wheel_python 3.10 cx_Freeze==7.2.10
@@ -160,8 +162,11 @@ for version in $PYTHONS; do
     echo "# R$([ "$version" = 3.12 ] && echo 39 || echo 36) (release), REVISION: 2.0, GCID: 0, BOARD: generic, EABI: aarch64" > "$root/etc/nv_tegra_release"
     board_programs "$version"
     rm -rf "$work/board" && cp -r "$copied" "$work/board"
-    blocks "$version" "$work/board" 1 $((gpu_tests - 1))
-    more "$version" "$work/board"
+    blocks "$version" "$work/board" 1 2
+    more "$version" "$work/board" > "$work/out/more" 2>&1 & # beside the blocks, neither changes what the other reads
+    blocks "$version" "$work/board" 3 $((gpu_tests - 1))
+    wait
+    cat "$work/out/more"
     cp -r "$here/tests" "$work/board/"
     blocks "$version" "$work/board" "$gpu_tests" 99
     # shellcheck disable=SC2046  # in short, the first few
@@ -171,5 +176,6 @@ done
 [ "$SHORT" ] || step native-operators 0 passed env -C "$here" PYTHONPATH="$here" OMP_NUM_THREADS=1 "$PYTHON" -m pytest -p no:cacheprovider \
     -m "long or not long" tests/runtimes/native/test_aarch64.py -k "same_bits or 64-3"
 echo "Not run here:"; cat "$work/blocks/left-out"
+failed=$(wc -l < "$work/failed")
 echo "$failed failed, $SECONDS s"
 exit $((failed > 0))
