@@ -27,7 +27,7 @@ INLINE void add_rows(const int depth, int64_t columns, const float *restrict x, 
     vec sum = load(out + n);
 #pragma GCC unroll 8
     for (int i = 0; i < depth; i++) {
-      if (n % 16 == 0) __builtin_prefetch(w + (depth + i) * columns + n);
+      if (n % 16 == 0) __builtin_prefetch(w + (depth + i) * columns + n, 0, 2);
       sum += factors[i] * load(w + i * columns + n);
     }
     store(out + n, sum);
