@@ -42,7 +42,7 @@ INLINE void visible(const struct segment *segment, const struct tile *tile, int6
 
 // Asks for what a loop over memory will want AHEAD bytes later: the processor's own prefetching stops at every page.
 INLINE void prefetch(const void *data, int64_t bytes) {
-  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch((const char *)data + AHEAD + line);
+  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch((const char *)data + AHEAD + line, 0, 2);
 }
 
 // Products of `rows` queries [rows, D] with the keys low .. high - 1 of a tile: out[r * TILE + s]. `fixed` is the width
