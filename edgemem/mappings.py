@@ -7,13 +7,14 @@ import mmap
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgemem.errors import EdgememError
 
+HUGE_BYTES = 2 << 20
 _MAPS = Path("/proc/self/maps")
-_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
+_MREMAP_MAYMOVE, _MREMAP_FIXED, _MADV_HUGEPAGE = 1, 2, 14
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -62,26 +63,46 @@ def make_private(folder: Path) -> None:
         EdgememError: There is no memory for them.
     """
     within = f"{os.path.realpath(folder)}/"
+    run: Mapping | None = None
     for mapping in mappings():
-        if mapping.has_file and mapping.access in ("r--p", "rw-p") and mapping.name.startswith(within):
-            _replace(mapping)
+        if not (mapping.has_file and mapping.access in ("r--p", "rw-p") and mapping.name.startswith(within)):
+            continue
+        if run is not None and run.end == mapping.start:  # one after another, they can have huge pages together
+            run = replace(run, end=mapping.end)
+            continue
+        if run is not None:
+            _replace(run)
+        run = mapping
+    if run is not None:
+        _replace(run)
 
 
-def _replace(mapping: Mapping) -> None:
-    """Put anonymous memory with the same content in the place of a mapping, at once for all threads."""
-    libc, size = ctypes.CDLL(None, use_errno=True), mapping.end - mapping.start
+def _replace(run: Mapping) -> None:
+    """Put anonymous memory with the same content in the place of mappings, at once for all threads.
+
+    It has huge pages where the system allows them: the copy is written at a place that lies like the old one within a
+    page of 2 MiB, so that whole pages are moved.
+    """
+    libc, size = ctypes.CDLL(None, use_errno=True), run.end - run.start
     place, length, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     libc.mmap.restype = libc.mremap.restype = place
     libc.mmap.argtypes = (place, length, number, number, number, ctypes.c_long)
     libc.mremap.argtypes = (place, length, length, number, place)
-    access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    copy = libc.mmap(None, size, access, kind, -1, 0)
-    if copy != _FAILED:
-        ctypes.memmove(copy, mapping.start, size)
-        copy = libc.mremap(copy, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, mapping.start)
-    if copy == _FAILED:
+    access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    moved = spare = libc.mmap(None, size + HUGE_BYTES, access, kind, -1, 0)
+    if spare != _FAILED:
+        copy = spare + (run.start - spare) % HUGE_BYTES
+        libc.madvise(place(copy), length(size), _MADV_HUGEPAGE)
+        ctypes.memmove(copy, run.start, size)
+        moved = libc.mremap(copy, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, run.start)
+        problem = ctypes.get_errno()
+        for start, end in ((spare, copy), (copy + (moved != _FAILED) * size, spare + size + HUGE_BYTES)):
+            if end > start:
+                libc.munmap(place(start), length(end - start))
+        ctypes.set_errno(problem)
+    if moved == _FAILED:
         problem = os.strerror(ctypes.get_errno())
-        raise EdgememError(f"{size:,} bytes of {mapping.name} cannot be copied into memory: {problem}.")
+        raise EdgememError(f"{size:,} bytes of {run.name} cannot be copied into memory: {problem}.")
 
 
 def adviser(advice: int) -> Callable[[int, int], bool] | None:

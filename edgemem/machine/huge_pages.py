@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgemem.mappings import adviser, mappings
+from edgemem.mappings import HUGE_BYTES, adviser, mappings
 
-HUGE_BYTES = 2 << 20
 _MADV_COLLAPSE = 25  # Linux 6.1; an older kernel returns EINVAL and nothing changes
 _POLICY = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 

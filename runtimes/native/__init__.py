@@ -16,7 +16,7 @@ from pathlib import Path
 from edgemem.runtimes.native.build import LIBRARY
 
 Call = Callable[..., None]
-VERSION = 5
+VERSION = 6
 """Of what the operators and the functions take and give. A library of another version is not used."""
 
 
@@ -48,6 +48,13 @@ def why() -> str:
 def level() -> str:
     """The instruction set that the operators use on this machine; ``""`` without the library."""
     return find().level
+
+
+def session_threads(threads: int) -> None:
+    """Tell the operators how many threads the session has that this thread makes next; 0: as many as processors."""
+    path = find().path
+    if path is not None:
+        ctypes.CDLL(str(path)).edgemem_session_threads(c_int64(threads))
 
 
 @lru_cache(maxsize=1)

@@ -44,4 +44,4 @@ PUBLIC const char *edgemem_native_level(void) {
 }
 
 // The version of what the operators take and give; edgemem refuses a library of another.
-PUBLIC int edgemem_native_version(void) { return 5; }
+PUBLIC int edgemem_native_version(void) { return 6; }

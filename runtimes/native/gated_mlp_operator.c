@@ -10,6 +10,7 @@
 
 struct gated_mlp {
   const struct kernels *kernels;
+  int64_t threads;
   int64_t gate_up_transposed, down_transposed;
   float epsilon;
 };
@@ -71,16 +72,16 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
   struct gate gate = {.kernels = self->kernels, .width = down.depth};
   TRY(make_outputs(context, &x, &norm, &up, &down, &gate));
   TRY(run_rms_norm(context, &norm, up.rows));
-  TRY(run_product(context, self->kernels, &up));
+  TRY(run_product(context, self->kernels, self->threads, &up));
   TRY(run_tasks(context, gate_of_row, &gate, up.rows, up.rows * gate.width * 16));
-  return run_product(context, self->kernels, &down);
+  return run_product(context, self->kernels, self->threads, &down);
 }
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
   (void)op, (void)api;
   struct gated_mlp *self = malloc(sizeof *self);
   if (!self) return failure(NAME "no memory");
-  self->kernels = levels[0];
+  self->kernels = levels[0], self->threads = threads_of_session();
   OrtStatus *status = float_attribute(info, "eps", &self->epsilon);
   if (!status) status = integer_attribute(info, "gate_up_transposed", 0, 1, &self->gate_up_transposed);
   if (!status) status = integer_attribute(info, "down_transposed", 0, 1, &self->down_transposed);

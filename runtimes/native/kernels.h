@@ -7,7 +7,7 @@
 
 #include "recurrences.h"
 
-enum { MEMORIES_MAX = 16, WIDTH_MAX = 512 };
+enum { MEMORIES_MAX = 16, WIDTH_MAX = 512, FEW_ROWS = 12 };
 
 enum element { FLOAT32, FLOAT16, INT8 };
 enum kind { WINDOW, SINKS, CUMULATIVE, GEOMETRIC, GATED_AVERAGE, MOVING_AVERAGE, WEIGHTED_AVERAGE, COMPRESSED, EXACT };
@@ -58,7 +58,8 @@ struct attention {
   float *read;                 // [B, T, Hq, Dv]
 };
 
-// One call of MatMul: out [rows, columns] = x [rows, depth] times w [depth, columns], plus add.
+// One call of MatMul: out [rows, columns] = x [rows, depth] times w [depth, columns], plus add. Up to FEW_ROWS rows take
+// as long as reading w takes.
 struct product {
   int64_t rows, depth, columns, panel;  // panel: columns of one task
   bool transposed;                      // w is [columns, depth]

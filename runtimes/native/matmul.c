@@ -8,7 +8,7 @@
 
 #include "level.h"
 
-enum { SIDE_BY_SIDE = 8, FEW_ROWS = 12, BLOCK_DEPTH = 256 };
+enum { SIDE_BY_SIDE = 8, BLOCK_DEPTH = 256 };
 #if LANES == 16 || defined(__aarch64__)
 enum { TILE_ROWS = 6, TILE_COLUMNS = 4 };  // in vectors: 24 sums of 32 registers
 #else

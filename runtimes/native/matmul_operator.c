@@ -8,6 +8,7 @@
 
 struct matmul {
   const struct kernels *kernels;
+  int64_t threads;
   int64_t transposed;
 };
 
@@ -22,14 +23,14 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
   x.dims[x.rank - 1] = product.columns;
   TRY(read_add(context, NAME, 2, x.dims, x.rank, &product));
   TRY(make_output(context, 0, x.dims, x.rank, (void **)&product.out));
-  return run_product(context, matmul->kernels, &product);
+  return run_product(context, matmul->kernels, matmul->threads, &product);
 }
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
   (void)op, (void)api;
   struct matmul *matmul = malloc(sizeof *matmul);
   if (!matmul) return failure(NAME "no memory");
-  matmul->kernels = levels[0];
+  matmul->kernels = levels[0], matmul->threads = threads_of_session();
   OrtStatus *status = integer_attribute(info, "transposed", 0, 1, &matmul->transposed);
   if (status) free(matmul);
   *kernel = status ? NULL : matmul;

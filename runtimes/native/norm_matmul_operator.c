@@ -9,6 +9,7 @@
 
 struct norm_matmul {
   const struct kernels *kernels;
+  int64_t threads;
   int64_t transposed;
   float epsilon;
 };
@@ -32,14 +33,14 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
   TRY(make_output(context, 0, x.dims, x.rank, (void **)&product.out));
   TRY(run_rms_norm(context, &norm, product.rows));
   product.x = norm.out;
-  return run_product(context, self->kernels, &product);
+  return run_product(context, self->kernels, self->threads, &product);
 }
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
   (void)op, (void)api;
   struct norm_matmul *self = malloc(sizeof *self);
   if (!self) return failure(NAME "no memory");
-  self->kernels = levels[0];
+  self->kernels = levels[0], self->threads = threads_of_session();
   OrtStatus *status = integer_attribute(info, "transposed", 0, 1, &self->transposed);
   if (!status) status = float_attribute(info, "eps", &self->epsilon);
   if (status) free(self);

@@ -5,10 +5,23 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 const OrtApi *ort;
 bool ort_gives_references;
 const struct kernels *const *levels;
+
+static _Thread_local int64_t session_threads;
+
+// Says how many threads the session will have that this thread makes next; 0: as many as there are processors.
+__attribute__((visibility("default"))) void edgemem_session_threads(int64_t threads);
+void edgemem_session_threads(int64_t threads) { session_threads = threads; }
+
+int64_t threads_of_session(void) {
+  if (session_threads > 0) return session_threads;
+  long processors = sysconf(_SC_NPROCESSORS_ONLN);
+  return processors > 0 ? processors : 1;
+}
 
 OrtStatus *failure(const char *format, ...) {
   char text[512];

@@ -42,8 +42,17 @@ static void one_panel(void *data, size_t index) {
   panels->kernels->multiply(panels->product, (int64_t)index);
 }
 
-OrtStatus *run_product(const OrtKernelContext *context, const struct kernels *kernels, struct product *product) {
-  product->panel = product->columns <= 512 ? 256 : 512;
+// Of few rows a thread has one panel: the longer the pieces in which a matrix is read, the faster memory gives them. Of
+// many rows a panel stays in the cache.
+static int64_t panel_of(const struct product *product, int64_t threads) {
+  if (product->rows > FEW_ROWS) return product->columns <= 512 ? 256 : 512;
+  int64_t share = (product->columns + threads - 1) / threads;
+  return share > 64 ? (share + 63) / 64 * 64 : 64;
+}
+
+OrtStatus *run_product(const OrtKernelContext *context, const struct kernels *kernels, int64_t threads,
+                       struct product *product) {
+  product->panel = panel_of(product, threads);
   struct panels panels = {product, kernels};
   int64_t count = (product->columns + product->panel - 1) / product->panel;
   return run_tasks(context, one_panel, &panels, count, product->rows * product->depth * product->columns);

@@ -20,8 +20,9 @@ OrtStatus *run_rms_norm(const OrtKernelContext *context, struct rms_norm *call, 
 OrtStatus *read_matrix(const OrtKernelContext *context, const char *owner, size_t index, const char *what,
                        struct product *product);
 
-// Computes all columns of a product.
-OrtStatus *run_product(const OrtKernelContext *context, const struct kernels *kernels, struct product *product);
+// Computes all columns of a product, on so many threads.
+OrtStatus *run_product(const OrtKernelContext *context, const struct kernels *kernels, int64_t threads,
+                       struct product *product);
 
 // What is added to a product as an optional input: [columns], or [..., columns] as `dims` says.
 OrtStatus *read_add(const OrtKernelContext *context, const char *owner, size_t index, const int64_t *dims, size_t rank,

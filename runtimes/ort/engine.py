@@ -120,7 +120,8 @@ class OrtEngine(Engine):
                 self.memory, first = HostMemory(), CPU
             if first == CPU:
                 self._load_on_cpu(onnxruntime, folder, options)
-                huge_pages.join_pages_since(regions)
+        if first == CPU:  # the weights lie in memory of this process from here on
+            huge_pages.join_pages_since(regions)
         self._device = "cpu" if first == CPU else "cuda"
         if isinstance(self.memory, CudaMemory):  # streams in several threads share its stream
             self.memory.gate = self._gate

@@ -10,6 +10,7 @@ from typing import Any
 from edgemem.bundle import Bundle, GraphFile
 from edgemem.errors import BundleError, EdgememError, RuntimeUnavailableError
 from edgemem.manifest import ADOPTED
+from edgemem.runtimes import native
 
 _SMALL_BYTES = 16 << 20
 
@@ -68,6 +69,7 @@ def load_graph(
         if operators is not None and graph.native is not None:
             file = graph.native
             options.register_custom_ops_library(str(operators))
+            native.session_threads(wanted.threads or 0)
         path = str(folder / file)
         return onnxruntime.InferenceSession(
             path, options, providers=providers, disabled_optimizers=disabled, enable_fallback=int(fallback)
