@@ -9,9 +9,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgemem.export.passes.gates import GATE
-from edgemem.export.passes.native_products import PRODUCT
+from edgemem.export.passes.native_products import BIAS, PRODUCT, SCALE
 from edgemem.export.passes.norms import NORM, same_shape
-from edgemem.export.passes.values import replace_value, used_once
+from edgemem.export.passes.values import input_of, replace_value, used_once
 from edgemem.memories.site import DOMAIN
 
 NORM_PRODUCT = "NormMatMul"
@@ -45,12 +45,12 @@ def _own(value: ir.Value | None, operator: str) -> ir.Node | None:
 def _bare_product(value: ir.Value | None) -> ir.Node | None:
     """The product that makes a value and adds nothing yet."""
     product = _own(value, PRODUCT)
-    return product if product is not None and len(product.inputs) == 2 else None
+    return product if product is not None and input_of(product, BIAS) is None else None
 
 
 def _add_to(product: ir.Node, residual: ir.Value | None) -> None:
-    product.resize_inputs(3)
-    product.replace_input_with(2, residual)
+    product.resize_inputs(max(len(product.inputs), BIAS + 1))
+    product.replace_input_with(BIAS, residual)
 
 
 def _add_residual_of_norm(graph: ir.Graph, norm: ir.Node) -> None:
@@ -81,14 +81,16 @@ def _join_mlp(graph: ir.Graph, down: ir.Node) -> None:
     gate = _own(down.inputs[0], GATE)
     up = _bare_product(gate.inputs[0]) if gate is not None and len(gate.inputs) == 1 else None
     norm = _plain_norm(up.inputs[0]) if up is not None else None
-    if norm is None or up is None or len(down.inputs) != 3 or down.inputs[2] is not norm.inputs[0]:
+    if norm is None or up is None or input_of(down, BIAS) is not norm.inputs[0]:
         return
     attributes = {
         "eps": norm.attributes["eps"].as_float(),
         "gate_up_transposed": up.attributes["transposed"].as_int(),
         "down_transposed": down.attributes["transposed"].as_int(),
     }
-    inputs = [*norm.inputs, up.inputs[1], down.inputs[1]]
+    inputs = [*norm.inputs, up.inputs[1], down.inputs[1], input_of(up, SCALE), input_of(down, SCALE)]
+    while inputs[-1] is None:
+        inputs.pop()
     _replace(graph, down, ir.node(MLP, inputs, attributes, domain=DOMAIN, version=1, num_outputs=3))
 
 

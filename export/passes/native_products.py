@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgemem.export.passes.products import constant_operand
+from edgemem.export.passes.products import Operand, constant_operand
 from edgemem.export.passes.values import constant, made_by, replace_value, used_once
 from edgemem.memories.site import DOMAIN
 
 PRODUCT = "MatMul"
+BIAS, SCALE = 2, 3  # where the operator takes them
 
 
 def own_products(model: ir.Model) -> None:
     """Put the operator in the place of products with float32 matrices, and of the bias behind them.
 
     Before: any graph.
-    After: what computed the products is unused; products with quantised matrices are as they were.
+    After: what computed the products is unused; products with matrices of 8-bit integers are as they were, since the
+    engine's kernels for them lose nothing.
     """
     graph = model.graph
     for node in list(graph):
         _turn(graph, node)
     for node in list(graph):
-        operand = constant_operand(node)
-        if operand is None or not _is_matrix(operand.weight):
+        operand, scale = constant_operand(node), None
+        if operand is None:
+            operand, scale = _int4_operand(node)
+        if operand is None or not (scale is not None or _is_matrix(operand.weight)):
             continue
         bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
         if bias is not None and not _is_bias(bias, operand.weight, operand.transposed):
@@ -30,7 +34,9 @@ def own_products(model: ir.Model) -> None:
         last = node
         if bias is None:
             last, bias = _with_bias(node, operand.weight, operand.transposed)
-        inputs = [node.inputs[0], operand.weight, *([] if bias is None else [bias])]
+        inputs = [node.inputs[0], operand.weight, bias, scale]
+        while inputs[-1] is None:
+            inputs.pop()
         transposed = {"transposed": int(operand.transposed)}
         product = ir.node(PRODUCT, inputs, transposed, domain=DOMAIN, version=1)
         graph.insert_before(last, product)
@@ -57,6 +63,21 @@ def _turn(graph: ir.Graph, node: ir.Node) -> None:
         new.outputs[0].name = f"{node.outputs[0].name}.{'xwy'[(before, columns, product).index(new)]}"
     graph.insert_before(node, [before, columns, product, after])
     replace_value(node.outputs[0], after.outputs[0])
+
+
+def _int4_operand(node: ir.Node) -> tuple[Operand, ir.Value] | tuple[None, None]:
+    """The matrix of 4-bit integers and the scales that a product multiplies with, as :mod:`quantize` writes them."""
+    wide = made_by(node.inputs[1], "DequantizeLinear") if node.op_type == "MatMul" and not node.domain else None
+    if wide is None or len(wide.inputs) != 2:
+        return None, None
+    matrix, scale = wide.inputs
+    if matrix is None or scale is None or not (matrix.is_initializer() and scale.is_initializer()):
+        return None, None
+    numbers, scales = matrix.const_value, scale.const_value
+    assert numbers is not None
+    assert scales is not None
+    fits = numbers.dtype == ir.DataType.INT4 and scales.dtype == ir.DataType.FLOAT and numbers.shape[1] % 2 == 0
+    return (Operand(matrix, transposed=False), scale) if fits else (None, None)
 
 
 def _is_matrix(weight: ir.Value) -> bool:

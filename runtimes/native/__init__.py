@@ -50,11 +50,16 @@ def level() -> str:
     return find().level
 
 
-def session_threads(threads: int) -> None:
-    """Tell the operators how many threads the session has that this thread makes next; 0: as many as processors."""
+def next_session(threads: int, exact: bool) -> None:
+    """Tell the operators about the session that this thread makes next.
+
+    Args:
+        threads: How many it has; 0: as many as there are processors.
+        exact: Whether products with matrices of integers are in floating point.
+    """
     path = find().path
     if path is not None:
-        ctypes.CDLL(str(path)).edgemem_session_threads(c_int64(threads))
+        ctypes.CDLL(str(path)).edgemem_next_session(c_int64(threads), int(exact))
 
 
 @lru_cache(maxsize=1)

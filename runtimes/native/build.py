@@ -39,6 +39,7 @@ FOR_EACH_LEVEL = (
     "memory_attention.c",
     "elementwise.c",
     "matmul.c",
+    "matmul_int4.c",
     "causal_conv.c",
     "selective_state.c",
     "gated_delta.c",

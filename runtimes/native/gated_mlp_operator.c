@@ -1,6 +1,7 @@
 // edgemem::GatedMlp: x + SwiGLU(RMSNorm(x) * W1) * W2, the second half of a decoder's layer as one node.
 // Inputs: x [..., C], norm [C], gate_up W1 [C, 2M], down W2 [M, C]; a matrix lies transposed where the attribute
-// gate_up_transposed or down_transposed is 1.
+// gate_up_transposed or down_transposed is 1. Then their scales, [C / block, 2M] and [M / block, C] (optional: a
+// matrix with scales has integers of 4 bits).
 // Outputs: [..., C]; then [..., 2M] and [..., M], which every node must name: what lies between the stages.
 #include <stdlib.h>
 
@@ -9,8 +10,7 @@
 #define NAME "edgemem::GatedMlp: "
 
 struct gated_mlp {
-  const struct kernels *kernels;
-  int64_t threads;
+  struct engine engine;
   int64_t gate_up_transposed, down_transposed;
   float epsilon;
 };
@@ -36,12 +36,12 @@ static OrtStatus *read_inputs(const OrtKernelContext *context, struct tensor *x,
   if (x->rank < 1) return failure(NAME "x is a scalar, and must have an axis");
   norm->width = up->depth = x->dims[x->rank - 1];
   TRY(expect(&weight, NAME, 1, "norm", ORT_FLOAT32, &norm->width, 1));
-  TRY(read_matrix(context, NAME, 2, "gate_up", up));
+  TRY(read_matrix(context, NAME, 2, "gate_up", 4, up));
   if (up->columns % 2)
     return failure(NAME "input 2 (gate_up) has %lld columns, and must hold gate and up side by side",
                    (long long)up->columns);
   down->depth = up->columns / 2;
-  TRY(read_matrix(context, NAME, 3, "down", down));
+  TRY(read_matrix(context, NAME, 3, "down", 5, down));
   if (down->columns != norm->width)
     return failure(NAME "input 3 (down) has %lld columns, and must have %lld, as x", (long long)down->columns,
                    (long long)norm->width);
@@ -67,21 +67,21 @@ static OrtStatus *compute(void *kernel, OrtKernelContext *context) {
   const struct gated_mlp *self = kernel;
   struct tensor x;
   struct product up = {.transposed = self->gate_up_transposed}, down = {.transposed = self->down_transposed};
-  struct rms_norm norm = {.kernels = self->kernels, .epsilon = self->epsilon};
+  struct rms_norm norm = {.kernels = self->engine.kernels, .epsilon = self->epsilon};
   TRY(read_inputs(context, &x, &norm, &up, &down));
-  struct gate gate = {.kernels = self->kernels, .width = down.depth};
+  struct gate gate = {.kernels = self->engine.kernels, .width = down.depth};
   TRY(make_outputs(context, &x, &norm, &up, &down, &gate));
   TRY(run_rms_norm(context, &norm, up.rows));
-  TRY(run_product(context, self->kernels, self->threads, &up));
+  TRY(run_product(context, &self->engine, &up));
   TRY(run_tasks(context, gate_of_row, &gate, up.rows, up.rows * gate.width * 16));
-  return run_product(context, self->kernels, self->threads, &down);
+  return run_product(context, &self->engine, &down);
 }
 
 static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKernelInfo *info, void **kernel) {
   (void)op, (void)api;
   struct gated_mlp *self = malloc(sizeof *self);
   if (!self) return failure(NAME "no memory");
-  self->kernels = levels[0], self->threads = threads_of_session();
+  self->engine = engine_of_session();
   OrtStatus *status = float_attribute(info, "eps", &self->epsilon);
   if (!status) status = integer_attribute(info, "gate_up_transposed", 0, 1, &self->gate_up_transposed);
   if (!status) status = integer_attribute(info, "down_transposed", 0, 1, &self->down_transposed);
@@ -90,13 +90,16 @@ static OrtStatus *create(const OrtCustomOp *op, const OrtApi *api, const OrtKern
   return status;
 }
 
+static int input_type(const OrtCustomOp *op, size_t index) {
+  return op && (index == 2 || index == 3) ? ORT_ANY : ORT_FLOAT32;
+}
 static const char *name(const OrtCustomOp *op) { return op ? "GatedMlp" : NULL; }
-static size_t inputs(const OrtCustomOp *op) { return op ? 4 : 0; }
+static size_t inputs(const OrtCustomOp *op) { return op ? 6 : 0; }
 static size_t outputs(const OrtCustomOp *op) { return op ? 3 : 0; }
 static int input_is(const OrtCustomOp *op, size_t index) { return op && index > 3 ? ORT_OPTIONAL : ORT_REQUIRED; }
 static int output_is(const OrtCustomOp *op, size_t index) { return op && index > 2 ? ORT_OPTIONAL : ORT_REQUIRED; }
 
 const OrtCustomOp gated_mlp_operator = {
-    OPERATOR_BASICS, .GetName = name, .GetInputType = is_float, .GetInputTypeCount = inputs, .GetOutputType = is_float,
+    OPERATOR_BASICS, .GetName = name, .GetInputType = input_type, .GetInputTypeCount = inputs, .GetOutputType = is_float,
     .GetOutputTypeCount = outputs, .GetInputCharacteristic = input_is, .GetOutputCharacteristic = output_is,
     .CreateKernelV2 = create, .KernelComputeV2 = compute, .KernelDestroy = free_kernel};

@@ -63,6 +63,10 @@ struct attention {
 struct product {
   int64_t rows, depth, columns, panel;  // panel: columns of one task
   bool transposed;                      // w is [columns, depth]
+  const uint8_t *int4;                  // null, or instead of w: integers [depth, columns], two to a byte, the first low
+  const float *scale;                   // theirs [depth / block, columns]
+  int64_t block;                        // rows that share a scale
+  bool exact;                           // with integers, x stays in floating point
   const float *x, *w, *add;             // add: null, or one row for all (add_row 0), or a row for each
   int64_t add_row;
   float *out;
@@ -81,6 +85,7 @@ struct kernels {
                    int64_t width);
   // The columns of one panel.
   void (*multiply)(const struct product *call, int64_t task);
+  void (*multiply_int4)(const struct product *call, int64_t task);
   // Channels, rows or columns of one stream, through all steps of the call.
   void (*convolve)(const struct convolution *call, int64_t task);
   void (*select_state)(const struct selective *call, int64_t task);

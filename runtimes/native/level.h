@@ -17,6 +17,7 @@ void LEVEL_NAME(swiglu)(const float *gate, const float *up, float *out, int64_t 
 void LEVEL_NAME(rms_norm)(const float *x, const float *delta, const float *weight, float epsilon, float *out, float *sum,
                           int64_t width);
 void LEVEL_NAME(multiply)(const struct product *call, int64_t task);
+void LEVEL_NAME(multiply_int4)(const struct product *call, int64_t task);
 void LEVEL_NAME(convolve)(const struct convolution *call, int64_t task);
 void LEVEL_NAME(select_state)(const struct selective *call, int64_t task);
 void LEVEL_NAME(correct)(const struct delta_rule *call, int64_t task);

@@ -133,6 +133,6 @@ void LEVEL_NAME(attend)(const struct attention *call, int64_t task) {
 }
 
 const struct kernels LEVEL_NAME(kernels) = {TEXT(LEVEL), LANES, LEVEL_NAME(attend), LEVEL_NAME(swiglu),
-                                            LEVEL_NAME(rms_norm), LEVEL_NAME(multiply), LEVEL_NAME(convolve),
-                                            LEVEL_NAME(select_state), LEVEL_NAME(correct), LEVEL_NAME(weigh),
-                                            LEVEL_NAME(attend_linearly)};
+                                            LEVEL_NAME(rms_norm), LEVEL_NAME(multiply), LEVEL_NAME(multiply_int4),
+                                            LEVEL_NAME(convolve), LEVEL_NAME(select_state), LEVEL_NAME(correct),
+                                            LEVEL_NAME(weigh), LEVEL_NAME(attend_linearly)};

@@ -12,10 +12,14 @@ bool ort_gives_references;
 const struct kernels *const *levels;
 
 static _Thread_local int64_t session_threads;
+static _Thread_local bool session_exact;
 
-// Says how many threads the session will have that this thread makes next; 0: as many as there are processors.
-__attribute__((visibility("default"))) void edgemem_session_threads(int64_t threads);
-void edgemem_session_threads(int64_t threads) { session_threads = threads; }
+// Says of the session that this thread makes next how many threads it will have, 0 being as many as there are
+// processors, and whether it multiplies matrices of integers in floating point.
+__attribute__((visibility("default"))) void edgemem_next_session(int64_t threads, int exact);
+void edgemem_next_session(int64_t threads, int exact) { session_threads = threads, session_exact = exact; }
+
+bool is_session_exact(void) { return session_exact; }
 
 int64_t threads_of_session(void) {
   if (session_threads > 0) return session_threads;
@@ -94,6 +98,7 @@ static const char *type_name(int type) {
     case ORT_FLOAT16: return "float16";
     case ORT_INT8: return "int8";
     case ORT_INT64: return "int64";
+    case ORT_INT4: return "int4";
     default: return "another type";
   }
 }

@@ -14,8 +14,9 @@ extern const OrtApi *ort;
 extern bool ort_gives_references;  // it has GetTensorElementTypeAndShapeDataReference
 extern const struct kernels *const *levels;
 
-// Threads of the session that is being made in this thread: its kernels keep the number.
+// Of the session that is being made in this thread; its kernels keep both.
 int64_t threads_of_session(void);
+bool is_session_exact(void);
 
 extern const OrtCustomOp memory_attention_operator, swiglu_operator, rms_norm_operator, matmul_operator;
 extern const OrtCustomOp norm_matmul_operator, gated_mlp_operator;

@@ -20,7 +20,7 @@ typedef struct OrtShape OrtShape;  // OrtTensorTypeAndShapeInfo
 
 enum { ORT_REFERENCE_VERSION = 24 };
 enum { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
-enum { ORT_ANY = 0, ORT_FLOAT32 = 1, ORT_INT8 = 3, ORT_INT64 = 7, ORT_FLOAT16 = 10 };
+enum { ORT_ANY = 0, ORT_FLOAT32 = 1, ORT_INT8 = 3, ORT_INT64 = 7, ORT_FLOAT16 = 10, ORT_INT4 = 22 };
 enum { ORT_REQUIRED = 0, ORT_OPTIONAL = 1, ORT_VARIADIC = 2 };
 
 typedef struct OrtCustomOp OrtCustomOp;

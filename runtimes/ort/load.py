@@ -69,7 +69,7 @@ def load_graph(
         if operators is not None and graph.native is not None:
             file = graph.native
             options.register_custom_ops_library(str(operators))
-            native.session_threads(wanted.threads or 0)
+            native.next_session(wanted.threads or 0, wanted.exact)
         path = str(folder / file)
         return onnxruntime.InferenceSession(
             path, options, providers=providers, disabled_optimizers=disabled, enable_fallback=int(fallback)

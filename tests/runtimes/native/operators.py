@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,15 @@ def tensors(call: Call, m: int) -> tuple[str, ...]:
 
 
 def session(
-    operator: str, inputs: Mapping[str, Array], outputs: Mapping[str, type], threads: int = 1, **attributes: Any
+    operator: str,
+    inputs: Mapping[str, Array],
+    outputs: Mapping[str, type],
+    threads: int = 1,
+    int4: Collection[str] = (),
+    exact: bool = False,
+    **attributes: Any,
 ) -> ort.InferenceSession:
-    """A session whose graph is one node; an input that is ``None`` is absent."""
+    """A session whose graph is one node; an input that is ``None`` is absent, those of ``int4`` are constants."""
     names = [name if value is not None else "" for name, value in inputs.items()]
     node = helper.make_node(operator, names, list(outputs), domain="edgemem", **attributes)
     graph = helper.make_graph(
@@ -47,9 +54,10 @@ def session(
         [
             helper.make_tensor_value_info(name, KINDS[value.dtype], [None] * value.ndim)
             for name, value in inputs.items()
-            if value is not None
+            if value is not None and name not in int4
         ],
         [helper.make_tensor_value_info(name, KINDS[np.dtype(kind)], None) for name, kind in outputs.items()],
+        [int4_tensor(name, inputs[name]) for name in int4],
     )
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("edgemem", 1)], ir_version=10
@@ -57,8 +65,17 @@ def session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    options.register_custom_ops_library(os.environ.get("EDGEMEM_TEST_NATIVE_LIBRARY") or str(native.library()))
+    library = os.environ.get("EDGEMEM_TEST_NATIVE_LIBRARY") or str(native.library())
+    options.register_custom_ops_library(library)
+    ctypes.CDLL(library).edgemem_next_session(ctypes.c_int64(threads), int(exact))
     return ort.InferenceSession(onnx.ModelProto.SerializeToString(model), options, ["CPUExecutionProvider"])
+
+
+def int4_tensor(name: str, values: Array) -> onnx.TensorProto:
+    """Integers from -8 to 7 as ONNX packs them: two to a byte, the first one in its low half."""
+    nibbles = (values.reshape(-1).astype(np.int16) & 15).astype(np.uint8)
+    packed = nibbles[::2] | np.pad(nibbles[1::2], (0, nibbles.size % 2)) << 4
+    return onnx.TensorProto(name=name, data_type=TensorProto.INT4, dims=values.shape, raw_data=packed.tobytes())
 
 
 def run(session: ort.InferenceSession, inputs: Mapping[str, Array]) -> dict[str, Array]:

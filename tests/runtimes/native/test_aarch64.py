@@ -12,19 +12,20 @@ import pytest
 
 from edgemem.runtimes.native import build
 from tests.runtimes.native.calls import LISTS, make_call
-from tests.runtimes.native.operators import TENSORS, attention_inputs, tensors
+from tests.runtimes.native.operators import TENSORS, attention_inputs, int4_tensor, tensors
 from tests.runtimes.native.oracle import Array, Call
+from tests.runtimes.native.test_matmul_int4 import drawn, matrix, rounding_bound, widened
 from tests.runtimes.native.test_memory_attention import hold
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
 ELEMENTS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int8): 2}
 
 
-def compiled(made: Path, compiler: str, level: str, *flags: str) -> Path:
-    """The program, for one processor."""
+def compiled(made: Path, compiler: str, level: str, *flags: str, driver: str = "driver.c") -> Path:
+    """A program, for one processor."""
     if shutil.which(compiler) is None or shutil.which(EMULATOR[0]) is None:
         pytest.skip(f"{compiler} or {EMULATOR[0]} is not installed")
-    sources = [Path(__file__).with_name("driver.c"), *(build.SOURCES / name for name in build.FOR_EACH_LEVEL)]
+    sources = [Path(__file__).with_name(driver), *(build.SOURCES / name for name in build.FOR_EACH_LEVEL)]
     options = [f"-DLEVEL={level}", f"-DKERNELS=kernels_{level}", f"-I{build.SOURCES}", *flags]
     subprocess.run([compiler, *build.FLAGS, *options, *map(str, sources), "-lm", "-o", str(made)], check=True)
     return made
@@ -117,3 +118,26 @@ def test_without_contraction_both_processors_compute_the_same_bits(tmp_path):
             for command, program in ((EMULATOR, there), ((), here))
         ]
         assert outputs[0] == outputs[1], memories
+
+
+def int4_product(command: tuple[str, ...], rows: int, columns: int, panel: int) -> Array:
+    """What a driver computes ``[rows, columns]``, which must be the formula but for the rounding of ``x``."""
+    x, (numbers, scale) = drawn(rows, rows, 160), matrix(columns, 160, columns, 32)
+    data = [np.array([rows, 160, columns, 32, panel]), x, int4_tensor("w", numbers).raw_data, scale]
+    text = b"".join(part if isinstance(part, bytes) else part.tobytes() for part in data)
+    output = subprocess.run(command, input=text, stdout=subprocess.PIPE, check=True).stdout
+    w = widened(numbers, scale)
+    got = np.frombuffer(output, np.float32).reshape(rows, columns)
+    assert (np.abs(got - x.astype(np.float64) @ w) <= 1e-4 + 1.001 * rounding_bound(x, w, 32)).all()
+    return got
+
+
+@pytest.mark.long
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="compares with the kernels of x86-64")
+def test_products_with_4_bit_integers_are_the_same_bits_on_both_processors(tmp_path):
+    driver = "product_driver.c"
+    there = compiled(tmp_path / "aarch64", COMPILER, "neon", "-ffp-contract=off", driver=driver)
+    here = compiled(tmp_path / "x86-64", "gcc", "sse2", "-ffp-contract=off", "-msse2", driver=driver)
+    for rows, columns, panel in ((1, 256, 256), (1, 330, 330), (5, 330, 128), (17, 34, 64)):
+        emulated = int4_product((*EMULATOR, str(there)), rows, columns, panel)
+        np.testing.assert_array_equal(emulated, int4_product((str(here),), rows, columns, panel))

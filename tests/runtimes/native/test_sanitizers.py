@@ -27,6 +27,7 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour(tmp_path):
         "rings",
         "tables",
         "matmul",
+        "matmul_int4",
         "layers",
         "recurrences",
     )
