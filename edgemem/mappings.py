@@ -95,11 +95,11 @@ def _replace(run: Mapping) -> None:
         libc.madvise(place(copy), length(size), _MADV_HUGEPAGE)
         ctypes.memmove(copy, run.start, size)
         moved = libc.mremap(copy, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, run.start)
-        problem = ctypes.get_errno()
+        number_of_error = ctypes.get_errno()
         for start, end in ((spare, copy), (copy + (moved != _FAILED) * size, spare + size + HUGE_BYTES)):
             if end > start:
                 libc.munmap(place(start), length(end - start))
-        ctypes.set_errno(problem)
+        ctypes.set_errno(number_of_error)
     if moved == _FAILED:
         problem = os.strerror(ctypes.get_errno())
         raise EdgememError(f"{size:,} bytes of {run.name} cannot be copied into memory: {problem}.")

@@ -50,6 +50,31 @@ def test_a_deleted_file_is_still_recognised(tmp_path: Path) -> None:
         assert memory[:] == b"content"
 
 
+def test_neighbours_of_any_size_move_together(tmp_path: Path) -> None:
+    """As an engine maps weights: pieces of a file, one after another, longer than a huge page and shorter."""
+    page, content = mmap.PAGESIZE, os.urandom(7 << 20)
+    (tmp_path / "file").write_bytes(content)
+    pieces = [(5 * page, (4 << 20) + 3 * page), (0, page), ((3 << 20), (3 << 20) + page)]  # offset, bytes
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype, libc.mmap.argtypes = (
+        ctypes.c_void_p,
+        (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long),
+    )
+    with mmap.mmap(-1, sum(size for _, size in pieces) + page) as place, (tmp_path / "file").open("rb") as file:
+        start = at = ctypes.addressof(ctypes.c_char.from_buffer(place))
+        for offset, size in pieces:
+            fixed = mmap.MAP_PRIVATE | 0x10
+            assert libc.mmap(at, size, mmap.PROT_READ, fixed, file.fileno(), offset) == at
+            at += size
+        place_behind = ctypes.string_at(at, page)
+        make_private(tmp_path)
+        assert not is_mapped(tmp_path)
+        os.truncate(tmp_path / "file", 0)
+        wanted = b"".join(content[offset : offset + size] for offset, size in pieces)
+        assert ctypes.string_at(start, len(wanted)) == wanted
+        assert ctypes.string_at(at, page) == place_behind
+
+
 def test_other_folders_and_shared_mappings_stay_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     outside = mapped(tmp_path / "folder2", b"content")

@@ -76,7 +76,8 @@ def _int4_operand(node: ir.Node) -> tuple[Operand, ir.Value] | tuple[None, None]
     numbers, scales = matrix.const_value, scale.const_value
     assert numbers is not None
     assert scales is not None
-    fits = numbers.dtype == ir.DataType.INT4 and scales.dtype == ir.DataType.FLOAT and numbers.shape[1] % 2 == 0
+    whole_bytes = numbers.shape.numpy()[1] % 2 == 0  # in every row
+    fits = numbers.dtype == ir.DataType.INT4 and scales.dtype == ir.DataType.FLOAT and whole_bytes
     return (Operand(matrix, transposed=False), scale) if fits else (None, None)
 
 
