@@ -1,11 +1,15 @@
 """Compares edgemem with other engines on the same weights: a step, and the reading of a prompt.
 
-``pip install -e ".[peers]"``, then ``python benchmarks/peers.py``. A llama-shaped decoder of 26 million random
-parameters is exported to each engine. Float32 logits must agree before anything is measured; each engine rounds to
-4-bit weights in its own way. All use one thread in one process, in shuffled turns.
+``pip install -e ".[peers]"``, then ``python benchmarks/peers.py``. Random decoders are exported to each engine: a llama
+of 26 million parameters, a mamba of 100 million. Float32 logits must agree before anything is measured; each engine
+rounds to 8-bit and 4-bit weights in its own way. All use one thread in one process, in shuffled turns. Caches are
+float32.
 
-* ``window``: a context of 256, which every engine can hold: edgemem by ``--memory window=256``;
-* ``exact``: attention to the whole past at 4,096 tokens: edgemem by ``--max-length 4608``.
+* ``llama_*``: a context of 256, which every engine can hold: edgemem by ``--memory window=256``;
+* ``exact``: attention to the whole past at 4,096 tokens: edgemem by ``--max-length 4608``;
+* ``mamba_*``: a state of fixed size in both engines. llama.cpp has ``Q8_0`` and ``Q4_0`` for int8 and int4.
+
+A peer that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -14,18 +18,21 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
+import ctypes
 import json
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from figures import THREADS, Figure, report
+from gguf_files import write_gguf
 
 import edgemem
 from edgemem.bench import measure, statistics
@@ -49,44 +56,65 @@ class Setting:
 
     Attributes:
         name: For the keys of its figures.
-        weights: ``None`` for float32, or ``"int4"``.
+        model: ``"llama"`` or ``"mamba"``.
+        weights: ``None`` for float32, or ``"int8"`` or ``"int4"``.
         prompt: Tokens before the first step.
         memory: edgemem's options for the cache.
+        targets: By peer: the most that a step of edgemem may take of one of the peer.
     """
 
     name: str
+    model: str
     weights: str | None
     prompt: int
     memory: dict[str, Any]
+    targets: dict[str, float]
 
 
+WINDOW = {"memory": "window=256"}
 SETTINGS = (
-    Setting("llama_f32", None, 240, {"memory": "window=256"}),
-    Setting("llama_int4", "int4", 240, {"memory": "window=256"}),
-    Setting("exact", None, EXACT_AT, {"max_length": EXACT_LENGTH}),
+    Setting("llama_f32", "llama", None, 240, WINDOW, {"genai": 0.95, "llamacpp": 0.95}),
+    Setting("llama_int4", "llama", "int4", 240, WINDOW, {"genai": 0.95, "llamacpp": 0.95}),
+    Setting("exact", "llama", None, EXACT_AT, {"max_length": EXACT_LENGTH}, {"genai": 1.0}),
+    Setting("mamba_f32", "mamba", None, 16, {}, {"llamacpp": 1.0}),
+    Setting("mamba_int8", "mamba", "int8", 16, {}, {"llamacpp": 0.95}),
+    Setting("mamba_int4", "mamba", "int4", 16, {}, {"llamacpp": 0.95}),
 )
 
 
-def checkpoint(folder: Path) -> Path:
+def checkpoint(folder: Path, model: str) -> Path:
     """A random decoder with a tokenizer, which genai's builder asks for."""
     import torch
     from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=512,
-        intermediate_size=1_408,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        max_position_embeddings=8_192,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        MambaConfig,
+        MambaForCausalLM,
+        PreTrainedTokenizerFast,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+
+    if folder.exists():
+        return folder
+    torch.manual_seed(0)
+    special: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    made: Any
+    if model == "llama":
+        llama = LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=512,
+            intermediate_size=1_408,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+            max_position_embeddings=8_192,
+            tie_word_embeddings=False,
+            **special,
+        )
+        made = LlamaForCausalLM(llama)
+    else:
+        mamba = MambaConfig(hidden_size=768, num_hidden_layers=20, vocab_size=32_000, initializer_range=0.02, **special)
+        made = MambaForCausalLM(mamba)
+    made.save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(VOCABULARY)}, unk_token="t0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="t0", eos_token="t1")  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(folder)
@@ -133,6 +161,52 @@ class Genai:
         return np.ravel(self._generator.get_logits())
 
 
+class LlamaCpp:
+    """llama.cpp, by its Python package and a GGUF file of the same weights."""
+
+    def __init__(self, source: Path, folder: Path, setting: Setting, tokens: np.ndarray[Any, Any]) -> None:
+        import llama_cpp
+        from transformers import AutoModelForCausalLM
+
+        self._library: Any = llama_cpp
+        kind = {None: "F32", "int8": "Q8_0", "int4": "Q4_0"}[setting.weights]
+        path = write_gguf(AutoModelForCausalLM.from_pretrained(source), folder / f"{setting.name}.gguf", kind)
+        self._log = llama_cpp.llama_log_callback(lambda *_: None)  # kept: the library calls it
+        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
+        model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        options = llama_cpp.llama_context_default_params()
+        options.n_ctx = options.n_batch = setting.prompt + 16
+        options.n_threads = options.n_threads_batch = THREADS
+        options.type_k = options.type_v = 0  # float32
+        options.flash_attn_type = 0  # off: it rounds to half precision
+        self._context = llama_cpp.llama_init_from_model(model, options)
+        if not self._context:
+            raise EdgememError(f"llama.cpp cannot load {path}.")
+        self._memory = llama_cpp.llama_get_memory(self._context)
+        self._tokens, self._length, self._rewinds = tokens, 0, setting.model != "mamba"
+        self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+
+    def prefill(self) -> None:
+        """Read the prompt from the start."""
+        self._library.llama_memory_clear(self._memory, True)
+        self._feed(self._tokens)
+        self._length = len(self._tokens)
+
+    def step(self) -> np.ndarray[Any, Any]:
+        """Logits behind one more token; a cache soon goes back to the end of the prompt."""
+        if self._rewinds and self._length >= len(self._tokens) + 12:
+            self._library.llama_memory_seq_rm(self._memory, 0, len(self._tokens), -1)
+            self._length = len(self._tokens)
+        self._feed(np.array([7]))
+        self._length += 1
+        return np.ctypeslib.as_array(self._library.llama_get_logits_ith(self._context, -1), (self._vocabulary,))
+
+    def _feed(self, tokens: np.ndarray[Any, Any]) -> None:
+        given = (ctypes.c_int32 * len(tokens))(*tokens.tolist())
+        if self._library.llama_decode(self._context, self._library.llama_batch_get_one(given, len(tokens))):
+            raise EdgememError("llama.cpp cannot decode.")
+
+
 class Edgemem:
     """edgemem."""
 
@@ -153,47 +227,59 @@ class Edgemem:
         return np.ravel(self._stream.step(7))
 
 
+PEERS = {"genai": ("onnxruntime_genai", Genai), "llamacpp": ("llama_cpp", LlamaCpp)}
+
+
 def compared(source: Path, folder: Path, setting: Setting, rounds: int, progress: Progress) -> list[Figure]:
-    """A step and a prefill of both engines."""
+    """A step of every engine, and where attention is exact a prefill."""
     progress(f"{setting.name}: exporting", 0, 1)
     tokens = np.random.default_rng(0).integers(2, VOCABULARY, setting.prompt)
-    peers: dict[str, Edgemem | Genai] = {
-        "edgemem": Edgemem(source, folder, setting, tokens),
-        "genai": Genai(source, folder, setting, tokens),
-    }
+    engines: dict[str, Any] = {"edgemem": Edgemem(source, folder, setting, tokens)}
+    for name in setting.targets:
+        package, made = PEERS[name]
+        if find_spec(package) is not None:
+            engines[name] = made(source, folder, setting, tokens)
     logits = {}
-    for name, peer in peers.items():
-        peer.prefill()
-        logits[name] = peer.step().copy()
-    worst = float(np.abs(logits["edgemem"] - logits["genai"]).max())
-    if setting.weights is None and not worst <= SAME:
-        raise EdgememError(f"{setting.name}: the engines' logits differ by {worst:.1e}: they compute something else.")
-    steps = _raced(peers, "step", rounds, 10 if setting.prompt < EXACT_AT else 3, progress, setting.name)
-    if setting.name != "exact":
-        return [_figure(f"{setting.name}_over_genai", f"{setting.name}: a step over genai's", 0.95, steps, worst)]
-    fills = _raced(peers, "prefill", max(3, rounds // 8), 1, progress, f"{setting.name}, prefill")
-    return [
-        _figure("exact_step_over_genai", f"a step at {EXACT_AT:,} over genai's, exact", 1.0, steps, worst),
-        _figure("exact_prefill_over_genai", f"prefill of {EXACT_AT:,} over genai's, exact", 1.0, fills, worst),
-    ]
+    for name, engine in engines.items():
+        engine.prefill()
+        logits[name] = engine.step().copy()
+    worst = {name: float(np.abs(logits["edgemem"] - found).max()) for name, found in logits.items()}
+    for name, differs in worst.items():
+        if setting.weights is None and not differs <= SAME:
+            raise EdgememError(f"{setting.name}: {name}'s logits differ by {differs:.1e}: it computes something else.")
+    one = "exact_step" if setting.name == "exact" else setting.name
+    figures = _raced(engines, "step", rounds, 10 if setting.prompt < EXACT_AT else 3, progress, setting, one, worst)
+    if setting.name == "exact":
+        figures += _raced(engines, "prefill", max(6, rounds // 4), 1, progress, setting, "exact_prefill", worst)
+    return figures
 
 
 def _raced(
-    peers: dict[str, Edgemem | Genai], what: str, rounds: int, steps: int, progress: Progress, name: str
-) -> dict[str, np.ndarray[Any, Any]]:
-    def call(peer: Any) -> Callable[[], object]:
-        made: Callable[[], object] = getattr(peer, what)
+    engines: dict[str, Any],
+    what: str,
+    rounds: int,
+    steps: int,
+    progress: Progress,
+    setting: Setting,
+    key: str,
+    worst: dict[str, float],
+) -> list[Figure]:
+    def call(engine: Any) -> Callable[[], object]:
+        made: Callable[[], object] = getattr(engine, what)
         return made
 
-    contenders = [Contender(key, call(peer)) for key, peer in peers.items()]
-    return measure.interleave(contenders, rounds=rounds, steps=steps, progress=progress, what=name)
-
-
-def _figure(key: str, title: str, target: float, samples: dict[str, np.ndarray[Any, Any]], worst: float) -> Figure:
-    ratio = statistics.ratio(samples["edgemem"], samples["genai"])
+    contenders = [Contender(name, call(engine)) for name, engine in engines.items()]
+    samples = measure.interleave(contenders, rounds=rounds, steps=steps, progress=progress, what=key)
     p50 = {name: number(statistics.median_ms(values)) for name, values in samples.items()}
-    details = f"{p50['edgemem']} ms, genai {p50['genai']} ms; logits differ by {worst:.1e}"
-    return Figure(key, title, ratio.value, "×", target, False, ratio, details)
+    figures = []
+    for name in [name for name in engines if name != "edgemem"]:
+        ratio = statistics.ratio(samples["edgemem"], samples[name])
+        details = f"{p50['edgemem']} ms, {name} {p50[name]} ms; logits differ by {worst[name]:.1e}"
+        title = f"{key}: a {what} over {name}'s"
+        figures.append(
+            Figure(f"{key}_over_{name}", title, ratio.value, "×", setting.targets[name], False, ratio, details)
+        )
+    return figures
 
 
 @click.command()
@@ -211,9 +297,9 @@ def main(quick: bool, only: str | None, as_json: bool) -> None:
         tempfile.TemporaryDirectory(prefix="edgemem-peers-") as name,
         progress_bars(console(stderr=True)) as progress,
     ):
-        source = checkpoint(Path(name) / "checkpoint")
         for setting in SETTINGS:
             if only in (None, setting.name):
+                source = checkpoint(Path(name) / setting.model, setting.model)
                 figures += compared(source, Path(name), setting, 9 if quick else 40, progress)
     report(figures, quick, as_json, load_before)
 

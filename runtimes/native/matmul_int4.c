@@ -207,7 +207,7 @@ static void add_nibbles_of_rows(const struct slab *slab, const struct factors *f
 
 // --- all columns ----------------------------------------------------------------------------------------------------
 
-// In floating point, a column at a time: for narrow matrices, and where a session is to be exact.
+// In floating point, a column at a time.
 static void add_exactly(const struct slab *slab, const float *x, int64_t first, int64_t last, float *out) {
   for (int64_t n = first; n < last; n++) {
     float total = 0.0f;
@@ -227,11 +227,23 @@ static void add_tile(const struct slab *slab, const struct factors *factors, int
     add_nibbles_of_rows(slab, factors, rows, n, out, row);
 }
 
+// A slab of a matrix that is narrower than a tile, filled up with zeros.
+struct wide_slab {
+  uint8_t w[DEPTH][ACROSS / 2];
+  float scale[ACROSS];
+};
+static struct slab widen(const struct slab *slab, int64_t columns, struct wide_slab *wide) {
+  memset(wide, 0, sizeof *wide);
+  for (int k = 0; k < slab->depth; k++) memcpy(wide->w[k], slab->w + k * slab->stride, (size_t)slab->stride);
+  memcpy(wide->scale, slab->scale, (size_t)columns * sizeof(float));
+  return (struct slab){wide->w[0], ACROSS / 2, wide->scale, slab->depth, false};
+}
+
 // The columns first .. last - 1 of some rows. What fills no tile is computed in one that overlaps its neighbour.
 static void add_slab(const struct slab *slab, const struct product *call, const struct factors *factors, int rows,
                      int64_t first, int64_t last, float *out) {
   int64_t n = first, columns = call->columns;
-  if (call->exact || columns < ACROSS) {
+  if (call->exact) {
     for (int r = 0; r < rows; r++) add_exactly(slab, factors[r].x, first, last, out + r * columns);
     return;
   }
@@ -244,7 +256,9 @@ static void add_slab(const struct slab *slab, const struct product *call, const 
     memset(rest[r], 0, sizeof rest[r]);
     memcpy(rest[r] + (n - start), out + r * columns + n, bytes);
   }
-  add_tile(slab, factors, rows, start, rest[0], ACROSS);
+  struct wide_slab wide;
+  struct slab tile_slab = columns < ACROSS ? widen(slab, columns, &wide) : *slab;
+  add_tile(&tile_slab, factors, rows, start, rest[0], ACROSS);
   for (int r = 0; r < rows; r++) memcpy(out + r * columns + n, rest[r] + (n - start), bytes);
 }
 
