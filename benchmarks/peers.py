@@ -282,6 +282,46 @@ def _raced(
     return figures
 
 
+FIRST_TOKEN = {
+    "edgemem": "import sys, edgemem; edgemem.open(sys.argv[1], threads=1).stream().step(7)",
+    "llamacpp": """
+import ctypes, sys, llama_cpp as l
+quiet = l.llama_log_callback(lambda *_: None)
+l.llama_log_set(quiet, ctypes.c_void_p(0))
+model = l.llama_model_load_from_file(sys.argv[1].encode(), l.llama_model_default_params())
+options = l.llama_context_default_params()
+options.n_ctx, options.n_threads = 512, 1
+context = l.llama_init_from_model(model, options)
+l.llama_decode(context, l.llama_batch_get_one((ctypes.c_int32 * 1)(7), 1))
+l.llama_get_logits_ith(context, -1)[0]
+""",
+}
+"""Programs that load a model and compute the logits behind one token."""
+STARTS = {"llama_int4": 1.6, "mamba_f32": 3.0}
+
+
+def started(folder: Path, setting: Setting, rounds: int, progress: Progress) -> list[Figure]:
+    """The time from the start of a process to its first token, files in the page cache."""
+    files = {"edgemem": folder / f"edgemem_{setting.name}", "llamacpp": folder / f"{setting.name}.gguf"}
+    if setting.name not in STARTS or not files["llamacpp"].exists():
+        return []
+
+    def start(name: str) -> Callable[[], object]:
+        command = [sys.executable, "-c", FIRST_TOKEN[name], str(files[name])]
+        return lambda: subprocess.run(command, check=True, capture_output=True)
+
+    contenders = [Contender(name, start(name)) for name in files]
+    samples = measure.interleave(
+        contenders, rounds=max(6, rounds // 3), steps=1, warm=1, warm_ms=0.0, progress=progress, what="start"
+    )
+    ratio = statistics.ratio(samples["edgemem"], samples["llamacpp"])
+    p50 = {name: number(statistics.median_ms(values)) for name, values in samples.items()}
+    title = f"{setting.name}: from the start of a process to its first token over llamacpp's"
+    details = f"{p50['edgemem']} ms, llamacpp {p50['llamacpp']} ms; Python and its imports included"
+    key, target = f"start_{setting.name}_over_llamacpp", STARTS[setting.name]
+    return [Figure(key, title, ratio.value, "×", target, False, ratio, details)]
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="Fewer rounds: rough figures.")
 @click.option("--only", type=click.Choice([setting.name for setting in SETTINGS]), help="One comparison.")
@@ -301,6 +341,7 @@ def main(quick: bool, only: str | None, as_json: bool) -> None:
             if only in (None, setting.name):
                 source = checkpoint(Path(name) / setting.model, setting.model)
                 figures += compared(source, Path(name), setting, 9 if quick else 40, progress)
+                figures += started(Path(name), setting, 9 if quick else 40, progress)
     report(figures, quick, as_json, load_before)
 
 
