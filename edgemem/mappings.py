@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from edgemem.errors import EdgememError
 
 HUGE_BYTES = 2 << 20
 _MAPS = Path("/proc/self/maps")
-_MREMAP_MAYMOVE, _MREMAP_FIXED, _MADV_HUGEPAGE = 1, 2, 14
+_MREMAP_MAYMOVE, _MREMAP_FIXED, _MADV_HUGEPAGE, _MAP_FIXED = 1, 2, 14, 16
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -26,6 +28,7 @@ class Mapping:
         start: First address.
         end: Address after the last one.
         access: Such as ``"rw-p"``: read, write, execute, private or shared.
+        offset: Where in its file it begins.
         has_file: Whether a file is mapped there.
         name: The file, or a name that the kernel gives, such as ``"[heap]"``; empty for most memory.
     """
@@ -33,6 +36,7 @@ class Mapping:
     start: int
     end: int
     access: str
+    offset: int
     has_file: bool
     name: str
 
@@ -47,9 +51,9 @@ def mappings() -> list[Mapping]:
         return []
     found = []
     for line in lines:
-        addresses, access, _, _, inode, *name = line.split(maxsplit=5)
+        addresses, access, offset, _, inode, *name = line.split(maxsplit=5)
         start, end = (int(address, 16) for address in addresses.split("-"))
-        found.append(Mapping(start, end, access, inode != "0", name[0] if name else ""))
+        found.append(Mapping(start, end, access, int(offset, 16), inode != "0", name[0] if name else ""))
     return found
 
 
@@ -63,18 +67,55 @@ def make_private(folder: Path) -> None:
         EdgememError: There is no memory for them.
     """
     within = f"{os.path.realpath(folder)}/"
-    run: Mapping | None = None
-    for mapping in mappings():
-        if not (mapping.has_file and mapping.access in ("r--p", "rw-p") and mapping.name.startswith(within)):
-            continue
-        if run is not None and run.end == mapping.start:  # one after another, they can have huge pages together
-            run = replace(run, end=mapping.end)
-            continue
-        if run is not None:
-            _replace(run)
-        run = mapping
-    if run is not None:
+    found = [m for m in mappings() if m.has_file and m.access in ("r--p", "rw-p") and m.name.startswith(within)]
+    places = Counter((mapping.name, mapping.offset) for mapping in found)
+    several = {name for (name, _), count in places.items() if count > 1}
+    for name in several:
+        _share([mapping for mapping in found if mapping.name == name])
+    for run in _joined([mapping for mapping in found if mapping.name not in several]):
         _replace(run)
+
+
+def _joined(found: list[Mapping]) -> list[Mapping]:
+    """Mappings that lie one after another as one: they can have huge pages together."""
+    runs: list[Mapping] = []
+    for mapping in found:
+        if runs and runs[-1].end == mapping.start:
+            runs[-1] = replace(runs[-1], end=mapping.end)
+        else:
+            runs.append(mapping)
+    return runs
+
+
+def _share(found: list[Mapping]) -> None:
+    """Put memory of this process in the place of the mappings of one file that is mapped several times.
+
+    Several graphs share their weights: the content is held once, in a file without a name that nobody can write.
+    """
+    libc, place = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p
+    libc.mmap.restype = place
+    libc.mmap.argtypes = (place, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_FIXED
+    try:
+        with open(os.memfd_create("weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "wb", buffering=0) as copy:
+            for mapping in found:
+                _write(copy.fileno(), mapping)
+            fcntl.fcntl(copy, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+            for mapping in found:
+                size = mapping.end - mapping.start
+                if libc.mmap(mapping.start, size, access, kind, copy.fileno(), mapping.offset) == _FAILED:
+                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    except OSError as error:
+        size = sum(mapping.end - mapping.start for mapping in found)
+        raise EdgememError(f"{size:,} bytes of {found[0].name} cannot be copied into memory: {error}.") from error
+
+
+def _write(file: int, mapping: Mapping) -> None:
+    """Write what a mapping holds to its place in another file."""
+    done, size = 0, mapping.end - mapping.start
+    while done < size:
+        rest = (ctypes.c_char * (size - done)).from_address(mapping.start + done)
+        done += os.pwrite(file, rest, mapping.offset + done)
 
 
 def _replace(run: Mapping) -> None:

@@ -75,6 +75,27 @@ def test_neighbours_of_any_size_move_together(tmp_path: Path) -> None:
         assert ctypes.string_at(at, page) == place_behind
 
 
+def test_what_is_mapped_twice_is_held_once(tmp_path: Path) -> None:
+    """As two graphs map the same weights: each sees them, and a change of one place is not seen in the other."""
+    content = os.urandom(64 << 20)
+    with mapped(tmp_path / "file", content) as first, mapped(tmp_path / "file", content) as second:
+        before = proportional_bytes()
+        make_private(tmp_path)
+        assert not is_mapped(tmp_path)
+        os.truncate(tmp_path / "file", 0)
+        assert first[:] == content
+        assert second[:] == content
+        assert proportional_bytes() < before + len(content) * 1.1
+        first[0:1] = b"x" if content[:1] != b"x" else b"y"
+        assert second[:] == content
+
+
+def proportional_bytes() -> int:
+    """Resident bytes of this process, what is mapped twice counted once."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("Pss:")).split()[1]) * 1024
+
+
 def test_other_folders_and_shared_mappings_stay_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     outside = mapped(tmp_path / "folder2", b"content")
