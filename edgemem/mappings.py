@@ -90,7 +90,8 @@ def _joined(found: list[Mapping]) -> list[Mapping]:
 def _share(found: list[Mapping]) -> None:
     """Put memory of this process in the place of the mappings of one file that is mapped several times.
 
-    Several graphs share their weights: the content is held once, in a file without a name that nobody can write.
+    Several graphs share their weights: the content is held once, in a file without a name that nobody can write. Where
+    there are no such files, every mapping gets its own copy.
     """
     libc, place = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p
     libc.mmap.restype = place
@@ -105,9 +106,9 @@ def _share(found: list[Mapping]) -> None:
                 size = mapping.end - mapping.start
                 if libc.mmap(mapping.start, size, access, kind, copy.fileno(), mapping.offset) == _FAILED:
                     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    except OSError as error:
-        size = sum(mapping.end - mapping.start for mapping in found)
-        raise EdgememError(f"{size:,} bytes of {found[0].name} cannot be copied into memory: {error}.") from error
+    except OSError:  # a kernel without such files, or one that forbids them
+        for run in _joined(found):
+            _replace(run)
 
 
 def _write(file: int, mapping: Mapping) -> None:

@@ -90,6 +90,21 @@ def test_what_is_mapped_twice_is_held_once(tmp_path: Path) -> None:
         assert second[:] == content
 
 
+def test_without_files_that_have_no_name_every_mapping_has_its_own_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "memfd_create", forbidden)
+    content = os.urandom(3 * mmap.PAGESIZE)
+    with mapped(tmp_path / "file", content) as first, mapped(tmp_path / "file", content) as second:
+        make_private(tmp_path)
+        assert not is_mapped(tmp_path)
+        os.truncate(tmp_path / "file", 0)
+        assert first[:] == second[:] == content
+
+
 def proportional_bytes() -> int:
     """Resident bytes of this process, what is mapped twice counted once."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
