@@ -4,7 +4,6 @@
 // The rows of a block, 32 at most, are read side by side. x becomes integers of 8 bits with a scale for each of them and
 // each row of x, as in ONNX Runtime's own kernels, and their sum is exact in 16 bits (|sum| <= 8 * 127 * 32). A column is
 // one chain of such sums, so a row's result does not depend on how many rows or threads there are.
-#include <math.h>
 #include <string.h>
 
 #include "level.h"
@@ -19,7 +18,7 @@ typedef uint16_t shorts __attribute__((vector_size(LANES * 4)));
 typedef uint16_t loose_shorts __attribute__((vector_size(LANES * 4), aligned(1), may_alias));
 typedef int16_t half_shorts __attribute__((vector_size(LANES * 2)));
 
-// Rows k .. k + depth - 1 of the matrix, a part of one block; and the same of one row of x.
+// Some rows of the matrix that share their scales.
 struct slab {
   const uint8_t *w;
   int64_t stride;      // bytes from row to row
@@ -27,9 +26,11 @@ struct slab {
   int depth;
   bool is_whole;       // all of its columns are computed here
 };
+
+// The numbers of one row of x that meet them.
 struct factors {
   uint32_t pair[DEPTH / 2];  // x / scale: two numbers of 8 bits, and the same again; sums are taken modulo 2^16
-  uint16_t offset;         // 8 times the sum of all numbers: nibbles are taken as 0 .. 15
+  uint16_t offset;           // 8 times the sum of all numbers: nibbles are taken as 0 .. 15
   float scale;
   const float *x;
 };
