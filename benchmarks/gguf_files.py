@@ -53,11 +53,11 @@ def write_gguf(model: Any, path: Path, kind: str = "F32") -> Path:
     (_describe_llama if config.model_type == "llama" else _describe_mamba)(writer, config)
     state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     for name, array in state.items():
-        for to, stored in _stored(name, array, config):
-            as_matrix = stored.ndim == 2 and not to.endswith(("conv1d.weight", "ssm_a"))
-            quant = gguf.GGMLQuantizationType[kind if as_matrix and stored.shape[1] % 32 == 0 else "F32"]
-            data = stored if quant == gguf.GGMLQuantizationType.F32 else gguf.quants.quantize(stored, quant)
-            writer.add_tensor(to, data, raw_dtype=quant)
+        to, stored = _stored(name, array, config)
+        as_matrix = stored.ndim == 2 and not to.endswith(("conv1d.weight", "ssm_a"))
+        quant = gguf.GGMLQuantizationType[kind if as_matrix and stored.shape[1] % 32 == 0 else "F32"]
+        data = stored if quant == gguf.GGMLQuantizationType.F32 else gguf.quants.quantize(stored, quant)
+        writer.add_tensor(to, data, raw_dtype=quant)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -87,7 +87,7 @@ def _describe_mamba(writer: Any, config: Any) -> None:
     writer.add_ssm_dt_b_c_rms(False)
 
 
-def _stored(name: str, array: Array, config: Any) -> list[tuple[str, Array]]:
+def _stored(name: str, array: Array, config: Any) -> tuple[str, Array]:
     """A parameter's name and content in a GGUF file."""
     whole = {
         "model.embed_tokens.weight": "token_embd.weight",
@@ -97,7 +97,7 @@ def _stored(name: str, array: Array, config: Any) -> list[tuple[str, Array]]:
         "lm_head.weight": "output.weight",
     }
     if name in whole:
-        return [(whole[name], np.ascontiguousarray(array))]
+        return whole[name], np.ascontiguousarray(array)
     _, _, layer, rest = name.split(".", 3)
     stem, dot, ending = rest.rpartition(".")
     if ending not in ("weight", "bias"):  # a parameter of the layer itself
@@ -110,4 +110,4 @@ def _stored(name: str, array: Array, config: Any) -> list[tuple[str, Array]]:
         array = -np.exp(array)
     if to == "ssm_conv1d" and array.ndim == 3:
         array = array[:, 0]
-    return [(f"blk.{layer}.{to}{dot}{ending}", np.ascontiguousarray(array, np.float32))]
+    return f"blk.{layer}.{to}{dot}{ending}", np.ascontiguousarray(array, np.float32)

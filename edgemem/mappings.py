@@ -17,6 +17,7 @@ from edgemem.errors import EdgememError
 HUGE_BYTES = 2 << 20
 _MAPS = Path("/proc/self/maps")
 _MREMAP_MAYMOVE, _MREMAP_FIXED, _MADV_HUGEPAGE, _MAP_FIXED = 1, 2, 14, 16
+_ACCESS = mmap.PROT_READ | mmap.PROT_WRITE
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -76,6 +77,15 @@ def make_private(folder: Path) -> None:
         _replace(run)
 
 
+def _libc() -> ctypes.CDLL:
+    """The C library, with the types of the calls that map memory."""
+    libc, place, length, number = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    libc.mmap.restype = libc.mremap.restype = place
+    libc.mmap.argtypes = (place, length, number, number, number, ctypes.c_long)
+    libc.mremap.argtypes = (place, length, length, number, place)
+    return libc
+
+
 def _joined(found: list[Mapping]) -> list[Mapping]:
     """Mappings that lie one after another as one: they can have huge pages together."""
     runs: list[Mapping] = []
@@ -93,10 +103,7 @@ def _share(found: list[Mapping]) -> None:
     Several graphs share their weights: the content is held once, in a file without a name that nobody can write. Where
     there are no such files, every mapping gets its own copy.
     """
-    libc, place = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p
-    libc.mmap.restype = place
-    libc.mmap.argtypes = (place, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
-    access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_FIXED
+    libc, kind = _libc(), mmap.MAP_PRIVATE | _MAP_FIXED
     try:
         with open(os.memfd_create("weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "wb", buffering=0) as copy:
             for mapping in found:
@@ -104,7 +111,7 @@ def _share(found: list[Mapping]) -> None:
             fcntl.fcntl(copy, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
             for mapping in found:
                 size = mapping.end - mapping.start
-                if libc.mmap(mapping.start, size, access, kind, copy.fileno(), mapping.offset) == _FAILED:
+                if libc.mmap(mapping.start, size, _ACCESS, kind, copy.fileno(), mapping.offset) == _FAILED:
                     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     except OSError:  # a kernel without such files, or one that forbids them
         for run in _joined(found):
@@ -125,22 +132,17 @@ def _replace(run: Mapping) -> None:
     It has huge pages where the system allows them: the copy is written at a place that lies like the old one within a
     page of 2 MiB, so that whole pages are moved.
     """
-    libc, size = ctypes.CDLL(None, use_errno=True), run.end - run.start
-    place, length, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    libc.mmap.restype = libc.mremap.restype = place
-    libc.mmap.argtypes = (place, length, number, number, number, ctypes.c_long)
-    libc.mremap.argtypes = (place, length, length, number, place)
-    access, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    moved = spare = libc.mmap(None, size + HUGE_BYTES, access, kind, -1, 0)
+    libc, size, kind = _libc(), run.end - run.start, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    moved = spare = libc.mmap(None, size + HUGE_BYTES, _ACCESS, kind, -1, 0)
     if spare != _FAILED:
         copy = spare + (run.start - spare) % HUGE_BYTES
-        libc.madvise(place(copy), length(size), _MADV_HUGEPAGE)
+        libc.madvise(ctypes.c_void_p(copy), ctypes.c_size_t(size), _MADV_HUGEPAGE)
         ctypes.memmove(copy, run.start, size)
         moved = libc.mremap(copy, size, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, run.start)
         number_of_error = ctypes.get_errno()
         for start, end in ((spare, copy), (copy + (moved != _FAILED) * size, spare + size + HUGE_BYTES)):
             if end > start:
-                libc.munmap(place(start), length(end - start))
+                libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start))
         ctypes.set_errno(number_of_error)
     if moved == _FAILED:
         problem = os.strerror(ctypes.get_errno())

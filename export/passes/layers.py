@@ -11,7 +11,7 @@ import onnx_ir as ir
 from edgemem.export.passes.gates import GATE
 from edgemem.export.passes.native_products import BIAS, PRODUCT, SCALE
 from edgemem.export.passes.norms import NORM, same_shape
-from edgemem.export.passes.values import input_of, replace_value, used_once
+from edgemem.export.passes.values import input_of, replace_value, used_once, without_absent_end
 from edgemem.memories.site import DOMAIN
 
 NORM_PRODUCT = "NormMatMul"
@@ -88,9 +88,8 @@ def _join_mlp(graph: ir.Graph, down: ir.Node) -> None:
         "gate_up_transposed": up.attributes["transposed"].as_int(),
         "down_transposed": down.attributes["transposed"].as_int(),
     }
-    inputs = [*norm.inputs, up.inputs[1], down.inputs[1], input_of(up, SCALE), input_of(down, SCALE)]
-    while inputs[-1] is None:
-        inputs.pop()
+    matrices = [up.inputs[1], down.inputs[1], input_of(up, SCALE), input_of(down, SCALE)]
+    inputs = without_absent_end([*norm.inputs, *matrices])
     _replace(graph, down, ir.node(MLP, inputs, attributes, domain=DOMAIN, version=1, num_outputs=3))
 
 

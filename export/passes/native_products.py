@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgemem.export.passes.products import Operand, constant_operand
-from edgemem.export.passes.values import constant, made_by, replace_value, used_once
+from edgemem.export.passes.values import constant, made_by, replace_value, used_once, without_absent_end
 from edgemem.memories.site import DOMAIN
 
 PRODUCT = "MatMul"
@@ -34,9 +34,7 @@ def own_products(model: ir.Model) -> None:
         last = node
         if bias is None:
             last, bias = _with_bias(node, operand.weight, operand.transposed)
-        inputs = [node.inputs[0], operand.weight, bias, scale]
-        while inputs[-1] is None:
-            inputs.pop()
+        inputs = without_absent_end([node.inputs[0], operand.weight, bias, scale])
         transposed = {"transposed": int(operand.transposed)}
         product = ir.node(PRODUCT, inputs, transposed, domain=DOMAIN, version=1)
         graph.insert_before(last, product)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,12 @@ def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
 def input_of(node: ir.Node | None, at: int) -> ir.Value | None:
     """An input of a node; ``None`` where it has none."""
     return None if node is None or len(node.inputs) <= at else node.inputs[at]
+
+
+def without_absent_end(inputs: Sequence[ir.Value | None]) -> list[ir.Value | None]:
+    """Inputs of a node, without those at the end that are absent."""
+    given = [at for at, value in enumerate(inputs, 1) if value is not None]
+    return list(inputs[: max(given, default=0)])
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:

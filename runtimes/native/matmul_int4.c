@@ -59,7 +59,7 @@ static void take_factors(const float *x, int depth, struct factors *factors) {
   factors->x = x;
 }
 
-// --- 4 bits ---------------------------------------------------------------------------------------------------------
+// --- tiles ----------------------------------------------------------------------------------------------------------
 
 #define EACH_SHORT(F, s) EACH_LANE(F, s), SECOND_HALF(F, s)
 #if LANES == 16
