@@ -18,7 +18,8 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import metadata
@@ -110,23 +111,35 @@ class Bundle:
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[Path]:
-        """The folder to load files from. What is loaded inside the block has the hashes of the manifest.
+        """The folder to load files from. Once the block has ended, what was loaded has the hashes of the manifest.
 
-        It is the bundle's own folder where the kernel keeps writers out of every file meanwhile; else it is a copy of
-        our own. What is still mapped at the end is moved into memory of this process: nothing that happens to the
-        files later reaches it.
+        It is the bundle's own folder where the kernel keeps writers out of every file meanwhile: another thread hashes
+        them while the block runs. Else it is a copy of our own, hashed as it was made. What is still mapped at the end
+        is moved into memory of this process: nothing that happens to the files later reaches it.
 
         Raises:
             BundleError: A file was changed since the bundle was opened, or while the block ran.
             EdgememError: There is no room for a copy that is needed, or no memory for what is mapped.
         """
-        with self._all_opened() as (folder, files), contextlib.ExitStack() as stack:
-            in_place = all([keep_writers_out(file) for file in files.values()])
-            stamps = self._stamps(files) if in_place else {}
-            source = folder if in_place else stack.enter_context(self._copied(files))
-            yield source
-            make_private(source)
-            for name, stamp in stamps.items():
+        with self._all_opened() as (folder, files):
+            if not all([keep_writers_out(file) for file in files.values()]):
+                with self._copied(files) as copy:
+                    yield copy
+                    make_private(copy)
+                return
+            with ThreadPoolExecutor(1) as other_thread:
+                stamps = other_thread.submit(self._stamps, files)
+                try:
+                    yield folder
+                    make_private(folder)
+                except Exception:
+                    stamps.result()  # a changed file explains every other error
+                    raise
+                except BaseException:
+                    for file in files.values():
+                        file.close()  # which ends the hashing
+                    raise
+            for name, stamp in stamps.result().items():
                 if not stamp.is_of(folder / name):
                     raise BundleError(f"{self.path}: {name} was changed while it was loaded.", hint="Open it again.")
 
@@ -175,7 +188,9 @@ class Bundle:
             try:
                 folder = stack.enter_context(private_folder(sum(size for _, size in self.manifest.files.values())))
                 for name, file in files.items():
+                    stamp = Stamp.of(file.fileno())
                     self._verify(name, file, folder)
+                    self._hashed[name] = stamp
             except OSError as error:
                 raise EdgememError(
                     f"others may write to the files of {self.path}, and a copy of them cannot be made: {error}.",
@@ -183,18 +198,28 @@ class Bundle:
                 ) from error
             yield folder
 
-    def check_files(self, verify: bool) -> None:
-        """Compare every file with its entry in the manifest; its content only if ``verify``.
+    def check_files(self, but: Container[str] = ()) -> None:
+        """Compare every file with its entry in the manifest. What was hashed and has not changed is not read again.
+
+        Args:
+            but: Names of files of which only the size is compared.
 
         Raises:
             BundleError: A file is missing, is of another size, or has another content.
         """
         for name in self.manifest.files:
             with self._opened(name, self.path, _MOST_BYTES) as file:
-                stamp = Stamp.of(file.fileno())
-                if verify:
-                    self._verify(name, file)
-                    self._hashed[name] = stamp
+                if name not in but:
+                    self._stamps({name: file})
+
+    def check_rest(self) -> None:
+        """Compare the files that were never hashed with their entries in the manifest.
+
+        Raises:
+            BundleError: As :meth:`check_files`.
+        """
+        if self.manifest.files.keys() - self._hashed.keys():
+            self.check_files(but=self._hashed)
 
     @contextlib.contextmanager
     def _opened(self, name: str, folder: Path, most_bytes: int | None = None) -> Iterator[FileIO]:
@@ -245,12 +270,13 @@ def is_bundle(path: Path) -> bool:
     return MANIFEST_FORMAT.is_at(path / MANIFEST)
 
 
-def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
+def open_bundle(path: str | Path, *, verify: bool = True, weights: bool = True) -> Bundle:
     """Read a bundle and check every file's size and SHA-256 against the manifest.
 
     Args:
         path: The bundle's folder, or a folder that ``edgemem build`` packed for a board: the bundle in it is read.
         verify: Also hash the files; sizes are always checked.
+        weights: Hash the weights too; if not, :meth:`Bundle.loading` or :meth:`Bundle.check_rest` does it later.
 
     Raises:
         BundleError: The bundle is missing, truncated, changed, or not an edgemem bundle.
@@ -268,7 +294,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
             f"{folder} is not a bundle: it {what}.", hint="Make one with: edgemem export SOURCE --out BUNDLE"
         ) from None
     bundle = Bundle(folder, Manifest.from_json(fields.values, str(folder / MANIFEST)), fields.digest)
-    bundle.check_files(verify)
+    bundle.check_files(but=() if weights else (WEIGHTS,)) if verify else bundle.check_files(but=bundle.manifest.files)
     for graph in bundle.manifest.graphs:
         for file in (graph.file, graph.native):
             if file is not None:

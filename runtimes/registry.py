@@ -10,7 +10,9 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from edgemem import plugins
 from edgemem.bundle import Bundle, open_bundle
@@ -148,17 +150,29 @@ def open(
         raise RuntimeUnavailableError(f"no device {device!r}: there are {', '.join(DEVICES)}.")
     if threads is not None and threads < 1:
         raise RuntimeUnavailableError(f"threads must be 1 or more, got {threads}.")
-    bundle = path if isinstance(path, Bundle) else open_bundle(path)
+    bundle = path if isinstance(path, Bundle) else open_bundle(path, weights=False)  # hashed while they are loaded
+    start = partial(_start, bundle, threads=threads, device=device, guard=guard)
     if chosen is not None:
-        return chosen.open(bundle, threads=threads, device=device, guard=guard)
+        return start(chosen)
     chosen = choose(bundle, device)
     try:
-        return chosen.open(bundle, threads=threads, device=device, guard=guard)
+        return start(chosen)
     except EdgememError as error:
         if not chosen.engines or not FALLBACK.installed:
             raise
         _LOG.warning("%s: %s Using %s instead.", chosen.name, error, FALLBACK.name)
-    return FALLBACK.open(bundle, threads=threads, device=device, guard=guard)
+    return start(FALLBACK)
+
+
+def _start(bundle: Bundle, runtime: Runtime, **options: Any) -> Session:
+    """A session of a bundle whose files all have been hashed, whatever the runtime reads of them."""
+    session = runtime.open(bundle, **options)
+    try:
+        bundle.check_rest()
+    except EdgememError:
+        session.close()
+        raise
+    return session
 
 
 def choose(bundle: Bundle, device: str) -> Runtime:

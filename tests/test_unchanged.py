@@ -12,7 +12,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from edgemem.errors import BundleError, EdgememError
 from edgemem.mappings import mappings
 from edgemem.runtimes.ort import engine
 from edgemem.runtimes.ort.load import load_graph
+from edgemem.runtimes.registry import Runtime
 from edgemem.unchanged import Stamp
 from tests.handmade import write_looker
 
@@ -245,6 +248,73 @@ def test_files_that_have_not_changed_are_hashed_once(looker: Path, monkeypatch: 
     bundle = open_bundle(looker)
     monkeypatch.setattr(Bundle, "_verify", lambda *_: pytest.fail("hashed again"))
     engine.OrtSession(bundle, device="cpu").close()
+
+
+def test_weights_are_hashed_by_another_thread_while_they_are_loaded(
+    looker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, hashed = threading.Event(), []
+
+    def verify(bundle: Bundle, name: str, *arguments: Any) -> None:
+        hashed.append((name, threading.get_ident(), name != WEIGHTS or loading.wait(9.0)))
+
+    monkeypatch.setattr(Bundle, "_verify", verify)
+    monkeypatch.setattr(engine, "load_graph", lambda *arguments: loading.set() or load_graph(*arguments))
+    edgemem.open(looker, "onnxruntime", device="cpu").close()
+    (_, thread, was_loading), others = hashed[-1], hashed[:-1]
+    assert was_loading
+    assert thread != threading.get_ident()
+    assert {name for name, *_ in others} == open_bundle(looker).manifest.files.keys() - {WEIGHTS}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_weights_that_were_changed_explain_what_an_engine_says_of_them(
+    looker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise EdgememError("this cannot be loaded.")
+
+    monkeypatch.setattr(engine, "load_graph", refuse)
+    with pytest.raises(EdgememError, match="this cannot be loaded"):
+        edgemem.open(looker, "onnxruntime", device="cpu")
+    flip(looker / WEIGHTS)
+    with pytest.raises(BundleError, match=f"SHA-256 of {WEIGHTS} differs"):
+        edgemem.open(looker, "onnxruntime", device="cpu")
+
+
+def test_weights_are_hashed_though_a_runtime_does_not_load_them(looker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    session = SimpleNamespace(close=lambda: closed.append(True))
+    monkeypatch.setattr(Runtime, "open", lambda *_, **__: session)
+    assert edgemem.open(looker, "onnxruntime") is session
+    flip(looker / WEIGHTS)
+    with pytest.raises(BundleError, match=f"SHA-256 of {WEIGHTS} differs"):
+        edgemem.open(looker, "onnxruntime")
+    assert closed == [True]
+
+
+def test_whoever_interrupts_a_start_does_not_wait_for_the_hashes(looker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = threading.Event()
+
+    def hash_for_ever(file: FileIO, _: Path | None = None) -> str:
+        began.set()
+        while True:
+            file.seek(0)
+
+    monkeypatch.setattr("edgemem.bundle.hash_of", hash_for_ever)
+
+    def start() -> None:
+        with open_bundle(looker, verify=False).loading():
+            began.wait(9.0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
 
 
 @pytest.mark.parametrize(
