@@ -298,6 +298,13 @@ l.llama_get_logits_ith(context, -1)[0]
 }
 """Programs that load a model and compute the logits behind one token."""
 STARTS = {"llama_int4": 1.6, "mamba_f32": 3.0}
+RESIDENT = """
+import sys, edgemem
+stream = edgemem.open(sys.argv[1], threads=1).stream()
+stream.step(7)
+print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("Pss:")))
+"""
+"""A program that says how many KiB of memory it holds after one token, each page counted once."""
 
 
 def started(folder: Path, setting: Setting, rounds: int, progress: Progress) -> list[Figure]:
@@ -319,7 +326,19 @@ def started(folder: Path, setting: Setting, rounds: int, progress: Progress) -> 
     title = f"{setting.name}: from the start of a process to its first token over llamacpp's"
     details = f"{p50['edgemem']} ms, llamacpp {p50['llamacpp']} ms; Python and its imports included"
     key, target = f"start_{setting.name}_over_llamacpp", STARTS[setting.name]
-    return [Figure(key, title, ratio.value, "×", target, False, ratio, details)]
+    return [Figure(key, title, ratio.value, "×", target, False, ratio, details), *resident(files["edgemem"], setting)]
+
+
+def resident(bundle: Path, setting: Setting) -> list[Figure]:
+    """The memory of a process after its first token over the bytes of the weights, where they are most of it."""
+    if setting.name != "mamba_f32":
+        return []
+    command = [sys.executable, "-c", RESIDENT, str(bundle)]
+    held = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024
+    weights = edgemem.open_bundle(bundle, verify=False).weights_bytes
+    title = f"{setting.name}: resident memory after the first token over the bytes of the weights"
+    details = f"{number(held / 2**20)} MiB, Python and its imports included; weights {number(weights / 2**20)} MiB"
+    return [Figure("mamba_resident_over_weights", title, held / weights, "×", 1.25, False, None, details)]
 
 
 @click.command()
