@@ -89,13 +89,13 @@ def _say_gates(context: click.Context, _: click.Parameter, asked: bool) -> None:
 @click.command(context_settings={"show_default": True})
 @click.option("--row", type=click.Choice(list(ROWS)), help="Only this row, with --bytes and --task.")
 @click.option("--bytes", "size", type=click.Choice(_SIZES), default=_SIZES[1], help="Bytes of a stream's state.")
-@click.option("--task", type=click.Choice(list(TASKS)), help="Only this task; with --row, recall if not given.")
+@click.option("--task", "tasks", type=click.Choice(list(TASKS)), multiple=True, help="Only this task; may be repeated.")
 @click.option("--results", type=click.Path(path_type=Path), default=RESULTS, is_eager=True, help="Their folder.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes, each with one thread.")
 @click.option("--steps", type=click.IntRange(min=1), help="Fewer training steps, to try the harness.")
 @click.option("--plan", is_flag=True, callback=_say_plan, expose_value=False, help="Only say how much is done.")
 @click.option("--gates", is_flag=True, callback=_say_gates, expose_value=False, help="Only check the harness.")
-def main(row: str | None, size: str, task: str | None, results: Path, workers: int, steps: int | None) -> None:
+def main(row: str | None, size: str, tasks: tuple[str, ...], results: Path, workers: int, steps: int | None) -> None:
     """Train, export and score what is left of the plan."""
     results.mkdir(parents=True, exist_ok=True)
     others = [
@@ -104,9 +104,14 @@ def main(row: str | None, size: str, task: str | None, results: Path, workers: i
     ]
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    chosen = [cell for cell in cells() if task in (None, cell.task)]
+    chosen = [cell for cell in cells() if cell.task in (tasks or TASKS)]
     if row:
-        chosen = [Cell(row, 0 if ROWS[row].grows else _BUDGETS[_SIZES.index(size)], task or "recall")]
+        budget = 0 if ROWS[row].grows else _BUDGETS[_SIZES.index(size)]
+        chosen = [cell for cell in chosen if (cell.row, cell.budget) == (row, budget)]
+        if not chosen:
+            raise click.UsageError(
+                f"the plan has no {row} at {size}: the memory cannot spend it, or it is not a main row"
+            )
     name_machine(results)
     for work in next_work(results, chosen):
         with claimed(work, results) as mine:

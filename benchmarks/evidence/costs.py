@@ -20,10 +20,11 @@ import torch
 
 import edgemem
 from edgemem.evidence import calibrate
-from edgemem.export import ExportOptions, export_bundle, from_module
+from edgemem.export import ExportOptions, export_bundle
 from edgemem.files import write_atomic
 from evidence import runs, scoring
 from evidence.plan import Cell, cells
+from evidence.rows import source
 from evidence.tasks import TASKS
 
 COSTS = Path(__file__).with_name("costs.json")
@@ -74,7 +75,7 @@ def _of(cell: Cell) -> str:
 
 def _export(cell: Cell, path: Path) -> Path:
     model = cell.sweep()[0].variant.model(0, **TASKS[cell.task].ends)
-    return export_bundle(from_module(model.eval(), cell.name), path, ExportOptions(verify=False)).path
+    return export_bundle(source(model, cell.name), path, ExportOptions(verify=False)).path
 
 
 def _shown(items: list[Any], label: str) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from evidence.rows import KIB, ROWS, variant
 from evidence.runs import RATES, SEEDS, Run, read
@@ -13,6 +14,8 @@ from evidence.tasks import TASKS
 
 MAIN_BUDGETS = (16 * KIB, 64 * KIB)
 OTHER_BUDGETS = (4 * KIB, 256 * KIB)
+_GROUPS = ((0, 16 * KIB), (64 * KIB,), (4 * KIB,), (256 * KIB,))
+"""Budgets that are run together, in this order."""
 _FIRST_ROWS = ("full", "window", "window_delta", "window_linear", "delta", "cumulative", "sinks")
 """These tell most, so they are trained first."""
 
@@ -34,20 +37,39 @@ class Cell:
         """Every rate with the first seed."""
         return [Run(self.row, self.budget, self.task, rate, SEEDS[0]) for rate in RATES]
 
+    def leading_rates(self, folder: Path) -> list[float]:
+        """The rates whose validation in the sweep is best; none until the sweep is done."""
+        return self._best(folder, {run.rate: [run] for run in self.sweep()})
+
     def best_rate(self, folder: Path) -> float | None:
-        """The rate whose validation is best; ``None`` until the sweep is done. Of diverged runs none is best."""
-        results = [read(folder, run) for run in self.sweep()]
-        if not all(results):
-            return None
-        sign = -1 if TASKS[self.task].more_is_better else 1
-        usable = [result for result in results if math.isfinite(result["validation"])]
-        found: float = min(usable or results, key=lambda result: sign * result["validation"])["rate"]
-        return found
+        """The leading rate. Of several, the best by the mean of all seeds; the first until those are there."""
+        leading = self.leading_rates(folder)
+        decided = self._best(folder, {rate: self._at(rate) for rate in leading}) or leading
+        return decided[0] if decided else None
+
+    def _best(self, folder: Path, runs: dict[float, list[Run]]) -> list[float]:
+        """The rates whose runs have the best mean validation; none until all are done. A diverged run is not."""
+        found = {rate: [read(folder, run) for run in of_rate] for rate, of_rate in runs.items()}
+        if not all(all(results) for results in found.values()):
+            return []
+        means = {rate: fmean(result["validation"] for result in results) for rate, results in found.items()}
+        finite = {rate: mean for rate, mean in means.items() if math.isfinite(mean)}
+        if not finite:
+            return list(means)[:1]
+        best = (max if TASKS[self.task].more_is_better else min)(finite.values())
+        return [rate for rate, mean in finite.items() if mean == best]
 
     def seeds(self, folder: Path) -> list[Run]:
         """Every seed at the best rate; none until the sweep is done."""
         rate = self.best_rate(folder)
-        return [] if rate is None else [Run(self.row, self.budget, self.task, rate, seed) for seed in SEEDS]
+        return [] if rate is None else self._at(rate)
+
+    def trainings(self, folder: Path) -> list[Run]:
+        """Every seed at every leading rate: what decides between rates that tie in the sweep."""
+        return [run for rate in self.leading_rates(folder) for run in self._at(rate)]
+
+    def _at(self, rate: float) -> list[Run]:
+        return [Run(self.row, self.budget, self.task, rate, seed) for seed in SEEDS]
 
 
 def cells() -> list[Cell]:
@@ -55,7 +77,7 @@ def cells() -> list[Cell]:
     keys = [*_FIRST_ROWS, *(key for key in ROWS if key not in _FIRST_ROWS)]
     return [
         Cell(key, budget, task)
-        for budgets in ((0, MAIN_BUDGETS[0]), MAIN_BUDGETS[1:], OTHER_BUDGETS)
+        for budgets in _GROUPS
         for task in TASKS
         for budget in budgets
         for key in keys
@@ -85,7 +107,7 @@ def left(folder: Path, only: list[Cell] | None = None) -> Iterator[Work]:
         folder: Where the results are.
         only: These cells; ``None``: all.
     """
-    for budgets in ({0, MAIN_BUDGETS[0]}, {MAIN_BUDGETS[1]}, set(OTHER_BUDGETS)):
+    for budgets in _GROUPS:
         chosen = [cell for cell in only or cells() if cell.budget in budgets]
         for seeds in (SEEDS[:1], SEEDS[1:]):
             for cell in chosen:
@@ -95,9 +117,10 @@ def left(folder: Path, only: list[Cell] | None = None) -> Iterator[Work]:
 def _of_cell(cell: Cell, seeds: tuple[int, ...], folder: Path) -> Iterator[Work]:
     if seeds == SEEDS[:1]:
         yield from (work for run in cell.sweep() if (work := Work(run, bundle=False)).is_left(folder))
-    chosen = [run for run in cell.seeds(folder) if run.seed in seeds]
-    every = [Work(run, bundle) for bundle in (False, True) for run in chosen]
-    yield from (work for work in every if work.is_left(folder))
+    trained = [Work(run, bundle=False) for run in cell.trainings(folder) if run.seed in seeds]
+    yield from (work for work in trained if work.is_left(folder))
+    scored = [Work(run, bundle=True) for run in cell.seeds(folder) if run.seed in seeds]
+    yield from (work for work in scored if work.is_left(folder))
 
 
 def counts(folder: Path) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The rows of the table: a memory and what of it is turned so that a stream's state takes a number of bytes.
 
-Every model is a decoder of edgemem with two layers of width 64. Where a memory needs more parameters than a window, the
-hidden width of the MLP gives way, so that all models have as many parameters.
+Every model but Mamba-2 is a decoder of edgemem with two layers of width 64. Where a memory needs more parameters than a
+window, the hidden width of the MLP gives way, so that all models have as many parameters.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import torch
 from torch import nn
 
 from edgemem.decoder_config import DecoderConfig, MemorySpec
+from edgemem.export import Source, from_module
 from edgemem.models import Decoder
+from evidence.mamba2 import Mamba2, Mamba2Shape
 
+Model = Decoder | Mamba2
 KIB = 1024
 LAYERS, WIDTH, HEADS, HEAD_WIDTH, HIDDEN = 2, 64, 2, 32, 192
 TOLERANCE = 0.05
@@ -38,6 +41,16 @@ class Made:
     heads: int = HEADS
     head_width: int = HEAD_WIDTH
 
+    def model(self, seed: int, **ends: Any) -> Decoder:
+        """A decoder with the seed's weights; ``ends``: what it takes and gives, such as ``vocab_size=256``."""
+        config = DecoderConfig(
+            WIDTH, LAYERS, self.heads, self.memory, head_dim=self.head_width, mlp_hidden=HIDDEN, **ends
+        )
+        plain = replace(config, memory=[_window(1)], heads=HEADS, head_dim=HEAD_WIDTH)
+        surplus = parameters(Decoder(config)) - parameters(Decoder(plain))
+        torch.manual_seed(seed)
+        return Decoder(replace(config, mlp_hidden=HIDDEN - round(surplus / (LAYERS * 3 * WIDTH))))
+
 
 @dataclass(frozen=True)
 class Row:
@@ -53,7 +66,7 @@ class Row:
 
     key: str
     label: str
-    make: Callable[[int], Made | None]
+    make: Callable[[int], Made | Mamba2Shape | None]
     main: bool = False
     grows: bool = False
 
@@ -159,6 +172,7 @@ ROWS = {
             main=True,
         ),
         Row("delta_exact", "gated delta + exact", _matrix({16: (2, 24, 9), 64: (2, 48, 18)}, DELTA, beside="exact")),
+        Row("mamba2", "Mamba-2 (transformers)", {16: Mamba2Shape(108, 14), 64: Mamba2Shape(92, 78)}.get),
         Row("full", "full cache (grows)", lambda slots: Made([{"type": "full"}], "nothing"), grows=True),
     )
 }
@@ -172,22 +186,16 @@ class Variant:
     Attributes:
         row: The row.
         budget: Bytes of a stream's state; 0 for one that grows.
-        made: Its memories.
+        made: What makes its models.
     """
 
     row: Row
     budget: int
-    made: Made
+    made: Made | Mamba2Shape
 
-    def model(self, seed: int, **ends: Any) -> Decoder:
+    def model(self, seed: int, **ends: Any) -> Model:
         """A model with the seed's weights; ``ends``: what it takes and gives, such as ``vocab_size=256``."""
-        config = DecoderConfig(
-            WIDTH, LAYERS, self.made.heads, self.made.memory, head_dim=self.made.head_width, mlp_hidden=HIDDEN, **ends
-        )
-        plain = replace(config, memory=[_window(1)], heads=HEADS, head_dim=HEAD_WIDTH)
-        surplus = parameters(Decoder(config)) - parameters(Decoder(plain))
-        torch.manual_seed(seed)
-        return Decoder(replace(config, mlp_hidden=HIDDEN - round(surplus / (LAYERS * 3 * WIDTH))))
+        return self.made.model(seed, **ends)
 
 
 def variant(key: str, budget: int) -> Variant | None:
@@ -195,6 +203,11 @@ def variant(key: str, budget: int) -> Variant | None:
     row = ROWS[key]
     made = row.make(slots_of(budget))
     return None if made is None else Variant(row, 0 if row.grows else budget, made)
+
+
+def source(model: Model, name: str) -> Source:
+    """What is exported of a trained model."""
+    return model.source(name) if isinstance(model, Mamba2) else from_module(model.eval(), name)
 
 
 def parameters(model: nn.Module) -> int:

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
 
 import edgemem
-from edgemem.export import ExportOptions, export_bundle, from_module
+from edgemem.export import ExportOptions, export_bundle
 from edgemem.files import write_atomic
 from evidence import scoring
-from evidence.rows import Variant, parameters, variant
+from evidence.rows import Model, Variant, parameters, source, variant
 from evidence.tasks import TASKS, Task
 
 from training import train  # isort: skip
@@ -63,7 +62,7 @@ class Run:
         return found
 
 
-def trained(run: Run, task: Task) -> nn.Module:
+def trained(run: Run, task: Task) -> Model:
     """The model that a run trains, the same at every call on the same machine."""
     model = run.variant.model(run.seed, **task.ends)
     train(
@@ -94,7 +93,7 @@ def perform(run: Run, folder: Path, steps: int | None = None) -> dict[str, Any]:
         **asdict(run),
         "label": run.variant.row.label,
         "turned": run.variant.made.turned,
-        "state_bytes": model.contract().state_bytes,  # type: ignore[operator]
+        "state_bytes": model.contract().state_bytes,
         "parameters": parameters(model),
         "steps": task.of_steps,
         "train_s": round(seconds, 1),
@@ -114,7 +113,7 @@ def score_bundle(run: Run, folder: Path, steps: int | None = None) -> dict[str, 
     task = TASKS[run.task](steps)
     weights = work_folder(folder) / run.name
     if weights.exists():
-        model: nn.Module = run.variant.model(run.seed, **task.ends)
+        model = run.variant.model(run.seed, **task.ends)
         model.load_state_dict(torch.load(weights))
     else:
         model = trained(run, task)
@@ -122,7 +121,7 @@ def score_bundle(run: Run, folder: Path, steps: int | None = None) -> dict[str, 
     exams = task.exams()
     with tempfile.TemporaryDirectory() as work:
         bundle = Path(work) / "bundle"
-        export_bundle(from_module(model.eval(), run.name), bundle, ExportOptions(verify=False))
+        export_bundle(source(model, run.name), bundle, ExportOptions(verify=False))
         session = edgemem.open(bundle, threads=1)
         scores = scoring.through_bundle(session, exams)
         result |= {
