@@ -15,7 +15,7 @@ from transformers import Mamba2Config, Mamba2ForCausalLM
 
 from edgemem.contract import Contract, InputSpec, OutputSpec
 from edgemem.decoder_config import MemorySpec
-from edgemem.export.hf.adapter import MAX_CHUNK, HuggingFaceModel
+from edgemem.export.hf.adapter import MAX_GROWING_CHUNK, HuggingFaceModel
 from edgemem.export.hf.attention import AttentionLayers
 from edgemem.export.hf.chunk import TwoGraphs
 from edgemem.export.hf.find_states import find_states
@@ -106,7 +106,7 @@ class Mamba2(nn.Module):
         with quiet():
             carried = find_states(model, self.model.config.vocab_size)
         takes, gives = self._ends
-        contract = Contract((takes,), (gives,), tuple(carried.states.values()), MAX_CHUNK, position="none")
+        contract = Contract((takes,), (gives,), tuple(carried.states.values()), MAX_GROWING_CHUNK, position="none")
         module = HuggingFaceModel(model, carried, AttentionLayers(model, None), contract)
         return TransformersSource(module, name, graphs=TwoGraphs(module))
 

@@ -21,8 +21,9 @@ from edgemem.export.hf.leaves import module_attributes, rebuild, set_attribute, 
 from edgemem.export.hf.quiet import quiet
 from edgemem.export.hf.recurrences import Recurrences
 
-MAX_CHUNK = 64
-"""Most time steps of one call: enough to use the weights well, little enough to keep activations small."""
+MAX_CHUNK, MAX_GROWING_CHUNK = 256, 64
+"""Most time steps of one call: enough to use the weights well, little enough to keep activations small. The second is
+for models whose activations grow with the square of a chunk's length, or with the experts that are chosen in it."""
 
 Form = Literal["own", "scan", "stepped"]
 """How a chunk is computed: with the model's own code, which is wrong for some families; with the recurrences of

@@ -15,7 +15,7 @@ from torch import nn
 
 from edgemem.contract import Contract, InputSpec, OutputSpec
 from edgemem.errors import ExportError, MissingDependencyError
-from edgemem.export.hf.adapter import MAX_CHUNK, HuggingFaceModel, can_select
+from edgemem.export.hf.adapter import MAX_CHUNK, MAX_GROWING_CHUNK, HuggingFaceModel, can_select
 from edgemem.export.hf.attention import AttentionLayers
 from edgemem.export.hf.attention_calls import position_arguments
 from edgemem.export.hf.bound import Bound, load_options, max_positions, read_bound
@@ -148,11 +148,13 @@ def adapt(model: nn.Module, bound: Bound | None = None) -> HuggingFaceModel:
             if cache_argument(model)
             else f"Its forward() must have a parameter for its state, named one of: {', '.join(CACHE_ARGUMENTS)}.",
         )
+    has_experts = any(parameter.dim() == 3 for parameter in model.parameters())
+    most = MAX_GROWING_CHUNK if carried.states or has_experts else MAX_CHUNK
     contract = Contract(
         input_specs=(InputSpec("tokens", (), "int64", vocab_size),),
         output_specs=(OutputSpec("logits", (int(logits.shape[-1]),), _DTYPES[logits.dtype]),),
         states=tuple(sorted(states, key=lambda state: _layer(state.name))),
-        max_chunk=min([MAX_CHUNK, *(state.window for state in states if state.window is not None)]),
+        max_chunk=min([most, *(state.window for state in states if state.window is not None)]),
         position="input" if uses_position else "none",
         output_indices=selects,
         max_position=max_positions(bound),
