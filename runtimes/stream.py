@@ -21,7 +21,7 @@ from edgemem.runtimes.engine import Engine
 from edgemem.runtimes.exclusive import Exclusive, exclusive, in_use
 from edgemem.runtimes.feeder import Feeder
 from edgemem.runtimes.guard import Rows, checked_positions, checked_rows, checked_states
-from edgemem.runtimes.inputs import chunk_array, named, step_reader, token_error
+from edgemem.runtimes.inputs import chunk_array, named, step_writer, token_error
 from edgemem.runtimes.lane import Lane
 from edgemem.runtimes.memory import Array, Memory
 from edgemem.runtimes.on_nan import NanPolicy, OnNan, step_check
@@ -56,12 +56,13 @@ class Stream(Exclusive):
         self._ends = ends = step_ends(contract, lane, policy, session.guard)
         self._feeder = Feeder(contract, lane, batch, session.guard, session.pieces, policy, ends)
         self._positions = lane.positions
-        self._read = step_reader(contract.input, batch)
         self._step_input = lane.arena.step_inputs[contract.input.name]  # [B, takes, *input.shape]
         self._step_output = lane.arena.step_outputs[contract.output.name][:, 0]  # [B, *output.shape]
         self._notes = policy.holds or policy.skips
         self._keep_good = policy.step_keeper(self._step_input)
         self._is_bad = step_check(contract.input, self._step_input) if policy.checked else None
+        if contract.is_plain:
+            self._write = step_writer(contract.input, self._step_input, batch)
         self._vocab_size = contract.input.vocab_size or 0
         self._limit, self._plain = contract.max_position, contract.is_plain
         self._takes_int = batch == 1 and self._plain and contract.input.is_tokens and contract.input.shape == ()
@@ -339,7 +340,7 @@ class Stream(Exclusive):
                 raise token_error(self._contract.input, x)
             self._step_input[0, 0] = x
         else:
-            self._step_input[...] = self._read(x)
+            self._write(x)
 
     def _taken_step(self) -> Any:
         """A step from ``_step_input``, by what the policy for values that are not finite makes of it."""

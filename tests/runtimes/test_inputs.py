@@ -10,7 +10,7 @@ from edgemem.contract import InputSpec
 from edgemem.dtypes import decode_bfloat16, encode_bfloat16
 from edgemem.errors import InputError
 from edgemem.runtimes import Session
-from edgemem.runtimes.inputs import step_array
+from edgemem.runtimes.inputs import step_array, step_writer
 from edgemem.runtimes.ort.engine import OrtSession
 
 STEP = [
@@ -104,6 +104,24 @@ def test_a_number_that_is_too_large_becomes_infinity_without_a_warning(dtype: st
 @pytest.mark.parametrize("x", [3, np.int32(3), [3], [[3]], np.uint8([3]), np.array(3)])
 def test_every_spelling_of_one_token_is_the_same_step(session: Session, x: object) -> None:
     np.testing.assert_array_equal(session.stream().step(x), session.stream().step(3))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "bfloat16"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_spelling_of_real_values_is_written_as_the_same_step(dtype: str, batch: int) -> None:
+    spec = InputSpec("level", (3,), dtype)
+    values = np.arange(batch * 3).reshape(batch, 1, 3) - 1
+    wanted = step_array(spec, values, batch)
+    target = np.zeros_like(wanted)
+    write = step_writer(spec, target, batch)
+    plain = values.astype(wanted.dtype) if dtype != "bfloat16" else values
+    spellings = [plain, plain[:, 0], plain.tolist(), plain.astype(float), np.repeat(plain, 2, axis=-1)[..., ::2]]
+    for x in (*spellings, *([plain[0], plain[0, 0]] if batch == 1 else [])):
+        target.fill(9)
+        write(x)
+        np.testing.assert_array_equal(target, wanted)
+    with pytest.raises(InputError):
+        write(plain[..., :2])
 
 
 @pytest.mark.parametrize("batch", [0, -1, 1.5, "2"])
