@@ -61,8 +61,7 @@ class Stream(Exclusive):
         self._notes = policy.holds or policy.skips
         self._keep_good = policy.step_keeper(self._step_input)
         self._is_bad = step_check(contract.input, self._step_input) if policy.checked else None
-        if contract.is_plain:
-            self._write = step_writer(contract.input, self._step_input, batch)
+        self._write = step_writer(contract.input, self._step_input, batch)  # where the contract is plain
         self._vocab_size = contract.input.vocab_size or 0
         self._limit, self._plain = contract.max_position, contract.is_plain
         self._takes_int = batch == 1 and self._plain and contract.input.is_tokens and contract.input.shape == ()
