@@ -59,9 +59,34 @@ struct block {
   int64_t stride, first, depth;  // first: of its rows, counted in the whole matrix
 };
 
+// The part of the matrix that is multiplied next. It is asked for line by line between the products of this one: many
+// requests at once would make the processor wait.
+struct ahead {
+  const char *line;
+  int64_t left, lines, column, skip;  // lines: of a row, and left: of all rows; skip: bytes between two rows
+};
+
+INLINE void ask(struct ahead *ahead) {
+  if (ahead->left <= 0) return;
+  __builtin_prefetch(ahead->line, 0, 2);
+  ahead->left--, ahead->line += 64;
+  if (++ahead->column == ahead->lines) ahead->column = 0, ahead->line += ahead->skip;
+}
+
+// The rows below those from `from` on, or after the last row the panel to the right of `last`.
+static struct ahead next_part(const struct product *call, int64_t from, int64_t first, int64_t last) {
+  const bool below = from + BLOCK_DEPTH < call->depth;
+  int64_t rows = below ? call->depth - from - BLOCK_DEPTH : call->depth, right = call->columns - last;
+  int64_t width = below || right > last - first ? last - first : right;
+  if (rows > BLOCK_DEPTH) rows = BLOCK_DEPTH;
+  const float *w = below ? call->w + (from + BLOCK_DEPTH) * call->columns + first : call->w + last;
+  return (struct ahead){(const char *)w, rows * (width / 16), width / 16, 0, (call->columns - width / 16 * 16) * 4};
+}
+
 // Adds the products of a block to the sums of `rows` rows of x and `vectors` vectors of columns from n on.
 INLINE void add_tile(const struct product *call, const struct block *block, const int rows, const int vectors,
-                     int64_t row, int64_t n) {
+                     int64_t row, int64_t n, struct ahead *next) {
+  struct ahead ahead = *next;
   const int64_t columns = call->columns, depth = call->depth, stride = block->stride;
   const float *restrict x = call->x + row * depth + block->first, *restrict w = block->w;
   float *restrict out = call->out + row * columns + n;
@@ -70,25 +95,29 @@ INLINE void add_tile(const struct product *call, const struct block *block, cons
   for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
     for (int c = 0; c < vectors; c++) sums[r][c] = load(out + r * columns + c * LANES);
-  for (int64_t k = 0; k < block->depth; k++, w += stride)
+  for (int64_t k = 0; k < block->depth; k++, w += stride) {
+    if (k % 2 == 0) ask(&ahead);
 #pragma GCC unroll 4
     for (int c = 0; c < vectors; c++) {
       vec weights = load(w + c * LANES);
 #pragma GCC unroll 6
       for (int r = 0; r < rows; r++) sums[r][c] += x[r * depth + k] * weights;
     }
+  }
+  *next = ahead;
 #pragma GCC unroll 6
   for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
     for (int c = 0; c < vectors; c++) store(out + r * columns + c * LANES, sums[r][c]);
 }
 
-INLINE void add_block(const struct product *call, const struct block *block, const int vectors, int64_t n) {
+INLINE void add_block(const struct product *call, const struct block *block, const int vectors, int64_t n,
+                      struct ahead *ahead) {
   int64_t row = 0;
-  for (; row + TILE_ROWS <= call->rows; row += TILE_ROWS) add_tile(call, block, TILE_ROWS, vectors, row, n);
-  for (; row + 4 <= call->rows; row += 4) add_tile(call, block, 4, vectors, row, n);
-  for (; row + 2 <= call->rows; row += 2) add_tile(call, block, 2, vectors, row, n);
-  for (; row < call->rows; row++) add_tile(call, block, 1, vectors, row, n);
+  for (; row + TILE_ROWS <= call->rows; row += TILE_ROWS) add_tile(call, block, TILE_ROWS, vectors, row, n, ahead);
+  for (; row + 4 <= call->rows; row += 4) add_tile(call, block, 4, vectors, row, n, ahead);
+  for (; row + 2 <= call->rows; row += 2) add_tile(call, block, 2, vectors, row, n, ahead);
+  for (; row < call->rows; row++) add_tile(call, block, 1, vectors, row, n, ahead);
 }
 
 // A block is copied, so that its rows lie one after another and stay in the cache for all rows of x.
@@ -98,21 +127,19 @@ static __attribute__((noinline)) void multiply_many(const struct product *call, 
     struct block block = {copy, TILE_COLUMNS * LANES, from, call->depth - from};
     if (block.depth > BLOCK_DEPTH) block.depth = BLOCK_DEPTH;
     const float *w = call->w + from * call->columns;
+    struct ahead ahead = next_part(call, from, first, last);
     int64_t n = first;
     for (; n + TILE_COLUMNS * LANES <= last; n += TILE_COLUMNS * LANES) {
       for (int64_t k = 0; k < block.depth; k++)
 #pragma GCC unroll 4
-        for (int c = 0; c < TILE_COLUMNS; c++) {
-          const float *weights = w + k * call->columns + n + c * LANES;
-          __builtin_prefetch(weights + TILE_COLUMNS * LANES, 0, 2);
-          store(copy + (k * TILE_COLUMNS + c) * LANES, load(weights));
-        }
-      add_block(call, &block, TILE_COLUMNS, n);
+        for (int c = 0; c < TILE_COLUMNS; c++)
+          store(copy + (k * TILE_COLUMNS + c) * LANES, load(w + k * call->columns + n + c * LANES));
+      add_block(call, &block, TILE_COLUMNS, n, &ahead);
     }
     block.stride = call->columns;
     for (; n + LANES <= last; n += LANES) {
       block.w = w + n;
-      add_block(call, &block, 1, n);
+      add_block(call, &block, 1, n, &ahead);
     }
     for (; n < last; n++)
       for (int64_t row = 0; row < call->rows; row++)
