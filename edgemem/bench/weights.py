@@ -168,6 +168,11 @@ class NumpyPass:
 class OnnxRuntimePass:
     """One pass over the weights by ONNX Runtime: a graph with one MatMul for each matrix, on bound buffers.
 
+    Args:
+        reads: The weights.
+        threads: Threads that read them; ``None``: ONNX Runtime chooses.
+        vectors: With how many vectors each matrix is multiplied at once.
+
     Raises:
         MissingDependencyError: onnx or onnxruntime is not installed.
         BundleError: The matrices do not fit in one ONNX file.
@@ -175,7 +180,7 @@ class OnnxRuntimePass:
 
     name = "onnxruntime"
 
-    def __init__(self, reads: WeightReads, threads: int | None) -> None:
+    def __init__(self, reads: WeightReads, threads: int | None, vectors: int = 1) -> None:
         if reads.nbytes > _ONNX_LIMIT_BYTES:
             raise BundleError(f"{reads.nbytes} bytes of weights do not fit in one ONNX graph.")
         try:
@@ -192,9 +197,9 @@ class OnnxRuntimePass:
         for i, (rows, cols) in enumerate(reads.shapes):
             nodes.append(helper.make_node("MatMul", [f"x{cols}", f"w{i}"], [f"y{i}"]))
             weights.append(numpy_helper.from_array(rng.standard_normal((cols, rows), dtype=np.float32), f"w{i}"))
-            outputs.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [1, rows]))
+            outputs.append(helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [vectors, rows]))
         widths = sorted({cols for _, cols in reads.shapes})
-        inputs = [helper.make_tensor_value_info(f"x{cols}", TensorProto.FLOAT, [1, cols]) for cols in widths]
+        inputs = [helper.make_tensor_value_info(f"x{cols}", TensorProto.FLOAT, [vectors, cols]) for cols in widths]
         graph = helper.make_graph(nodes, "floor", inputs, outputs, initializer=weights)
         model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
         options = onnxruntime.SessionOptions()
@@ -205,15 +210,15 @@ class OnnxRuntimePass:
         )
         huge_pages.join_pages_since(regions)  # as the runtime does
         self._binding = self._session.io_binding()
-        self._keep = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ones((1, cols), np.float32)) for cols in widths]
-        self._keep_out = [np.empty((1, rows), np.float32) for rows, _ in reads.shapes]
+        self._keep = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ones((vectors, cols), np.float32)) for cols in widths]
+        self._keep_out = [np.empty((vectors, rows), np.float32) for rows, _ in reads.shapes]
         for cols, value in zip(widths, self._keep, strict=True):
             self._binding.bind_ortvalue_input(f"x{cols}", value)
         for i, out in enumerate(self._keep_out):
             self._binding.bind_output(f"y{i}", "cpu", 0, np.float32, out.shape, out.ctypes.data)
 
     def step(self) -> None:
-        """Multiply every matrix with its vector."""
+        """Multiply every matrix with its vectors."""
         self._session.run_with_iobinding(self._binding)
 
 
