@@ -25,7 +25,7 @@ import torch
 
 from edgemem.evidence import Evidence
 from evidence.gates import gates
-from evidence.merge import merged, name_machine
+from evidence.merge import merged
 from evidence.plan import MAIN_BUDGETS, OTHER_BUDGETS, Cell, Work, cells, counts, left
 from evidence.rows import KIB, ROWS
 from evidence.runs import RESULTS, perform, score_bundle, work_folder
@@ -80,7 +80,7 @@ def _say_plan(context: click.Context, _: click.Parameter, asked: bool) -> None:
 
 def _say_gates(context: click.Context, _: click.Parameter, asked: bool) -> None:
     if asked:
-        found = gates(Evidence.from_json(merged(context.params["results"])))
+        found = gates(Evidence.from_json(merged(context.params["results"], scores_alone=True)))
         for gate in found:
             click.echo(f"{gate.what}: {gate.found or '-'}: {gate.verdict.strip('*')}")
         context.exit(not all(gate.holds for gate in found))
@@ -112,7 +112,6 @@ def main(row: str | None, size: str, tasks: tuple[str, ...], results: Path, work
             raise click.UsageError(
                 f"the plan has no {row} at {size}: the memory cannot spend it, or it is not a main row"
             )
-    name_machine(results)
     for work in next_work(results, chosen):
         with claimed(work, results) as mine:
             if mine and work.is_left(results):

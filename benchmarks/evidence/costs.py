@@ -22,6 +22,7 @@ import edgemem
 from edgemem.evidence import calibrate
 from edgemem.export import ExportOptions, export_bundle
 from edgemem.files import write_atomic
+from edgemem.machine.facts import facts
 from evidence import runs, scoring
 from evidence.plan import Cell, cells
 from evidence.rows import source
@@ -33,10 +34,13 @@ ROUNDS = 15
 Cost = dict[str, Any]
 
 
-def read() -> dict[str, Cost]:
-    """Of every row that was measured, by the name of its cell: ``step_us``, ``calibration_us`` and ``engine_bytes``."""
-    found: dict[str, Cost] = json.loads(COSTS.read_text(encoding="utf-8")) if COSTS.exists() else {}
-    return found
+def read() -> tuple[str, dict[str, Cost]]:
+    """Where steps were timed, in words, and the costs of every row by the name of its cell.
+
+    A cost has ``step_us``, ``calibration_us`` and ``engine_bytes``.
+    """
+    found = json.loads(COSTS.read_text(encoding="utf-8")) if COSTS.exists() else {}
+    return found.get("machine", "an unknown machine"), found.get("cells", {})
 
 
 def measure(chosen: list[Cell], rounds: int = ROUNDS) -> dict[str, Cost]:
@@ -91,7 +95,9 @@ def main() -> None:
     scored = [
         cell for cell in cells() if any("bundle" in runs.read(runs.RESULTS, run) for run in cell.seeds(runs.RESULTS))
     ]
-    write_atomic(COSTS, (json.dumps(measure(scored), indent=1) + "\n").encode())
+    machine = facts()
+    found = {"machine": f"one core of {machine.cpu or machine.machine}", "cells": measure(scored)}
+    write_atomic(COSTS, (json.dumps(found, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -8,48 +8,44 @@ from typing import Any
 
 from edgemem.evidence import EVIDENCE, FILE
 from edgemem.files import write_atomic
-from edgemem.machine.facts import facts
 from evidence import costs
 from evidence.plan import Cell, cells
 from evidence.rows import KIB, ROWS, variant
 from evidence.runs import RATES, RESULTS, read
 from evidence.tasks import TASKS
 
-MACHINE = RESULTS / "machine.txt"
-"""Where the runs were made, in words: written by the first of them."""
+FREE: costs.Cost = {"step_us": 0.0, "calibration_us": 1.0, "engine_bytes": 0}
 
 
-def name_machine(folder: Path) -> None:
-    """Say where the runs are made, if nothing says it yet."""
-    path = folder / MACHINE.name
-    if not path.exists():
-        machine = facts()
-        path.write_text(f"one core of {machine.cpu or machine.machine}\n", encoding="utf-8")
+def merged(folder: Path = RESULTS, *, scores_alone: bool = False) -> dict[str, Any]:
+    """The content of the package's file, from the results in ``folder`` and the costs.
 
-
-def merged(folder: Path = RESULTS) -> dict[str, Any]:
-    """The content of the package's file, from the results in ``folder`` and the costs."""
+    Args:
+        folder: Where the results are.
+        scores_alone: Rows whose cost was not measured yet cost nothing, instead of an error.
+    """
     entries: dict[str, list[dict[str, Any]]] = {task: [] for task in TASKS}
     missing: dict[str, list[str]] = {task: [] for task in TASKS}
-    measured = costs.read()
+    machine, measured = costs.read()
+    unknown = FREE if scores_alone else None
     for cell in cells():
-        entry = _entry(cell, folder, measured)
+        entry = _entry(cell, folder, measured.get(cell.name, unknown))
         if entry is None:
             size = f" at {cell.budget // KIB} KiB" if cell.budget else ""
             missing[cell.task].append(f"{ROWS[cell.row].label}{size}")
         else:
             entries[cell.task].append(entry)
-    machine = folder / MACHINE.name
-    where = machine.read_text(encoding="utf-8").strip() if machine.exists() else "an unknown machine"
-    return EVIDENCE.stamp({"machine": where, "entries": entries, "not_tried": missing})
+    return EVIDENCE.stamp({"machine": machine, "entries": entries, "not_tried": missing})
 
 
-def _entry(cell: Cell, folder: Path, measured: dict[str, costs.Cost]) -> dict[str, Any] | None:
+def _entry(cell: Cell, folder: Path, cost: costs.Cost | None) -> dict[str, Any] | None:
     """A cell's seeds that were scored through a bundle, and what it costs; ``None`` if there is none."""
     found = [result for run in cell.seeds(folder) if "bundle" in (result := read(folder, run))]
     made = variant(cell.row, cell.budget)
     if not found or made is None:
         return None
+    if cost is None:
+        raise SystemExit(f"{cell.name} has no cost yet. Run: make evidence-costs")
     first = found[0]
     scores = {name: [round(result["bundle"][name], 5) for result in found] for name in first["bundle"]}
     return {
@@ -57,14 +53,8 @@ def _entry(cell: Cell, folder: Path, measured: dict[str, costs.Cost]) -> dict[st
         "memory": made.made.memory,
         "rates": list(RATES),
         "scores": scores,
-        **_cost(cell, measured),
+        **cost,
     }
-
-
-def _cost(cell: Cell, measured: dict[str, costs.Cost]) -> costs.Cost:
-    if cell.name not in measured:
-        raise SystemExit(f"{cell.name} has no cost yet. Run: PYTHONPATH=benchmarks python -m evidence.costs")
-    return measured[cell.name]
 
 
 def encoded(data: dict[str, Any]) -> bytes:
