@@ -193,6 +193,16 @@ def test_the_intervals_of_many_looks_are_wider_so_that_all_hold_together():
     assert high > 0.6
 
 
+def test_scores_are_read_before_their_rows_have_costs(tmp_path, monkeypatch):
+    monkeypatch.setattr(merge.costs, "COSTS", tmp_path / "costs.json")
+    for run in plan.Cell("window", 16 * rows.KIB, "text").sweep():
+        fake(tmp_path, run, row="window", bundle={"bits per byte": 2.5})
+    (entry,) = merge.merged(tmp_path, scores_alone=True)["entries"]["text"]
+    assert entry["scores"] == {"bits per byte": [2.5]}
+    with pytest.raises(SystemExit, match="make evidence-costs"):
+        merge.merged(tmp_path)
+
+
 def test_work_that_another_process_does_is_passed_over(tmp_path):
     work = plan.Work(runs.Run("window", 4 * rows.KIB, "text", 3e-3, 0), bundle=False)
     with claimed(work, tmp_path) as mine, claimed(work, tmp_path) as again:
