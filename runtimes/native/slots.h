@@ -45,6 +45,11 @@ INLINE void prefetch(const void *data, int64_t bytes) {
   for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch((const char *)data + AHEAD + line, 0, 2);
 }
 
+// The same for the beginning of memory that comes next.
+INLINE void prefetch_start(const void *data, int64_t bytes) {
+  for (int64_t line = 0; line < bytes && line < AHEAD; line += 64) __builtin_prefetch((const char *)data + line, 0, 2);
+}
+
 // Products of `rows` queries [rows, D] with the keys low .. high - 1 of a tile: out[r * TILE + s]. `fixed` is the width
 // where it is known. A few keys at a time meet all queries, while they are in the processor's first cache.
 INLINE void dots_of(const int64_t fixed, int64_t any, int rows, const float *queries, const void *keys,
@@ -252,6 +257,10 @@ INLINE void read_tile(const int rows, struct queries *queries, int r, const stru
   if (low >= high) return;
   const float *k_scale = segment->k_scale ? segment->k_scale + tile->first : NULL;
   const float *v_scale = segment->v_scale ? segment->v_scale + tile->first : NULL;
+  const void *values = element(segment->v, segment->element, tile->first * call->value_width);
+  if (!tile->keys)
+    prefetch_start(element(values, segment->element, low * call->value_width),
+                   (high - low) * call->value_width * element_bytes(segment->element));
   scores_of(rows, segment->q + r * call->width, call, segment, tile, low, high, scores);
   for (int i = 0; i < rows; i++) {
     if (from[i] < low) from[i] = to[i] = low;
@@ -259,7 +268,6 @@ INLINE void read_tile(const int rows, struct queries *queries, int r, const stru
     kept[i] = weights_of(queries, r + i, call, scores + i * TILE, from[i], to[i], low, high);
     scale_slots(scores + i * TILE, v_scale, low, high);
   }
-  const void *values = element(segment->v, segment->element, tile->first * call->value_width);
   if (segment->element == INT8)
     weigh_as(rows, scores, values, INT8, call->value_width, low, high, !tile->keys, kept, queries->read + r);
   else if (segment->element == FLOAT16)
