@@ -12,17 +12,7 @@ from edgemem.cli.ending import Ending
 from edgemem.cli.interrupt import Interrupt
 from edgemem.errors import EdgememError, InputError, NonFiniteError
 
-
-@pytest.fixture(autouse=True)
-def _default_handlers():
-    """The handlers of a program in the foreground, whatever the tests run in; put back afterwards."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("in_the_foreground")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

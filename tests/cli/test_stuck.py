@@ -14,6 +14,8 @@ import pytest
 from edgemem.cli import stuck
 from edgemem.cli.interrupt import Interrupt
 
+pytestmark = pytest.mark.usefixtures("in_the_foreground")
+
 STUCK = """
 import hashlib
 from edgemem.cli.interrupt import Interrupt
