@@ -221,7 +221,7 @@ def test_the_package_brings_the_merged_results():
 def test_every_bundle_computed_what_torch_did_and_was_scored_alike():
     """Of 512 answers one may differ: where two answers are equally likely, the rounding of an output chooses.
 
-    So it does where two exact pairs surprised equally, and then other pairs are kept from there on: see docs/evidence.md.
+    So it does where two exact pairs surprised equally, and other pairs are kept from there on: see docs/evidence.md.
     """
     for path in runs.RESULTS.glob("*.json"):
         result = json.loads(path.read_text(encoding="utf-8"))
