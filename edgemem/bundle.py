@@ -294,7 +294,8 @@ def open_bundle(path: str | Path, *, verify: bool = True, weights: bool = True) 
             f"{folder} is not a bundle: it {what}.", hint="Make one with: edgemem export SOURCE --out BUNDLE"
         ) from None
     bundle = Bundle(folder, Manifest.from_json(fields.values, str(folder / MANIFEST)), fields.digest)
-    bundle.check_files(but=() if weights else (WEIGHTS,)) if verify else bundle.check_files(but=bundle.manifest.files)
+    later: Container[str] = () if weights else (WEIGHTS,)
+    bundle.check_files(but=later if verify else bundle.manifest.files)
     for graph in bundle.manifest.graphs:
         for file in (graph.file, graph.native):
             if file is not None:

@@ -97,13 +97,6 @@ def _say_gates(context: click.Context, _: click.Parameter, asked: bool) -> None:
 @click.option("--gates", is_flag=True, callback=_say_gates, expose_value=False, help="Only check the harness.")
 def main(row: str | None, size: str, tasks: tuple[str, ...], results: Path, workers: int, steps: int | None) -> None:
     """Train, export and score what is left of the plan."""
-    results.mkdir(parents=True, exist_ok=True)
-    others = [
-        subprocess.Popen([sys.executable, "-m", "evidence", *sys.argv[1:], "--workers", "1"])
-        for _ in range(workers - 1)
-    ]
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     chosen = [cell for cell in cells() if cell.task in (tasks or TASKS)]
     if row:
         budget = 0 if ROWS[row].grows else _BUDGETS[_SIZES.index(size)]
@@ -112,6 +105,13 @@ def main(row: str | None, size: str, tasks: tuple[str, ...], results: Path, work
             raise click.UsageError(
                 f"the plan has no {row} at {size}: the memory cannot spend it, or it is not a main row"
             )
+    results.mkdir(parents=True, exist_ok=True)
+    others = [
+        subprocess.Popen([sys.executable, "-m", "evidence", *sys.argv[1:], "--workers", "1"])
+        for _ in range(workers - 1)
+    ]
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     for work in next_work(results, chosen):
         with claimed(work, results) as mine:
             if mine and work.is_left(results):

@@ -221,12 +221,14 @@ def test_the_package_brings_the_merged_results():
 def test_every_bundle_computed_what_torch_did_and_was_scored_alike():
     """Of 512 answers one may differ: where two answers are equally likely, the rounding of an output chooses.
 
-    So it does where two exact pairs surprised equally, and other pairs are kept from there on: see docs/evidence.md.
+    So it does where two exact pairs surprised equally, and other pairs are kept from there on. One run shows
+    that: see docs/evidence.md.
     """
+    near_tie = "text-64K-delta_exact-0.003-0.json"
     for path in runs.RESULTS.glob("*.json"):
         result = json.loads(path.read_text(encoding="utf-8"))
         if "bundle" in result:
-            assert result["output_difference"] <= 1e-3 or result["row"] == "delta_exact", path.name
+            assert result["output_difference"] <= 1e-3 or path.name == near_tie, path.name
             assert result["difference"] <= (1 / 512 if tasks.TASKS[result["task"]].more_is_better else 1e-3), path.name
 
 
